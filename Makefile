@@ -1,0 +1,65 @@
+# make train   a language model from nothing: environment, data, training, compression, score
+# make test    lint and every test, in the same environment
+# Any setting can be given: make train ITERATIONS=50 NUM_LAYERS=6     BACKEND=mlx|torch chooses the trainer
+
+PYTHON ?= python3
+BIN := .venv/bin
+BACKEND ?= $(if $(filter Darwin,$(shell uname -s)),mlx,torch)
+GPUS := $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c .)
+FINEWEB := data/fineweb10B_sp1024
+
+ifeq ($(filter torch mlx,$(BACKEND)),)
+$(error BACKEND=$(BACKEND) is neither torch nor mlx)
+endif
+
+# FineWeb is used where it is there; else the embedded corpus, and with it a small model that suits it and two CPU cores.
+ifneq ($(wildcard $(FINEWEB)/*_train_*.bin),)
+export DATA_PATH ?= $(FINEWEB)
+else
+export DATA_PATH ?= data/pydoc_sp1024
+export NUM_LAYERS ?= 4
+export MODEL_DIM ?= 256
+export NUM_HEADS ?= 4
+export NUM_KV_HEADS ?= 2
+export TRAIN_SEQ_LEN ?= 256
+export TRAIN_BATCH_TOKENS ?= 4096
+export MAX_WALLCLOCK_SECONDS ?= 120
+export MUON_MOMENTUM_WARMUP_STEPS ?= 100
+export TRAIN_LOG_EVERY ?= 50
+export VAL_LOSS_EVERY ?= 200
+endif
+
+ifeq ($(BACKEND),mlx)
+RUN := $(BIN)/python train_gpt_mlx.py
+else ifneq ($(filter-out 0 1,$(GPUS)),)
+RUN := $(BIN)/torchrun --standalone --nproc_per_node=$(GPUS) train_gpt.py
+else
+RUN := $(BIN)/python train_gpt.py
+endif
+
+.PHONY: train test lint install data clean
+
+train: install data
+	$(RUN)
+
+install: .venv/.$(BACKEND)
+
+data: install
+	@if [ "$(DATA_PATH)" = data/pydoc_sp1024 ]; then $(BIN)/python -m common.data pydoc --out data/pydoc_sp1024; fi
+
+test: .venv/.torch .venv/.mlx .venv/.dev lint
+	env -i HOME="$$HOME" PATH="$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+
+# One stamp for each extra that is installed. The name of the extra is the stamp's.
+.venv/.%: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; v = sys.version_info; \
+	  sys.exit(f"error: Python {v[0]}.{v[1]} is too old: make PYTHON=python3.11 or newer") if v < (3, 11) else None'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

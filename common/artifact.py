@@ -1,0 +1,94 @@
+"""The submitted model file: weights <-> canonical bytes <-> one zlib stream.
+
+Format 1. The file is one RFC 1950 zlib stream and nothing after it. Inside: a safetensors file of the tensors of
+quantize.py, in the order that the safetensors library writes (dtype, then name), whose header has one metadata key, "parity_golf":
+JSON with sorted keys and no spaces, {"format": 1, "settings": {the model's settings}}. There is exactly one file for given
+weights and settings; the reader refuses every other spelling of them.
+"""
+import dataclasses
+import json
+import zlib
+
+import safetensors
+import safetensors.numpy
+
+from common.params import count_params
+from common.quantize import dequantize_weights, quantize_weights
+from common.settings import Settings, UserError, model_settings, parse_setting, setting_conflicts
+from common.zstream import zlib_encode
+
+BUDGET_BYTES = 16_000_000  # code + model file must stay below
+MODEL_FORMAT = 1
+
+
+def pack_payload(settings, stored):
+    """The canonical uncompressed bytes of the stored tensors."""
+    meta = json.dumps({"format": MODEL_FORMAT, "settings": model_settings(settings)}, sort_keys=True, separators=(",", ":"))
+    return safetensors.numpy.save(stored, metadata={"parity_golf": meta})
+
+
+def encode_model(settings, weights):
+    """(file bytes, payload bytes) of float32 weights."""
+    payload = pack_payload(settings, quantize_weights(settings, weights))
+    return zlib_encode(payload), payload
+
+
+def inflate_bounded(data, limit):
+    """Decompressed bytes of one whole zlib stream of at most `limit` bytes. Raises ValueError."""
+    try:
+        stream = zlib.decompressobj()
+        payload = stream.decompress(data, limit)
+        if stream.unconsumed_tail:
+            raise ValueError(f"expands to more than {limit} bytes")
+    except zlib.error as error:
+        raise ValueError(f"is no zlib stream ({error})") from None
+    if not stream.eof:
+        raise ValueError("is cut short")
+    if stream.unused_data:
+        raise ValueError(f"has {len(stream.unused_data)} bytes after its end")
+    return payload
+
+
+def read_model_settings(payload):
+    """The Settings in a payload's header. Raises ValueError."""
+    size = int.from_bytes(payload[:8], "little")
+    if not 2 <= size <= min(len(payload) - 8, 1 << 20):
+        raise ValueError("has no safetensors header")
+    try:
+        meta = json.loads(json.loads(payload[8:8 + size])["__metadata__"]["parity_golf"])
+        if meta["format"] != MODEL_FORMAT:
+            raise ValueError(f"is of format {meta['format']}, this program reads {MODEL_FORMAT}")
+        given = meta["settings"]
+        fields = {f.name: f for f in dataclasses.fields(Settings) if f.metadata["model"]}
+        if set(given) != set(fields):
+            raise ValueError(f"has settings {sorted(set(given) ^ set(fields))} that are missing or unknown")
+        for name, value in given.items():
+            if type(value) is not fields[name].type:
+                raise ValueError(f"has setting {name}={value!r}, which is no {fields[name].type.__name__}")
+            parse_setting(fields[name], str(int(value)) if type(value) is bool else repr(value))
+    except (KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError):
+        raise ValueError("has no readable parity_golf header") from None
+    settings = Settings(**given)
+    # only the model's settings count here: a batch of the default size may not suit this length
+    wrong = setting_conflicts(dataclasses.replace(settings, train_batch_tokens=settings.train_seq_len,
+                                                  micro_batch_tokens=settings.train_seq_len))
+    if wrong:
+        raise ValueError("has settings that cannot be: " + "; ".join(wrong))
+    return settings
+
+
+def decode_model(data, max_payload=1 << 28):
+    """(Settings, float32 weights) from the bytes of a model file, which may come from anyone: bounded memory, no code is run,
+    and a file that is not exactly what encode_model writes for its content is refused. Raises UserError."""
+    try:
+        payload = inflate_bounded(data, max_payload)
+        settings = read_model_settings(payload)
+        if count_params(settings) > len(payload):
+            raise ValueError(f"has {len(payload)} bytes inside, too few for the {count_params(settings)} parameters of its settings")
+        stored = safetensors.numpy.load(payload)
+        weights = dequantize_weights(settings, stored)
+        if pack_payload(settings, stored) != payload:
+            raise ValueError("is not in canonical form")
+    except (ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise UserError(f"the model file {error}: it was damaged or not written by this program") from None
+    return settings, weights

@@ -1,0 +1,58 @@
+"""Which tokens a rank sees at a step: a pure function of the step, so that resuming needs no loader state.
+
+Step s takes tokens [s*G, (s+1)*G] of the endless train stream (the shards in order, again and again), G = train_batch_tokens;
+the last token of a step is the first of the next, because a row's targets are its inputs moved by one.
+Ranks and micro-batches only cut the G / train_seq_len rows of a step.
+"""
+import bisect
+
+import numpy as np
+
+from common.settings import UserError
+
+
+class TokenStream:
+    """A split's shards, read as one sequence. Shards: uint16 arrays (memory maps) of any length."""
+
+    def __init__(self, shards):
+        self.shards = [shard for shard in shards if len(shard)]
+        self.ends = np.cumsum([len(shard) for shard in self.shards]).tolist()
+        self.length = self.ends[-1] if self.ends else 0
+
+    def read(self, start, count):
+        """int32 (count,): tokens [start, start + count) of the endless repetition of the stream."""
+        out = np.empty(count, np.int32)
+        filled = 0
+        while filled < count:
+            place = (start + filled) % self.length
+            index = bisect.bisect_right(self.ends, place)
+            shard = self.shards[index]
+            first = place - (self.ends[index] - len(shard))
+            part = shard[first:first + count - filled]
+            out[filled:filled + len(part)] = part
+            filled += len(part)
+        return out
+
+
+def rank_rows(settings, rank, world_size):
+    """(first row, number of rows) of this rank in a step's batch. Raises UserError where the rows do not divide."""
+    rows = settings.train_batch_tokens // settings.train_seq_len
+    if rows % world_size:
+        raise UserError(f"TRAIN_BATCH_TOKENS={settings.train_batch_tokens} is {rows} rows of TRAIN_SEQ_LEN={settings.train_seq_len}, "
+                        f"which {world_size} ranks cannot share equally: use a number of ranks that divides {rows}")
+    return rank * (rows // world_size), rows // world_size
+
+
+def step_rows(stream, settings, step, rank=0, world_size=1):
+    """int32 (rows, train_seq_len + 1): this rank's rows at a step. Inputs are [:, :-1], targets [:, 1:]."""
+    first, rows = rank_rows(settings, rank, world_size)
+    length = settings.train_seq_len
+    tokens = stream.read(step * settings.train_batch_tokens + first * length, rows * length + 1)
+    return np.lib.stride_tricks.sliding_window_view(tokens, length + 1)[::length]
+
+
+def micro_batch_rows(settings, rows):
+    """Rows of one forward and backward: the largest divisor of a rank's rows that micro_batch_tokens allows, so that all
+    micro-batches have one shape."""
+    most = max(1, settings.micro_batch_tokens // settings.train_seq_len)
+    return max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)

@@ -1,0 +1,21 @@
+"""Learning rate and momentum: pure functions of the settings, the step and the elapsed time."""
+
+
+def run_progress(settings, step, elapsed_seconds):
+    """How much of the run lies behind, 0 to 1: the larger of the shares of the steps and of the time cap.
+    A slow machine therefore warms down as a fast one does, and so does a short run."""
+    share = step / settings.iterations if settings.iterations else 1.0
+    if settings.max_wallclock_seconds > 0:
+        share = max(share, elapsed_seconds / settings.max_wallclock_seconds)
+    return min(share, 1.0)
+
+
+def lr_scale(settings, progress):
+    """Factor of every learning rate: 1, then linear to 0 over the last `warmdown_fraction` of the run."""
+    return min(1.0, (1.0 - progress) / settings.warmdown_fraction) if settings.warmdown_fraction > 0 else 1.0
+
+
+def muon_momentum(settings, step):
+    """Momentum of Muon at a step: linear from its start value over `muon_momentum_warmup_steps`."""
+    part = min(step / settings.muon_momentum_warmup_steps, 1.0) if settings.muon_momentum_warmup_steps else 1.0
+    return (1.0 - part) * settings.muon_momentum_warmup_start + part * settings.muon_momentum

@@ -1,0 +1,76 @@
+"""Token shards: a header of 256 little-endian int32 (magic, version, number of tokens, zeros), then uint16 tokens."""
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from common.settings import UserError
+
+SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_BYTES = 20240520, 1, 1024
+SHARD_CHUNK = 1 << 24  # tokens that check_ids looks at together: 32 MiB
+
+
+def write_shard(path, tokens) -> None:
+    """Write ids 0..65535 of shape (tokens,). The file is complete or as it was. UserError: ids or folder unfit."""
+    path, tokens = Path(path), np.asarray(tokens)
+    if tokens.ndim != 1 or not 0 < tokens.size < 2**31:
+        raise UserError(f"{path}: a shard holds 1 to {2**31 - 1} tokens in one row, not shape {tokens.shape}")
+    if tokens.dtype.kind not in "iu" or tokens.min() < 0 or tokens.max() > 65535:
+        raise UserError(f"{path}: a shard holds integers 0 to 65535, not {tokens.dtype} {tokens.min()}..{tokens.max()}")
+    header = np.zeros(SHARD_HEADER_BYTES // 4, "<i4")
+    header[:3] = SHARD_MAGIC, SHARD_VERSION, tokens.size
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(header)
+            file.write(tokens.astype("<u2"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def open_shard(path) -> np.ndarray:
+    """Read-only uint16 memory map of shape (tokens,). UserError: missing, or anything but one whole shard."""
+    try:
+        size = os.stat(path).st_size
+        if size < SHARD_HEADER_BYTES:
+            raise UserError(f"{path}: {size} bytes, less than a shard's header: empty or truncated")
+        with open(path, "rb") as file:
+            magic, version, count = np.frombuffer(file.read(12), "<i4").tolist()
+        if (magic, version) != (SHARD_MAGIC, SHARD_VERSION):
+            raise UserError(f"{path}: magic {magic}, version {version}; a shard has {SHARD_MAGIC}, {SHARD_VERSION}")
+        if count <= 0:
+            raise UserError(f"{path}: the header says {count} tokens; a shard has at least one")
+        whole = SHARD_HEADER_BYTES + 2 * count
+        if size != whole:
+            raise UserError(f"{path}: the header says {count} tokens = {whole} bytes, the file has {size}: "
+                            f"{'truncated' if size < whole else 'too long'}; make or fetch it again")
+        return np.memmap(path, "<u2", "r", SHARD_HEADER_BYTES, (count,))
+    except (OSError, ValueError) as error:  # ValueError: the file shrank meanwhile
+        raise UserError(f"{path}: cannot be read as a shard: {error}") from error
+
+
+def find_shards(data_path, split: str) -> list[Path]:
+    """The shards of a split ("train" or "val") in a folder, sorted. UserError: there is none."""
+    assert split in ("train", "val"), split
+    shards = sorted(Path(data_path).glob(f"*_{split}_*.bin"))
+    if not shards:
+        raise UserError(f"{data_path}: no *_{split}_*.bin there. Get data: `python -m common.data pydoc` (embedded "
+                        "corpus, seconds, offline) or `python -m common.data fineweb --variant sp1024` (the challenge)")
+    return shards
+
+
+def check_ids(tokens: np.ndarray, vocab_size: int, path) -> None:
+    """UserError: names the first of tokens (tokens,) that is no id of the vocabulary, and its place in the file."""
+    for start in range(0, len(tokens), SHARD_CHUNK):
+        chunk = tokens[start : start + SHARD_CHUNK]
+        if chunk.max() >= vocab_size:
+            first = start + int(np.argmax(chunk >= vocab_size))
+            raise UserError(f"{path}: token {first} (byte {SHARD_HEADER_BYTES + 2 * first}) is {tokens[first]}, "
+                            f"no id of a vocabulary of {vocab_size}: made with another tokenizer")

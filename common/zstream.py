@@ -1,0 +1,199 @@
+"""zlib streams (RFC 1950) with equal bytes on every machine: Huffman-coded literals, no matches.
+
+zlib, zlib-ng and Apple's fork write different bytes for equal input, and matches cost more than they save on int8
+weights. Every decision is integer arithmetic, so neither libm nor the numpy version can move a bit.
+"""
+
+import zlib
+from functools import cache
+from itertools import groupby
+
+import numpy as np
+
+_CHUNK_BYTES = 512  # grid of the first border search
+_MOVE_BYTES = 1 << 14  # how far one border then moves
+_PIECE_BYTES = 1 << 18  # counted or packed at a time, to bound memory
+_STORED_BYTES = 65_535  # limit of a stored block
+_HEADER_BITS = 600  # estimate; measured 270 to 610, and higher estimates end in better borders
+_LENGTH_ORDER = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
+
+
+def zlib_encode(data: bytes) -> bytes:
+    """`data` (below 4 GiB) as one zlib stream, at most 11 bytes + 5 per 65,535 bytes longer than `data`."""
+    n = len(data)
+    symbols = np.frombuffer(data, np.uint8)
+    cuts = np.append(np.arange(0, max(n, 1), _CHUNK_BYTES), n)
+    counts = np.zeros((len(cuts) - 1, 256), np.int32)
+    for i in range(0, n, _PIECE_BYTES):
+        part = symbols[i : i + _PIECE_BYTES]
+        rows = counts[i // _CHUNK_BYTES :][: _PIECE_BYTES // _CHUNK_BYTES]
+        cells = np.arange(len(part)) // _CHUNK_BYTES * 256 + part
+        rows += np.bincount(cells, minlength=rows.size).reshape(rows.shape)
+    whole = _block_code(counts.sum(0))
+    cuts, codes = _move_cuts(symbols, *_merge_chunks(cuts, counts))
+    if whole[0] <= sum(code[0] for code in codes):
+        cuts, codes = [0, n], [whole]
+
+    bits = bytearray()  # one a byte
+    for (_, head, lengths), start, stop in zip(codes, cuts, cuts[1:]):
+        if head:
+            bits += bytes([stop == n, 0, 1, *map(int, head)])
+            text = "".join(code.ljust(15, "2") for code in _canonical_codes(lengths))
+            table = np.array([*map(int, text)], np.uint8).reshape(-1, 15)
+            for i in range(start, stop, _PIECE_BYTES):
+                rows = table[symbols[i : min(stop, i + _PIECE_BYTES)]]
+                bits.extend(rows[rows < 2])
+            bits.extend(table[256, : lengths[256]])
+            continue
+        for i in range(start, max(stop, 1), _STORED_BYTES):
+            part = data[i : min(stop, i + _STORED_BYTES)]
+            bits += bytes([i + len(part) == n, 0, 0])
+            bits += bytes(-len(bits) % 8)
+            part = len(part).to_bytes(2, "little") + (len(part) ^ 0xFFFF).to_bytes(2, "little") + part
+            bits.extend(np.unpackbits(np.frombuffer(part, np.uint8), bitorder="little"))
+    packed = np.packbits(np.frombuffer(bits, np.uint8), bitorder="little")
+    return b"\x78\xda" + packed.tobytes() + zlib.adler32(data).to_bytes(4, "big")
+
+
+def _canonical_codes(lengths):
+    """The codes of RFC 1951 section 3.2.2 as text, high bit first."""
+    codes = [""] * len(lengths)
+    code = size = 0
+    for length, symbol in sorted((int(length), s) for s, length in enumerate(lengths) if length):
+        code <<= length - size
+        size = length
+        codes[symbol] = f"{code:0{size}b}"
+        code += 1
+    return codes
+
+
+def _huffman_lengths(counts, limit):
+    """Optimal code lengths up to `limit`, 0 for unused symbols: package-merge (Larmore and Hirschberg 1990)."""
+    used = np.flatnonzero(counts)
+    used = used[np.argsort(counts[used], kind="stable")]
+    coins = leaves = counts[used] * 2  # the low bit marks a package
+    levels = [coins & 1]
+    for _ in range(limit - 1):
+        pairs = coins[: len(coins) // 2 * 2].reshape(-1, 2) >> 1
+        coins = np.sort(np.append(leaves, pairs.sum(1) * 2 + 1), kind="stable")
+        levels.append(coins & 1)
+    lengths = np.zeros(len(counts), np.int64)
+    taken = 2 * len(used) - 2
+    for level in reversed(levels):
+        packages = int(level[:taken].sum())
+        lengths[used[: taken - packages]] += 1
+        taken = 2 * packages
+    return lengths
+
+
+def _dynamic_head(lengths):
+    """The head of a dynamic block after its 3 type bits, as text: the shortest of three rounds.
+
+    Each round chooses run-length symbols by the prices of the one before. One distance code of 0 bits says that all
+    symbols are literals (RFC 1951 section 3.2.7).
+    """
+    heads = []
+    prices = [8] * 16 + [4, 5, 9]  # bits, extra bits included
+    for _ in range(3):
+        tokens = []  # (symbol, its extra bits)
+        for value, run in groupby([*lengths.tolist(), 0]):
+            run = len([*run])
+            if value:
+                tokens.append((value, ""))
+                run -= 1
+            for symbol, least, most, extra in ((16, 3, 6, 2),) if value else ((18, 11, 138, 7), (17, 3, 10, 3)):
+                plans = [k for k in (0, run // most, -(-run // most)) if least * k <= run]
+                repeats = min(plans, key=lambda k: prices[symbol] * k + prices[value] * max(0, run - most * k))
+                for later in reversed(range(repeats)):
+                    size = min(most, run - least * later)
+                    tokens.append((symbol, _field(size - least, extra)))
+                    run -= size
+            tokens += [(value, "")] * run
+        sizes = _huffman_lengths(np.bincount([symbol for symbol, _ in tokens], minlength=19), 7).tolist()
+        codes = _canonical_codes(sizes)
+        sent = max(i for i, symbol in enumerate(_LENGTH_ORDER, 1) if sizes[symbol] or i == 4)
+        head = ["0" * 10, _field(sent - 4, 4)] + [_field(sizes[symbol], 3) for symbol in _LENGTH_ORDER[:sent]]
+        heads.append("".join(head + [codes[symbol] + extra for symbol, extra in tokens]))
+        prices = [(size or 8) + extra for size, extra in zip(sizes, [0] * 16 + [2, 3, 7])]
+    return min(heads, key=len)
+
+
+def _field(value, size):
+    return f"{value:0{size}b}"[::-1]
+
+
+def _stored_bits(n):
+    return 8 * n + 42 * np.maximum(1, -(-n // _STORED_BYTES))  # 7 of the 42 pad to a byte, at worst
+
+
+def _block_code(counts):
+    """Exact bits, head (none: stored) and code lengths of the smallest block with this histogram."""
+    stored = int(_stored_bits(counts.sum())), "", np.full(257, 8)
+    if not counts.any():
+        return stored
+    counts = np.append(counts, 1)  # the end-of-block symbol
+    lengths = _huffman_lengths(counts, 15)
+    head = _dynamic_head(lengths)
+    return min(stored, (3 + len(head) + int(counts @ lengths), head, lengths), key=lambda code: code[0])
+
+
+@cache
+def _log2_table():
+    """log2(i) * 2**16 for 0 < i < 2**16, -1 << 16 at 0; the floor of log2 is exact."""
+    odd = np.arange(3, (1 << 17) - 1, 2)
+    term = 3_172_519_945_584 // odd  # 2 log2(e) * 2**40; ln(i / (i - 1)) = 2 atanh(1 / (2 i - 1))
+    steps = np.zeros_like(odd)
+    for k in range(1, 24, 2):
+        steps += term // k
+        term //= odd * odd
+    return np.append([-1 << 16, 0], np.cumsum(steps) + (1 << 22) >> 24)
+
+
+def _log2_cost(counts):
+    """counts * log2(counts) * 2**16, from the leading 16 bits of each count."""
+    log = _log2_table()
+    shift = (log[counts >> 16] >> 16) + 1
+    return counts * (log[counts >> shift] + (shift << 16))
+
+
+def _estimated_bits(counts):
+    bits = np.zeros(len(counts), np.int64)
+    for i in range(0, len(counts), 4096):
+        part = counts[i : i + 4096]
+        total = part.sum(1)
+        coded = (_log2_cost(total) - _log2_cost(part).sum(1) >> 16) + _HEADER_BITS
+        bits[i : i + 4096] = np.minimum(coded, _stored_bits(total))
+    return bits
+
+
+def _merge_chunks(cuts, counts):
+    """Joins neighbours, best gains first, while the estimate falls."""
+    bits = _estimated_bits(counts)
+    while True:
+        joint = _estimated_bits(counts[:-1] + counts[1:])
+        gain = np.concatenate([[0], bits[:-1] + bits[1:] - joint, [0]])
+        gain[::2] += gain[::2] >> 2  # else equal or rising gains would join one pair a round
+        here = gain[1:-1]
+        picked = np.flatnonzero((here > 0) & (here > gain[:-2]) & (here >= gain[2:]))  # never two neighbours
+        if not len(picked):
+            return cuts, counts
+        counts[picked] += counts[picked + 1]
+        bits[picked] = joint[picked]
+        cuts, bits, counts = (np.delete(x, picked + 1, 0) for x in (cuts, bits, counts))
+
+
+def _move_cuts(symbols, cuts, counts):
+    """Moves each border to where the codes beside it want it, if the exact size falls; returns cuts and codes."""
+    cuts, codes = cuts.tolist(), [_block_code(row) for row in counts]
+    for i in [*range(1, len(codes))] * 2:
+        low, high = max(cuts[i - 1] + 1, cuts[i] - _MOVE_BYTES), min(cuts[i + 1] - 1, cuts[i] + _MOVE_BYTES)
+        left, right = (np.where(code[2] > 0, code[2], 20) for code in codes[i - 1 : i + 1])  # 20: a new symbol
+        cut = low + int(np.append(0, np.cumsum((left - right)[symbols[low:high]])).argmin())
+        moved = np.bincount(symbols[min(cut, cuts[i]) : max(cut, cuts[i])], minlength=256)
+        moved *= 1 if cut > cuts[i] else -1
+        pair = [_block_code(counts[i - 1] + moved), _block_code(counts[i] - moved)]
+        if pair[0][0] + pair[1][0] < codes[i - 1][0] + codes[i][0]:
+            counts[i - 1] += moved
+            counts[i] -= moved
+            cuts[i], codes[i - 1 : i + 1] = cut, pair
+    return cuts, codes

@@ -1,0 +1,347 @@
+"""The bundler: `python -m pytest tests/test_bundle.py`."""
+import ast
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.bundle import BundleError, bundle
+from common.settings import UserError
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
+def project(folder, script, **modules):
+    """Write train.py and its common/ folder; returns the path of train.py."""
+    (folder / "common").mkdir(parents=True)
+    for name, text in {"__init__": "", **modules}.items():
+        (folder / "common" / f"{name}.py").write_bytes(text.encode())
+    (folder / "train.py").write_bytes(script.encode())
+    return folder / "train.py"
+
+
+def output(script, *arguments):
+    """What the script prints when run from its own folder."""
+    done = subprocess.run([sys.executable, "-B", script.name, *arguments], cwd=script.parent, env=ENVIRONMENT, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def run_bundle(folder, script):
+    """Output of the bundle as the only file of a folder."""
+    (folder / "alone").mkdir()
+    alone = folder / "alone" / script.name
+    alone.write_bytes(bundle(script))
+    assert bundle(alone) == alone.read_bytes()
+    return output(alone)
+
+
+SCRIPT = '''#!/usr/bin/env python3
+"""A trainer."""
+import sys
+try:
+    import no_such_framework
+except ModuleNotFoundError:
+    no_such_framework = None
+
+from common.shapes import (
+    Circle,  # a comment that goes with its import
+    area,
+)
+from common.units import UNIT
+
+# how it is run
+def main():
+    from math import floor
+    print(__doc__, __name__, no_such_framework, floor(area(Circle(2))), UNIT, *sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()
+'''
+SHAPES = '''"""Shapes.
+
+Two "paragraphs".
+"""
+import math
+from dataclasses import dataclass
+
+from common.units import UNIT, scaled
+
+
+@dataclass  # a comment that stays
+class Circle:
+    radius: float
+
+
+# the area of a circle
+@scaled
+def area(circle):
+    return math.pi * circle.radius ** 2
+
+
+TEXT = """
+from common.units import UNIT
+
+
+never touched, \u2028 é"""
+'''
+UNITS = '''from math import tau
+import math
+UNIT = round(tau)
+
+
+def scaled(function):
+    return lambda argument: UNIT * function(argument)
+
+
+if __name__ == "__main__":
+    import sys
+    print("tried alone", sys.argv, __name__)
+'''
+BUNDLE = '''#!/usr/bin/env python3
+"""A trainer."""
+import sys
+try:
+    import no_such_framework
+except ModuleNotFoundError:
+    no_such_framework = None
+
+
+# ===== common/units.py ============================================================================
+from math import tau
+import math
+UNIT = round(tau)
+
+
+def scaled(function):
+    return lambda argument: UNIT * function(argument)
+
+
+# ===== common/shapes.py ===========================================================================
+"""Shapes.
+
+Two "paragraphs".
+"""
+import math
+from dataclasses import dataclass
+
+
+@dataclass  # a comment that stays
+class Circle:
+    radius: float
+
+
+# the area of a circle
+@scaled
+def area(circle):
+    return math.pi * circle.radius ** 2
+
+
+TEXT = """
+from common.units import UNIT
+
+
+never touched, \u2028 é"""
+
+
+# ===== train.py ===================================================================================
+
+# how it is run
+def main():
+    from math import floor
+    print(__doc__, __name__, no_such_framework, floor(area(Circle(2))), UNIT, *sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+
+def test_text(tmp_path):
+    assert bundle(project(tmp_path, SCRIPT, shapes=SHAPES, units=UNITS)).decode() == BUNDLE
+
+
+def test_bundle_prints_what_the_script_prints(tmp_path):
+    script = project(tmp_path / "project", SCRIPT, shapes=SHAPES, units=UNITS)
+    assert run_bundle(tmp_path, script) == output(script) == "A trainer. __main__ None 75 6\n"
+
+
+def test_windows_files_give_the_same_bundle(tmp_path):
+    script = project(tmp_path, *("\ufeff" + SCRIPT.replace("\n", "\r\n"),), shapes="\ufeff" + SHAPES.replace("\n", "\r\n"), units=UNITS)
+    assert bundle(script).decode() == BUNDLE
+    assert bundle(str(script)) == bundle(script)
+
+
+@pytest.mark.parametrize("source", [
+    "", "x = 1", "print(1)\r\n\r\n\r\n", '\ufeff"""from common.a import b"""\n', "import commonplace, os\nfrom common_x import y\n",
+    "from __future__ import annotations\nfrom math import *\nprint = __file__\n", "import os; x = 'from common.a import b'"])
+def test_without_common_nothing_changes(tmp_path, source):
+    assert bundle(project(tmp_path, source)) == source.encode()
+
+
+def test_every_module_comes_once_after_what_it_imports(tmp_path):
+    script = project(tmp_path / "project", "from common.top import a\nfrom common.left import b\nprint(a, b)\n",
+                     top="from common.left import b\nfrom common.right import c\na = b + c\n",
+                     left="from common.base import d\nb = d + 'left '\n", right="from common.base import d\nc = d + 'right '\n",
+                     base="d = 'base '\n", unused="d = 0\n")
+    assert re.findall("# ===== (.*) =+", bundle(script).decode()) == [
+        "common/base.py", "common/left.py", "common/right.py", "common/top.py", "train.py"]
+    assert run_bundle(tmp_path, script) == output(script) == "base left base right  base left \n"
+
+
+def test_future_imports_move_to_the_top(tmp_path):
+    modules = {"a": "from __future__ import annotations\nx: later = 1\n", "b": '"""B."""\nfrom __future__ import annotations, division\ny = 2\n'}
+    code = "from common.a import x\nfrom common.b import y\nprint(x, y, __annotations__)\n"
+    for number, head in enumerate(["", "#!/bin/env python\n", '"""Doc.\n"""\n', '#!/bin/env python\n"""Doc."""\nfrom __future__ import annotations\n']):
+        folder = tmp_path / str(number)
+        script = project(folder / "project", head + code, **modules)
+        assert run_bundle(folder, script) == "1 2 {'x': 'later'}\n"
+        text = bundle(script).decode()
+        assert text.startswith(head) and len(re.findall("^from __future__ import annotations$", text, re.MULTILINE)) == 1
+
+
+@pytest.mark.parametrize(("a", "b"), [
+    ("import os.path\nimport numpy as np", "import os\nimport numpy as np"),
+    ("from json import loads as load", "from json import loads as load"),
+    ("def f(load):\n    import json as load\n    return load", "def g(load):\n    import copy as load\n    return [load for load in load]"),
+    ("try:\n    import tomllib as t\nexcept ImportError:\n    t = None", "t2 = [i for i in range(3)]"),
+    ("names = [i for i in range(2)]", "numbers = {i: i for i in range(2)}"),
+    ("class A:\n    load = 1", "class B:\n    load = 2\n    import json as numpy"),
+    ("__all__ = ['x']", "__version__ = type(1).__name__"),
+    ("if __name__ == '__main__':\n    load = 1", "load = 2"),
+])
+def test_names_that_do_not_clash(tmp_path, a, b):
+    script = project(tmp_path / "project", "from common.a import x\nfrom common.b import y\nprint(x, y)\n", a=f"{a}\nx = 1\n", b=f"{b}\ny = 2\n")
+    assert run_bundle(tmp_path, script) == "1 2\n"
+
+
+IMPORT = "from common.a import x\n"
+
+
+@pytest.mark.parametrize(("where", "words", "script", "modules"), [
+    # imports that cannot be taken out
+    ("train.py:2", "import common.a", "x = 1\nimport common.a\n", {"a": "x = 1"}),
+    ("train.py:1", "import os, common", "import os, common\n", {"a": "x = 1"}),
+    ("train.py:1", "from common import a", "from common import a\n", {"a": "x = 1"}),
+    ("train.py:1", "from common.a import x as y", "from common.a import x as y\n", {"a": "x = 1"}),
+    ("train.py:1", "from common.a import x as x", "from common.a import x as x\n", {"a": "x = 1"}),
+    ("train.py:1", "from common.a import *", "from common.a import *\n", {"a": "x = 1"}),
+    ("common/a.py:2", "from .b import x", IMPORT, {"a": "x = 1\nfrom .b import x", "b": "x = 1"}),
+    ("common/a.py:1", "from . import b", IMPORT, {"a": "from . import b\nx = 1", "b": "x = 1"}),
+    ("train.py:1", "common.data", "from common.data import x\n", {"data": "x = 1"}),
+    ("train.py:1", "common.data", "from common.data.fineweb import x\n", {}),
+    ("train.py:2", "top-level", "def f():\n    from common.a import x\n", {"a": "x = 1"}),
+    ("train.py:2", "top-level", "try:\n    from common.a import x\nexcept ImportError:\n    x = 0\n", {"a": "x = 1"}),
+    ("common/a.py:3", "top-level", IMPORT, {"a": "x = 1\nif x:\n    from common.b import y", "b": "y = 1"}),
+    ("train.py:1", "line of its own", "from common.a import x; print(x)\n", {"a": "x = 1"}),
+    ("train.py:1", "line of its own", "y = 1; from common.a import x\n", {"a": "x = 1"}),
+    ("common/a.py:2", "line of its own", IMPORT, {"a": "x = 1\nfrom common.b import y;", "b": "y = 1"}),
+    # modules and names that are not there
+    ("train.py:2", "common/b.py", "import os\nfrom common.b import x\n", {"a": "x = 1"}),
+    ("common/a.py:1", "common/b.py", IMPORT, {"a": "from common.b import x"}),
+    ("train.py:1", "does not define `y`", "from common.a import x, y\n", {"a": "x = 1\ndef f(y): pass"}),
+    ("train.py:1", "does not define `x`", IMPORT, {"a": "if __name__ == '__main__':\n    x = 1"}),
+    ("train.py:1", "does not define `x`", IMPORT, {"a": "from common.b import x", "b": "x = 1"}),
+    # cycles
+    ("common/b.py:2", "cycle", IMPORT, {"a": "from common.b import y\nx = 1", "b": "y = 1\nfrom common.a import x"}),
+    ("common/a.py:1", "cycle", IMPORT, {"a": "from common.a import x"}),
+    ("common/c.py:1", "cycle", IMPORT, {"a": "from common.b import y\nx = 1", "b": "from common.c import z\ny = 1", "c": "from common.b import y\nz = 1"}),
+    # what would mean something else in the bundle
+    ("common/a.py:2", "__file__", IMPORT, {"a": "def x():\n    return __file__"}),
+    ("common/a.py:1", "__name__", IMPORT, {"a": "x = __name__"}),
+    ("common/a.py:1", "__doc__", IMPORT, {"a": "x = [__doc__]"}),
+    ("common/a.py:2", "__name__", IMPORT, {"a": "x = 1\nif __name__ == '__main__':\n    x = 2\nelse:\n    x = 3"}),
+    ("common/a.py:2", "__name__", IMPORT, {"a": "x = 1\nif __name__ != '__main__':\n    x = 2"}),
+    ("common/a.py:3", "__name__", IMPORT, {"a": "if 1:\n    x = 1\n    if __name__ == '__main__':\n        x = 2"}),
+    ("common/a.py:1", "`open`", IMPORT, {"a": "from os import open\nx = 1"}),
+    ("train.py:3", "`print`", IMPORT + "\ndef print(): pass\n", {"a": "x = 1"}),
+    ("common/a.py:1", "`*`", IMPORT, {"a": "from math import *\nx = 1"}),
+    # not Python
+    ("train.py:2", "syntax", "x = 1\nx = = 1\n", {}),
+    ("common/a.py:2", "return", IMPORT, {"a": "x = 1\nreturn x"}),
+    ("common/a.py:1", "null", IMPORT, {"a": "x = '\0'"}),
+])
+def test_refused(tmp_path, where, words, script, modules):
+    with pytest.raises(BundleError) as refused:
+        bundle(project(tmp_path, script, **modules))
+    assert str(refused.value).startswith(f"{tmp_path / where}: ")
+    assert words in str(refused.value).replace(os.sep, "/")
+
+
+@pytest.mark.parametrize("binding", [
+    "def load(): pass", "async def load(): pass", "class load: pass", "load = 1", "load: int = 1", "load += 1", "(z, [*load]) = 1, [2]",
+    "for load in (): pass", "with x as load: pass", "try: pass\nexcept ValueError as load: pass", "if x: load = 1", "while x: load = 1",
+    "[load := 1 for _ in '1']", "match x:\n    case {**load}: pass", "match x:\n    case [*load]: pass", "match x:\n    case str() as load: pass",
+    "import load", "import json as load", "import load.parts", "from copy import copy as load", "def f():\n    global load\n    load = 1",
+    "try:\n    from json import load\nexcept ImportError:\n    load = None"])
+def test_one_name_in_two_files(tmp_path, binding):
+    """Whatever binds `load` at top level clashes with an import that binds another object to it, in a module and in the trainer."""
+    script = project(tmp_path / "modules", "from common.a import x\nfrom common.b import y\n", a="x = 1\nfrom json import load\n", b=f"y = 1\n{binding}\n")
+    with pytest.raises(BundleError, match=r"common.b\.py:[2-5]: `load`.*common.a\.py:2"):
+        bundle(script)
+    script = project(tmp_path / "script", f"from common.a import x\n{binding}\n", a="x = 1\nfrom json import load\n")
+    with pytest.raises(BundleError, match=r"train\.py:[2-5]: `load`.*common.a\.py:2"):
+        bundle(script)
+
+
+def test_the_trainer_may_not_redefine_what_it_imports(tmp_path):
+    with pytest.raises(BundleError, match=r"train\.py:2: `x`"):
+        bundle(project(tmp_path, IMPORT + "x = 2\n", a="x = 1\n"))
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(BundleError, match="absent.py:1: .*No such file"):
+        bundle(tmp_path / "absent.py")
+    (tmp_path / "latin.py").write_bytes(b"x = '\xe9'\n")
+    with pytest.raises(BundleError, match="latin.py:1: .*utf-8"):
+        bundle(tmp_path / "latin.py")
+    assert issubclass(BundleError, UserError)
+
+
+def command(script, hash_seed):
+    return subprocess.run([sys.executable, "-m", "common.bundle", script], cwd=ROOT, capture_output=True,
+                          env={**ENVIRONMENT, "PYTHONHASHSEED": hash_seed})
+
+
+def test_command_line(tmp_path):
+    script = project(tmp_path, "from common.a import x\n", a="from __future__ import division, annotations\nx = 1\n")
+    code = bundle(script)
+    for hash_seed in ("1", "2"):
+        done = command(script, hash_seed)
+        assert (done.returncode, done.stdout) == (0, code)
+        assert done.stderr.decode().split() == [str(len(code)), "bytes,", "SHA-256", hashlib.sha256(code).hexdigest()]
+    done = command(tmp_path / "absent.py", "1")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert re.fullmatch(r"error: .*absent\.py:1: .*\n", done.stderr.decode())
+
+
+@pytest.mark.parametrize("name", ["train_gpt.py", "train_gpt_mlx.py"])
+def test_trainers_become_one_file(tmp_path, name):
+    code = bundle(ROOT / name)
+    compile(code, name, "exec")
+    modules = [module for node in ast.walk(ast.parse(code)) for module in (
+        [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names] if isinstance(node, ast.Import) else [])]
+    assert not [module for module in modules if module.split(".")[0] == "common"]
+    assert b"\n# ===== common/settings.py" in code and b"\n# ===== " + name.encode() in code
+    assert len(code) <= 60_000
+    (tmp_path / name).write_bytes(code)
+    assert bundle(tmp_path / name) == code
+
+
+def test_all_of_common_fits_in_one_file(tmp_path):
+    """Every module can be inlined beside every other: top-level names are unique over common/*.py."""
+    shutil.copytree(ROOT / "common", tmp_path / "common")
+    lines = []
+    for path in sorted((ROOT / "common").glob("[!_]*.py")):
+        name = next(node.name for node in ast.parse(path.read_bytes()).body if isinstance(node, (ast.FunctionDef, ast.ClassDef)))
+        lines.append(f"from common.{path.stem} import {name}\n")
+    assert "from common.settings import UserError\n" in lines
+    (tmp_path / "train.py").write_text("".join(lines) + "print('ready')\n")
+    compile(bundle(tmp_path / "train.py"), "train.py", "exec")
