@@ -275,7 +275,7 @@ class TorchTrainer:
         return total
 
     def to_device(self, tokens):
-        tokens = torch.from_numpy(np.ascontiguousarray(tokens))
+        tokens = torch.from_numpy(np.array(tokens))
         if self.device.type == "cuda":
             return tokens.pin_memory().to(self.device, non_blocking=True)
         return tokens.to(self.device)

@@ -9,6 +9,7 @@ touches no device (data, schedule, initial weights, artifact, the run itself) is
 import ctypes
 import dataclasses
 import glob
+import itertools
 import math
 import sys
 import sysconfig
@@ -291,7 +292,7 @@ class MlxTrainer:
         self.adam_step = 0
         compiled = mx.compile if s.compile else lambda f: f
         self.forward = compiled(self.forward_with)
-        self.loss_and_grads = compiled(mx.value_and_grad(lambda params, tokens, scale: self.forward_with(params, tokens).sum() * scale))
+        self.loss_and_grads = compiled(mx.value_and_grad(lambda params, tokens, scale: self.forward_with(params, tokens).sum(axis=-1).sum() * scale))
         self.update = compiled(self.update_with)
 
     def forward_with(self, params, tokens):
@@ -336,8 +337,12 @@ class MlxTrainer:
                 mx.eval(total)  # or all micro-batches would be held at once
         loss, grads = total
         if self.world_size > 1:
-            loss = mx.distributed.all_sum(loss, group=self.world)
-            grads = {name: mx.distributed.all_sum(g, group=self.world) for name, g in grads.items()}
+            # one message: on a network each one costs a round trip
+            parts = [loss, *grads.values()]
+            flat = mx.distributed.all_sum(mx.concatenate([part.reshape(-1) for part in parts]), group=self.world)
+            ends = list(itertools.accumulate(part.size for part in parts))
+            loss, *summed = (part.reshape(like.shape) for part, like in zip(mx.split(flat, ends[:-1]), parts))
+            grads = dict(zip(grads, summed))
         return loss, grads
 
     # what else a run asks for ----------------------------------------------------------------------------------------

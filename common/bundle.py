@@ -73,7 +73,7 @@ class _SourceFile:
         for node in self.imports:
             path = chain[0].parent / "common" / f"{node.module[7:]}.py"
             if path in chain or not path.is_file():
-                self.fail(node, f"import cycle through {path}" if path in chain else f"there is no {path}")
+                self.fail(node, f"{'import cycle through' if path in chain else 'there is no'} {path}")
             if path not in modules:
                 modules[path] = _SourceFile([*chain, path], modules)
             for alias in node.names:
@@ -107,13 +107,12 @@ def _bound_names(code, stores=("STORE_NAME", "STORE_GLOBAL")):
         elif op.opname == "IMPORT_FROM":
             meaning = f"{module}.{op.argval}"
         elif op.opname in stores:
-            if op.argval[:2] != "__" and meaning[:7] != "common.":
+            if op.argval[-2:] != "__" and meaning[:7] != "common.":
                 first, place = names.setdefault(op.argval, (meaning, op.positions))
                 names[op.argval] = meaning if meaning == first else "", place
             meaning = ""
     inner = [_bound_names(const, ["STORE_GLOBAL"]) for const in code.co_consts if isinstance(const, type(code))]
     return names | {name: ("", place) for bound in inner for name, (_, place) in bound.items()}
-
 
 
 if __name__ == "__main__":

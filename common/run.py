@@ -340,7 +340,7 @@ def finish(trainer, settings, data, code_bytes, folder, log):
         log("code_size", bytes=code_bytes)
         log("total", bytes=total, cap=BUDGET_BYTES, left=BUDGET_BYTES - 1 - total)
         _, weights = decode_model(folder.model_path.read_bytes())
-    trainer.load_weights({name: trainer.all_sum(w if folder else np.zeros_like(w)) for name, w in weights.items()})
+    trainer.load_weights({name: trainer.all_sum(weights[name] if folder else np.zeros_like(weights[name])) for name in sorted(weights)})
     clock = time.perf_counter()
     val_loss, val_bpb, tokens, num_bytes = evaluate(trainer, settings, data.val, data.tokenizer, data.val_tokens)
     log("scored", tokens=tokens, bytes=num_bytes, partial=data.partial)

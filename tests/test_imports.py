@@ -1,0 +1,86 @@
+"""The import laws: `python -m pytest tests/test_imports.py`."""
+import ast
+import graphlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TRAINERS = {"train_gpt": "torch", "train_gpt_mlx": "mlx"}
+DATA_LIBRARIES = {"sentencepiece", "huggingface_hub", "tqdm", "pyarrow"}
+LIBRARIES = {"common.tokenizer": {"sentencepiece"}, "common.artifact": {"safetensors"}, "common.run": {"tqdm"}}
+
+
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+COMMON = {module_name(path): path for path in sorted((ROOT / "common").rglob("*.py"))}
+
+
+def imported_names(path):
+    """Dotted names that the file imports, anywhere in it; `from a import b` gives a.b."""
+    for node in ast.walk(ast.parse(path.read_bytes(), path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def packages(path):
+    return {name.split(".")[0] for name in imported_names(path)} - sys.stdlib_module_names
+
+
+def test_the_modules_are_found():
+    assert {"common.settings", "common.bundle", "common.data.__main__", *LIBRARIES} <= set(COMMON)
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_common_imports_numpy_and_itself(name):
+    libraries = DATA_LIBRARIES if name.startswith("common.data.") else LIBRARIES.get(name, set())
+    assert packages(COMMON[name]) <= {"numpy", "common"} | libraries
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_trainer_imports_its_framework_and_common(name):
+    assert packages(ROOT / f"{name}.py") <= {TRAINERS[name], "numpy", "common"}
+
+
+def test_common_is_acyclic():
+    graph = {name: set() for name in COMMON}
+    for name, path in COMMON.items():
+        for imported in imported_names(path):
+            module = imported if imported in COMMON else imported.rpartition(".")[0]
+            graph[name] |= {module} & set(COMMON)
+    assert "common.settings" in graph["common.bundle"]
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+IMPORT = """
+import importlib, sys
+importlib.import_module(sys.argv.pop())
+unwanted = sys.argv.pop().split(",")
+found = sorted({name.split(".")[0] for name in sys.modules}.intersection(unwanted))
+sys.exit(f"loads {found}" if found else 0)
+"""
+
+
+@pytest.mark.parametrize("name", [*COMMON, *TRAINERS])
+def test_importing_has_no_side_effect(tmp_path, name):
+    """Prints nothing, makes no file, reads no flag or setting, and loads nothing a law forbids, by whatever way."""
+    unwanted = {"parity", "records", "tests", *TRAINERS, *TRAINERS.values()} - {name, TRAINERS.get(name)}
+    command = [sys.executable, "-c", IMPORT, "--no-such-flag", ",".join(unwanted), name]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ITERATIONS": "no number"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [*COMMON, *TRAINERS])
+def test_length(name):
+    lines = (ROOT / f"{name}.py" if name in TRAINERS else COMMON[name]).read_text(encoding="utf-8").count("\n")
+    assert lines < (700 if name in TRAINERS else 300)
