@@ -18,15 +18,15 @@ import numpy as np
 from tqdm import tqdm
 
 from common.artifact import BUDGET_BYTES, decode_model, encode_model
-from common.batches import TokenStream, micro_batch_rows, rank_rows, step_rows
+from common.batches import micro_batch_rows, rank_rows, step_rows
 from common.bpb import evaluate
 from common.bundle import bundle
+from common.dataset import open_data
 from common.params import count_params, flops_per_token, initial_weights
 from common.runlog import log_line
 from common.schedule import lr_scale, muon_momentum, run_progress
 from common.settings import UserError, changed_settings, load_settings, settings_help
-from common.shards import check_ids, find_shards, open_shard
-from common.tokenizer import load_tokenizer
+from common.shards import check_ids
 
 
 class Trainer(Protocol):
@@ -115,72 +115,21 @@ def run(trainer_class, settings, script):
     folder = RunFolder(settings, trainer, script, code) if trainer.rank == 0 else None
     log = folder.log if folder else lambda kind, **values: None
     try:
-        describe_run(trainer, settings, data, code, log)
+        if folder:
+            describe_run(trainer, settings, data, code, log)
         warm_up(trainer, settings, data)
         log("warmup", steps=settings.warmup_steps, seconds=time.perf_counter() - started)
         status, summary = train(trainer, settings, data, log)
         summary += finish(trainer, settings, data, len(code), folder, log)
     except BaseException as error:
         if folder:
-            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-            folder.end(getattr(error, "status", reason if reason == "interrupted" else "failed"), reason)
+            stopped = isinstance(error, KeyboardInterrupt)
+            folder.end("interrupted" if stopped else getattr(error, "status", "failed"), "stopped by the keyboard" if stopped else str(error))
         raise
     if folder:
         folder.end(status, "the wall-clock cap was reached" if status == "capped" else "all steps were made")
         print(f"\n{summary}\n  {folder.path}/ holds the log, the code, the settings and the model")
     trainer.close()
-
-
-# data ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Data:
-    train: TokenStream
-    val: TokenStream
-    val_tokens: int  # read in validation
-    partial: str  # empty, or the label of a validation that is not in full
-    tokenizer: object
-    tokenizer_path: str
-    tokenizer_sha256: str
-    manifest_sha256: str
-
-
-def open_data(settings):
-    """Shards, tokenizer and manifest, checked against each other and the settings. Raises UserError."""
-    folder = Path(settings.data_path)
-    streams = {split: [open_shard(path) for path in find_shards(folder, split)] for split in ("train", "val")}
-    manifest_bytes, promised = b"", {}
-    if (folder / "manifest.json").is_file():
-        manifest_bytes = (folder / "manifest.json").read_bytes()
-        try:
-            promised = json.loads(manifest_bytes)["tokenizer"]
-            promised = {"file": str(promised["file"]), "sha256": str(promised["sha256"])}
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{folder}/manifest.json is not readable as a data manifest: build or download the data again") from None
-    named = promised.get("file", "")
-    path = settings.tokenizer_path or (named if named in ("", "bytes") else str(folder / named))
-    if not path:
-        raise UserError(f"DATA_PATH={folder} has no manifest.json that names its tokenizer: set TOKENIZER_PATH to the "
-                        "SentencePiece model that the shards were made with")
-    tokenizer = load_tokenizer(path)
-    digest = hashlib.sha256(b"bytes" if path == "bytes" else Path(path).read_bytes()).hexdigest()
-    if promised and named != "bytes" and digest != promised["sha256"]:
-        raise UserError(f"tokenizer {path} is not the one that {folder}/manifest.json says the shards were made with "
-                        f"(SHA-256 {digest[:12]}, manifest {promised['sha256'][:12]}): leave TOKENIZER_PATH empty, or make the data again")
-    if tokenizer.vocab_size != settings.vocab_size:
-        raise UserError(f"VOCAB_SIZE={settings.vocab_size}, but the tokenizer {path} has {tokenizer.vocab_size} ids: set VOCAB_SIZE to that")
-    for shard in streams["val"]:
-        check_ids(shard, settings.vocab_size, shard.filename)
-    train, val = TokenStream(streams["train"]), TokenStream(streams["val"])
-    if val.length <= settings.train_seq_len:
-        raise UserError(f"the validation split in {folder} has {val.length} tokens, fewer than one window of "
-                        f"TRAIN_SEQ_LEN={settings.train_seq_len} and a target: use a shorter TRAIN_SEQ_LEN or more data")
-    limit, partial = val.length, ""
-    if 0 < settings.val_tokens_limit < val.length:
-        limit = settings.val_tokens_limit
-        partial = f" partial:{limit}/{val.length}"
-    return Data(train, val, limit, partial, tokenizer, path, digest, hashlib.sha256(manifest_bytes).hexdigest() if manifest_bytes else "none")
 
 
 # the run's folder ---------------------------------------------------------------------------------------------------
@@ -194,22 +143,16 @@ class RunFolder:
         free = shutil.disk_usage(".").free
         if free < need:
             raise UserError(f"{free >> 20} MiB are free on the disk of {os.getcwd()}, the run may need {need >> 20} MiB: free some space")
-        wanted = settings.run_id or time.strftime("%Y%m%d-%H%M%S")
-        Path("runs").mkdir(exist_ok=True)
-        for attempt in range(100):
-            self.path = Path("runs") / (wanted if attempt == 0 else f"{wanted}-{attempt + 1}")
-            try:
-                self.path.mkdir()
-                break
-            except FileExistsError:
-                if settings.run_id:
-                    raise UserError(f"{self.path} is there already and is not overwritten: choose another RUN_ID, or remove it") from None
-        self.model_path = self.path / "model.int8.zlib"
-        self.file = open(self.path / "train.log", "w", encoding="utf-8", buffering=1)
+        self.path = Path("runs", settings.run_id or time.strftime("%Y%m%d-%H%M%S"))
+        try:
+            self.path.mkdir(parents=True)
+        except FileExistsError:
+            raise UserError(f"{self.path} is there already and is not overwritten: choose another RUN_ID, or remove it") from None
+        self.file = open(self.path / "train.log", "w", encoding="utf-8", buffering=1)  # noqa: SIM115
         self.last = {}
-        (self.path / Path(script).name).write_bytes(code)
-        self.write_json("settings.json", {"backend": trainer.backend} | dataclasses.asdict(settings))
-        self.write_json("status.json", {"status": "running", "reason": ""})
+        self.write(Path(script).name, code)
+        self.write("settings.json", {"backend": trainer.backend} | dataclasses.asdict(settings))
+        self.write("status.json", {"status": "running", "reason": ""})
 
     def log(self, kind, **values):
         self.last |= {"step": values["step"]} if "step" in values else {}
@@ -217,41 +160,36 @@ class RunFolder:
         print(line, file=self.file)
         tqdm.write(line)
 
-    def write_json(self, name, values):
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
-        os.replace(temporary, self.path / name)
-
-    def write_model(self, data):
-        """The file is whole or absent: temporary file, fsync, rename."""
-        temporary = self.model_path.with_suffix(".tmp")
+    def write(self, name, data):
+        """bytes, or a dict as JSON. The file is whole or as it was: temporary file, fsync, rename. Returns its path."""
+        path, temporary = self.path / name, self.path / f".{name}.tmp"
         with open(temporary, "wb") as file:
-            file.write(data)
+            file.write(data if isinstance(data, bytes) else (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, self.model_path)
+        os.replace(temporary, path)
+        return path
 
     def end(self, status, reason):
         print(log_line("status", status=status, reason=reason), file=self.file)
         self.file.close()
-        self.write_json("status.json", {"status": status, "reason": reason} | self.last)
+        self.write("status.json", {"status": status, "reason": reason} | self.last)
 
 
 def describe_run(trainer, settings, data, code, log):
     """The lines with which the run can be made again."""
     packages = [f"{name} {metadata.version(name)}" for name in ("numpy", "sentencepiece", "safetensors")]
-    if trainer.rank == 0:
-        log("run", run_id=settings.run_id or "-", backend=trainer.backend, device=trainer.describe())
-        log("versions", versions=", ".join([f"python {platform.python_version()}", *packages, platform.platform()]))
-        log("command", command=" ".join(sys.argv))
-        log("settings", settings=json.dumps(changed_settings(settings), sort_keys=True))
-        log("data", train_tokens=data.train.length, val_tokens=data.val.length, manifest=data.manifest_sha256, path=settings.data_path)
-        log("tokenizer", vocab_size=data.tokenizer.vocab_size, sha256=data.tokenizer_sha256, path=data.tokenizer_path)
-        log("code", bytes=len(code), sha256=hashlib.sha256(code).hexdigest())
-        log("params", params=count_params(settings), flops=flops_per_token(settings), peak=trainer.matmul_flops() / 1e9)
-        rows = rank_rows(settings, 0, trainer.world_size)[1]
-        log("batch", tokens=settings.train_batch_tokens, seq_len=settings.train_seq_len, world_size=trainer.world_size,
-            micro_rows=micro_batch_rows(settings, rows))
+    log("run", run_id=settings.run_id or "-", backend=trainer.backend, device=trainer.describe())
+    log("versions", versions=", ".join([f"python {platform.python_version()}", *packages, platform.platform()]))
+    log("command", command=" ".join(sys.argv))
+    log("settings", settings=json.dumps(changed_settings(settings), sort_keys=True))
+    log("data", train_tokens=data.train.length, val_tokens=data.val.length, manifest=data.manifest_sha256, path=settings.data_path)
+    log("tokenizer", vocab_size=data.tokenizer.vocab_size, sha256=data.tokenizer_sha256, path=data.tokenizer_path)
+    log("code", bytes=len(code), sha256=hashlib.sha256(code).hexdigest())
+    log("params", params=count_params(settings), flops=flops_per_token(settings), peak=trainer.matmul_flops() / 1e9)
+    rows = rank_rows(settings, 0, trainer.world_size)[1]
+    log("batch", tokens=settings.train_batch_tokens, seq_len=settings.train_seq_len, world_size=trainer.world_size,
+        micro_rows=micro_batch_rows(settings, rows))
 
 
 # training -----------------------------------------------------------------------------------------------------------
@@ -289,7 +227,7 @@ def train(trainer, settings, data, log):
         if elapsed + average > cap and step < settings.iterations:  # the next step would end after the cap
             status = "capped"
         last = step == settings.iterations or status == "capped"
-        if last or settings.val_loss_every and step % settings.val_loss_every == 0:
+        if last or (settings.val_loss_every and step % settings.val_loss_every == 0):
             trainer.wait()
             elapsed = common_clock(trainer, elapsed + time.perf_counter() - clock)
             val_loss, val_bpb, _, _ = evaluate(trainer, settings, data.val, data.tokenizer, data.val_tokens)
@@ -304,15 +242,17 @@ def train(trainer, settings, data, log):
         step += 1
         now = time.perf_counter()
         elapsed, clock = common_clock(trainer, before + now - clock), now
-        if step <= 10 or step % settings.train_log_every == 0 or not bar.disable:
+        logged = step <= 10 or step % settings.train_log_every == 0
+        if logged or not bar.disable:
             value, rate = float(loss), step * settings.train_batch_tokens / elapsed
             if not math.isfinite(value):
                 raise NonFinite(f"the training loss is {value} at step {step}: lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR, or set "
                                 "GRAD_CLIP_NORM=1; if it comes at once, check the data with TRAIN_LOG_EVERY=1")
             bar.n = run_progress(settings, step, elapsed)
             bar.set_postfix_str(f" step {step} loss {value:.3f} {rate:,.0f} tok/s")
-            if step <= 10 or step % settings.train_log_every == 0:
-                log("step", step=step, iterations=settings.iterations, train_loss=value, ms=1e3 * elapsed, avg=1e3 * elapsed / step, rate=rate)
+            if logged:
+                log("step", step=step, iterations=settings.iterations, train_loss=value, ms=1e3 * elapsed, avg=1e3 * elapsed / step,
+                    rate=rate)
     bar.close()
     if status == "capped":
         log("stop", ms=1e3 * elapsed, step=step, iterations=settings.iterations)
@@ -334,12 +274,12 @@ def finish(trainer, settings, data, code_bytes, folder, log):
     weights = {name: np.asarray(w, np.float32) for name, w in trainer.weights().items()}
     if folder:
         model, payload = encode_model(settings, weights)
-        folder.write_model(model)
+        path = folder.write("model.int8.zlib", model)
         log("model", bytes=len(model), payload=len(payload), zlib9=len(zlib.compress(payload, 9)), sha256=hashlib.sha256(model).hexdigest())
         total = code_bytes + len(model)
         log("code_size", bytes=code_bytes)
         log("total", bytes=total, cap=BUDGET_BYTES, left=BUDGET_BYTES - 1 - total)
-        _, weights = decode_model(folder.model_path.read_bytes())
+        _, weights = decode_model(path.read_bytes())
     trainer.load_weights({name: trainer.all_sum(weights[name] if folder else np.zeros_like(weights[name])) for name in sorted(weights)})
     clock = time.perf_counter()
     val_loss, val_bpb, tokens, num_bytes = evaluate(trainer, settings, data.val, data.tokenizer, data.val_tokens)
@@ -349,8 +289,8 @@ def finish(trainer, settings, data, code_bytes, folder, log):
     if not folder:
         return ""
     if total >= BUDGET_BYTES:
-        raise OverBudget(f"code {code_bytes:,} + model {len(model):,} = {total:,} bytes, {total - BUDGET_BYTES + 1:,} too many: the sum must "
-                         f"stay below {BUDGET_BYTES:,}. The model is kept in {folder.model_path}; use fewer layers or a smaller width")
+        raise OverBudget(f"code {code_bytes:,} + model {len(model):,} = {total:,} bytes, {total - BUDGET_BYTES + 1:,} too many: it must be "
+                         f"less than {BUDGET_BYTES:,}. The model is kept in {path}; use fewer layers or a smaller width")
     return (f"  final     val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}  read back from the written file{data.partial}\n"
             f"  size      {total:,} bytes = model {len(model):,} + code {code_bytes:,}; {BUDGET_BYTES - 1 - total:,} left under the cap")
 

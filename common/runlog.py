@@ -18,7 +18,8 @@ LOG_LINES = {
     "batch": "train_batch_tokens:{tokens:d} train_seq_len:{seq_len:d} world_size:{world_size:d} micro_batch_rows:{micro_rows:d}",
     "warmup": "warmup_steps:{steps:d} startup_time:{seconds:.1f}s",
     "step": "step:{step:d}/{iterations:d} train_loss:{train_loss:.4f} train_time:{ms:.0f}ms step_avg:{avg:.2f}ms tok/s:{rate:.0f}",
-    "val": "step:{step:d}/{iterations:d} val_loss:{val_loss:.4f} val_bpb:{val_bpb:.4f} train_time:{ms:.0f}ms step_avg:{avg:.2f}ms{partial:*}",
+    "val": "step:{step:d}/{iterations:d} val_loss:{val_loss:.4f} val_bpb:{val_bpb:.4f} train_time:{ms:.0f}ms "
+           "step_avg:{avg:.2f}ms{partial:*}",
     "stop": "stopping_early: wallclock_cap train_time:{ms:.0f}ms step:{step:d}/{iterations:d}",
     "memory": "peak memory allocated: {mib:d} MiB",
     "throughput": "throughput: {rate:.0f} tok/s {flops:.2f} GFLOP/s {share:.1f}% of the measured matmul peak",

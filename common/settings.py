@@ -17,8 +17,7 @@ class UserError(Exception):
 
 def setting(default, meaning, low=None, high=None, choices=None, model=False):
     """One dataclass field. low and high are inclusive; model=True: needed to rebuild the model from its artifact."""
-    check = dict(meaning=meaning, low=low, high=high, choices=choices, model=model)
-    return dataclasses.field(default=default, metadata=check)
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "choices": choices, "model": model})
 
 
 @dataclasses.dataclass(frozen=True)

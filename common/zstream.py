@@ -92,12 +92,8 @@ def _dynamic_head(lengths):
     tokens = []  # (symbol, its extra bits)
     for run in re.finditer(r"A{11,138}|A{3,10}|(?<=(.))\1{3,6}(?!\1{1,2}(?!\1))|.", text):  # 7 repeats as 4 + 3
         size = len(run[0])
-        if size == 1:
-            tokens.append((ord(run[0]) - 65, ""))
-        elif run[1]:
-            tokens.append((16, _field(size - 3, 2)))
-        else:
-            tokens.append((17, _field(size - 3, 3)) if size < 11 else (18, _field(size - 11, 7)))
+        symbol, least, extra = (16, 3, 2) if run[1] else (17, 3, 3) if size < 11 else (18, 11, 7)
+        tokens.append((symbol, _field(size - least, extra)) if size > 1 else (ord(run[0]) - 65, ""))
     sizes = _huffman_lengths(np.bincount([symbol for symbol, _ in tokens], minlength=19), 7)
     codes = _canonical_codes(sizes)
     sent = max(i for i, symbol in enumerate(_LENGTH_ORDER, 1) if sizes[symbol] or i == 4)
@@ -137,8 +133,8 @@ def _entropy_bits(counts):
     """Order-0 entropies (n,) of histograms (n, 256), in bits; a log2 sees the leading 16 bits of a count."""
     log = _log2_table()
     bits = []
-    for i in range(0, len(counts), 4096):  # to bound memory
-        cells = counts[i : i + 4096]
+    for i in range(0, len(counts), 1024):  # to bound memory
+        cells = counts[i : i + 1024]
         cells = np.append(cells, cells.sum(1, keepdims=True), 1)
         shift = (log[cells >> 16] >> 16) + 1
         cells = cells * (log[cells >> shift] + (shift << 16))

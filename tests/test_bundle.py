@@ -28,7 +28,8 @@ def project(folder, script, **modules):
 
 def output(script):
     """What the script prints when run from its own folder."""
-    done = subprocess.run([sys.executable, "-B", script.name], cwd=script.parent, env=ENVIRONMENT, capture_output=True)
+    command = [sys.executable, "-B", script.name]
+    done = subprocess.run(command, check=False, cwd=script.parent, env=ENVIRONMENT, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode()
 
@@ -308,17 +309,18 @@ def test_the_trainer_may_not_redefine_what_it_imports(tmp_path):
 
 
 def test_unreadable_files(tmp_path):
-    with pytest.raises(BundleError, match="absent.py:1: .*No such file"):
+    with pytest.raises(BundleError, match=r"absent\.py:1: .*No such file"):
         bundle(tmp_path / "absent.py")
     (tmp_path / "latin.py").write_bytes(b"x = '\xe9'\n")
-    with pytest.raises(BundleError, match="latin.py:1: .*utf-8"):
+    with pytest.raises(BundleError, match=r"latin\.py:1: .*utf-8"):
         bundle(tmp_path / "latin.py")
     assert issubclass(BundleError, UserError)
 
 
-def command(script, hash_seed):
-    return subprocess.run([sys.executable, "-m", "common.bundle", script], cwd=ROOT, capture_output=True,
-                          env={**ENVIRONMENT, "PYTHONHASHSEED": hash_seed})
+def run_command(script, hash_seed):
+    environment = {**ENVIRONMENT, "PYTHONHASHSEED": hash_seed}
+    return subprocess.run([sys.executable, "-m", "common.bundle", script], check=False, cwd=ROOT, env=environment,
+                          capture_output=True)
 
 
 def test_command_line(tmp_path):
@@ -327,10 +329,10 @@ def test_command_line(tmp_path):
     script = project(tmp_path, "from common.a import x\n", a=f"{lines}x = 1\n")
     code = bundle(script)
     for hash_seed in ("1", "2"):
-        done = command(script, hash_seed)
+        done = run_command(script, hash_seed)
         assert (done.returncode, done.stdout) == (0, code)
         assert done.stderr.decode().split() == [str(len(code)), "bytes,", "SHA-256", hashlib.sha256(code).hexdigest()]
-    done = command(tmp_path / "absent.py", "1")
+    done = run_command(tmp_path / "absent.py", "1")
     assert (done.returncode, done.stdout) == (2, b"")
     assert re.fullmatch(r"error: .*absent\.py:1: .*\n", done.stderr.decode())
 
