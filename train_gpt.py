@@ -149,7 +149,9 @@ def attend(q, k, v):
         past = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
         weights = scores.masked_fill(~past, float("-inf")).softmax(dim=-1).to(q.dtype)
         return (weights.view(B, -1, H // k.shape[1] * T, T) @ v).view(B, H, T, D)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    if q.device.type == "mps":  # which knows no grouped queries
+        k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.shape[1] < H)
 
 
 def wide(dtype):
@@ -217,12 +219,12 @@ class TorchTrainer:
                                     timeout=datetime.timedelta(minutes=10))
         rank_rows(s, self.rank, self.world_size)
         self.dtype = pick_dtype(s, self.device)
-        torch.set_float32_matmul_precision("highest" if s.compute_dtype == "float32" else "high")
         self.model = GPT(s, self.dtype).to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
         self.params = dict(self.model.named_parameters())
         self.groups = {name: p.group for name, p in param_table(s).items()}
         self.load_weights(weights)
-        self.forward = torch.compile(self.model, fullgraph=True, dynamic=False) if s.compile else self.model
+        compiled = s.compile and self.device.type != "mps"  # Inductor on MPS is a prototype
+        self.forward = torch.compile(self.model, fullgraph=True, dynamic=False) if compiled else self.model
         if self.world_size > 1:
             self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True, broadcast_buffers=False)
         self.muon = Muon({n: p for n, p in self.params.items() if self.groups[n] == "matrix"}, self.dtype, s.muon_backend_steps)

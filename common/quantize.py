@@ -20,12 +20,12 @@ def dequantize_rows(q, scale):
 
 def quantize_weights(settings, weights):
     """dict of float32 weights -> dict of stored tensors: NAME int8 and NAME.scale float16 for matrices, embedding and head;
-    NAME float32 for the scalar group. Raises ValueError on a weight that is not finite."""
+    NAME float32 for the scalar group. Raises ValueError on a weight that is not finite or above 8e6."""
     stored = {}
     for name, p in param_table(settings).items():
-        weight = np.asarray(weights[name], np.float32)
-        if not np.isfinite(weight).all():
-            raise ValueError(f"{name} holds a value that is not finite")
+        weight = np.ascontiguousarray(weights[name], np.float32)  # the safetensors library writes memory as it lies
+        if not (np.abs(weight) < 8e6).all():
+            raise ValueError(f"{name} holds a value that is not finite, or too large for a float16 scale")
         if p.group == "scalar":
             stored[name] = weight
         else:

@@ -1,0 +1,43 @@
+"""The README is true: `python -m pytest tests/test_readme.py`; `python -m tests.test_readme` writes its settings table anew."""
+import re
+from pathlib import Path
+
+from common.settings import Settings, settings_table
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+
+
+def table():
+    rows = ["| setting | default | meaning |", "| --- | --- | --- |"]
+    return "\n".join(rows + [f"| `{name}` | {default or '(empty)'} | {meaning} |" for name, default, meaning in settings_table(Settings)])
+
+
+def with_table(text):
+    return re.sub(r"(?<=<!-- settings -->\n).*?(?=<!-- end of settings -->)", lambda _: table() + "\n", text, flags=re.DOTALL)
+
+
+def test_the_settings_table_is_the_generated_one():
+    assert README.read_text() == with_table(README.read_text())
+
+
+def test_only_the_memory_setting_differs_in_mlx():
+    from train_gpt_mlx import MlxSettings
+    ours, theirs = settings_table(Settings), settings_table(MlxSettings)
+    assert {row[0] for row in set(ours) ^ set(theirs)} == {"MICRO_BATCH_TOKENS"} and ("MICRO_BATCH_TOKENS", "8192") in [r[:2] for r in theirs]
+
+
+def test_the_file_tree_names_every_file():
+    tree = README.read_text().split("## Files")[1].split("```")[1]
+    named = set(re.findall(r"^ *([\w./]+)", tree, re.MULTILINE))
+    files = [p.name for p in [*ROOT.glob("*.py"), *ROOT.glob("common/**/*.py"), *ROOT.glob("parity/*.py"), *ROOT.glob("records/*.py")]]
+    assert {name for name in files if name != "__init__.py"} <= named
+    assert all(list(ROOT.rglob(name.rstrip("/"))) for name in named)
+
+
+def test_no_place_was_left_to_fill():
+    assert not re.search(r"<!-- (?!settings|end of settings)", README.read_text())
+
+
+if __name__ == "__main__":
+    README.write_text(with_table(README.read_text()))

@@ -1,0 +1,179 @@
+"""Settings: `python -m pytest tests/test_settings.py`."""
+import dataclasses
+import math
+
+import pytest
+
+from common.settings import (
+    Settings,
+    UserError,
+    changed_settings,
+    load_settings,
+    model_settings,
+    parse_setting,
+    setting,
+    settings_help,
+    settings_table,
+)
+
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+
+
+@dataclasses.dataclass(frozen=True)
+class MoreSettings(Settings):
+    chunk_rows: int = setting(4, "rows of a chunk", 1, 64)
+
+
+def load(*flags, warnings=None, kind=Settings, **environment):
+    warnings = [] if warnings is None else warnings
+    return load_settings(kind, flags, environment, warnings.append)
+
+
+def problems(*flags, **environment):
+    """The lines of the error, without the heading that several problems share."""
+    with pytest.raises(UserError) as error:
+        load(*flags, **environment)
+    lines = str(error.value).split("\n  ")
+    return lines if len(lines) == 1 else lines[1:]
+
+
+def test_flag_beats_environment_beats_default():
+    assert load() == Settings()
+    assert load(ITERATIONS="7", SEED="8").iterations == 7
+    assert load("--iterations", "9", ITERATIONS="7", SEED="8") == Settings(iterations=9, seed=8)
+    assert load("--tokenizer-path=", TOKENIZER_PATH="bytes").tokenizer_path == ""
+    assert load("--iterations", "9", ITERATIONS="no number").iterations == 9
+
+
+@pytest.mark.parametrize("flags, name, value", [
+    (["--train-seq-len", "512"], "train_seq_len", 512),
+    (["--train-seq-len=512"], "train_seq_len", 512),
+    (["--train_seq_len", "512"], "train_seq_len", 512),
+    (["--TRAIN-SEQ-LEN=256", "--train-seq-len=512"], "train_seq_len", 512),
+    (["--iterations", "1_000"], "iterations", 1000),
+    (["--qk-gain-init", "-1.5"], "qk_gain_init", -1.5),
+    (["--matrix-lr=4e-2"], "matrix_lr", 0.04),
+    (["--data-path=a=b"], "data_path", "a=b"),
+])
+def test_spellings_of_a_flag(flags, name, value):
+    assert load(*flags) == Settings(**{name: value})
+
+
+@pytest.mark.parametrize("text, value", [("1", True), ("true", True), ("YES", True), (" 0 ", False), ("False", False), ("no", False)])
+def test_booleans(text, value):
+    assert load(COMPILE=text).compile is value
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_has_a_meaning_and_a_check_that_its_default_passes(name):
+    field, rule = FIELDS[name], FIELDS[name].metadata
+    assert field.type in (bool, int, float, str) and type(field.default) is field.type
+    assert rule["meaning"] and "\n" not in rule["meaning"]
+    assert parse_setting(field, str(field.default)) == field.default
+    if field.type in (int, float):
+        low, high = rule["low"], rule["high"]
+        assert type(low) in (int, field.type) and type(high) in (int, field.type) and low < high
+        outside = [low - 1, high + 1] if field.type is int else [low - 1e-9, high * (1 + 1e-9), math.nan, math.inf, -math.inf]
+        assert [parse_setting(field, repr(value)) for value in (low, high)] == [low, high]
+        for value in outside:
+            with pytest.raises(ValueError, match=f"^{name.upper()}="):
+                parse_setting(field, repr(value))
+    for choice in rule["choices"] or ():
+        assert parse_setting(field, choice) == choice
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("ITERATIONS", "ten", "not a whole number"), ("ITERATIONS", "1.5", "not a whole number"),
+    ("ITERATIONS", "1e3", "not a whole number"), ("ITERATIONS", "", "not a whole number"),
+    ("ITERATIONS", "nan", "not a whole number"), ("ITERATIONS", "True", "not a whole number"),
+    ("ITERATIONS", "9" * 5000, "not a whole number"), ("ITERATIONS", "-1", "outside 0 to 1000000000"),
+    ("SEED", str(2**63), "outside 0 to"), ("VOCAB_SIZE", "65537", "outside 2 to 65536"),
+    ("MATRIX_LR", "fast", "not a number"), ("MATRIX_LR", "", "not a number"), ("MATRIX_LR", "-0.1", "outside 0.0 to 100.0"),
+    ("MATRIX_LR", "nan", "outside"), ("MATRIX_LR", "1e999", "outside"), ("ADAM_EPS", "0", "outside 1e-30 to 1.0"),
+    ("COMPILE", "2", "not 0 or 1"), ("COMPILE", "", "not 0 or 1"), ("DEVICE", "tpu", "not one of auto, cpu, gpu"),
+])
+def test_a_bad_value_is_named(name, text, words):
+    [problem] = problems(**{name: text})
+    assert problem.startswith(f"{name}={text} is {words}")
+    assert problems(f"--{name.lower()}={text}") == [problem]
+
+
+def test_all_problems_are_reported_together():
+    found = problems("--iteration", "5", "--seed=x", "stray", "--num-heads", "3", "--beta1", MATRIX_LR="nan", DEVICE="tpu")
+    words = ["--iteration is", "SEED=x", "stray is", "MODEL_DIM=512 must be a multiple of NUM_HEADS=3", "--beta1 needs", "MATRIX_LR=nan",
+             "DEVICE=tpu", "NUM_HEADS=3 must be a multiple of NUM_KV_HEADS=4"]
+    assert len(found) == len({word for word in words for line in found if line.startswith(word)}) == len(words)
+
+
+def test_an_unknown_flag_gets_a_hint():
+    assert problems("--iteration", "5") == ["--iteration is no setting; did you mean --iterations?"]
+    assert problems("--train-seqlen=5") == ["--train-seqlen is no setting; did you mean --train-seq-len?"]
+    assert problems("-iterations", "5") == ["-iterations is no setting; did you mean --iterations?"]
+    assert problems("--xyzzy") == ["--xyzzy is no setting; --help lists all settings"]
+    assert problems("5") == ["5 is no setting; --help lists all settings"]
+    assert problems("--iterations") == ["--iterations needs a value"]
+
+
+def test_a_near_miss_in_the_environment_is_warned_of():
+    warnings = []
+    environment = {"ITERATION": "5", "TRAIN_SEQLEN": "9", "PATH": "/bin", "HOME": "/", "LANG": "C", "RANK": "0", "SEED_FILE": "x"}
+    assert load(warnings=warnings, **environment) == Settings()
+    assert warnings == ["ITERATION is set but is no setting; did you mean ITERATIONS?",
+                        "TRAIN_SEQLEN is set but is no setting; did you mean TRAIN_SEQ_LEN?"]
+    load(warnings=warnings, **{name.upper(): str(field.default) for name, field in FIELDS.items()})
+    assert len(warnings) == 2
+
+
+@pytest.mark.parametrize("values, words", [
+    ({"num_heads": 3, "num_kv_heads": 1}, "MODEL_DIM=512 must be a multiple of NUM_HEADS=3"),
+    ({"num_kv_heads": 3}, "NUM_HEADS=8 must be a multiple of NUM_KV_HEADS=3"),
+    ({"num_kv_heads": 16}, "NUM_HEADS=8 must be a multiple of NUM_KV_HEADS=16"),
+    ({"model_dim": 24}, "MODEL_DIM=24 / NUM_HEADS=8 must be even"),
+    ({"train_seq_len": 1000}, "TRAIN_BATCH_TOKENS=524288 must be a multiple of TRAIN_SEQ_LEN=1000"),
+    ({"train_batch_tokens": 512}, "TRAIN_BATCH_TOKENS=512 must be a multiple of TRAIN_SEQ_LEN=1024"),
+    ({"micro_batch_tokens": 1023}, "MICRO_BATCH_TOKENS=1023 is less than one row"),
+    ({"val_tokens_limit": 1}, "VAL_TOKENS_LIMIT=1 leaves nothing"),
+    ({"compute_dtype": "float64", "device": "gpu"}, "COMPUTE_DTYPE=float64 runs on the CPU"),
+    *[({"run_id": run_id}, f"RUN_ID={run_id} must be a plain folder name") for run_id in ("..", ".a", "a/b", "/a", "a b", "a\\b", "a\n")],
+])
+def test_what_cannot_hold_together(values, words):
+    [problem] = problems(*[f"--{name}={value}" for name, value in values.items()])
+    assert problem.startswith(words)
+
+
+@pytest.mark.parametrize("values", [
+    {"run_id": "2026-03-18_a.b"}, {"compute_dtype": "float64"}, {"micro_batch_tokens": 1024}, {"val_tokens_limit": 2},
+    {"model_dim": 4, "num_heads": 2, "num_kv_heads": 2}, {"train_batch_tokens": 1024},
+])
+def test_what_can(values):
+    assert load(*[f"--{name}={value}" for name, value in values.items()]) == Settings(**values)
+
+
+def test_changed_settings():
+    assert changed_settings(Settings()) == {}
+    assert changed_settings(load("--iterations=20000", "--compile=0", BETA1="0.8")) == {"compile": False, "beta1": 0.8}
+
+
+def test_a_trainer_adds_its_own():
+    settings = load("--chunk-rows", "8", kind=MoreSettings, SEED="2")
+    assert changed_settings(settings) == {"chunk_rows": 8, "seed": 2}
+    with pytest.raises(UserError, match="CHUNK_ROWS=65 is outside 1 to 64"):
+        load(kind=MoreSettings, CHUNK_ROWS="65")
+
+
+def test_model_settings_are_those_of_the_architecture():
+    assert model_settings(Settings(rope_base=5.0, seed=1)) == {
+        "vocab_size": 1024, "num_layers": 9, "model_dim": 512, "num_heads": 8, "num_kv_heads": 4, "mlp_mult": 2, "tie_embeddings": True,
+        "rope_base": 5.0, "logit_softcap": 30.0, "rms_norm_eps": 1e-6, "train_seq_len": 1024}
+
+
+def test_help_lists_every_setting():
+    text = settings_help(MoreSettings, "usage: python x.py")
+    assert text.startswith("usage: python x.py\n")
+    lines = [line.split() for line in text.splitlines()]
+    for name, default, meaning in settings_table(MoreSettings):
+        row = [f"--{name.lower().replace('_', '-')}", *default.split(), *meaning.split()]
+        assert lines.count(row) == 1
+    assert [name.lower() for name, _, _ in settings_table(MoreSettings)] == [*FIELDS, "chunk_rows"]
+    assert ("COMPILE", "1") in [row[:2] for row in settings_table(Settings)]
+    assert any(meaning.endswith("(auto, cpu, gpu)") for _, _, meaning in settings_table(Settings))

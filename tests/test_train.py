@@ -1,0 +1,336 @@
+"""Whole runs of both trainers at a tiny size: `python -m pytest tests/test_train.py`."""
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import sys
+import sysconfig
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import common.run
+from common.artifact import decode_model
+from common.batches import TokenStream, step_rows
+from common.bpb import evaluate
+from common.bundle import bundle
+from common.dataset import open_data
+from common.params import initial_weights
+from common.run import main, warm_up
+from common.runlog import parse_log
+from common.shards import open_shard, write_shard
+from tests.conftest import BACKENDS, ROOT, TINY, environment, run_script, tiny_settings, trainer_class
+
+
+def trained(folder):
+    """(dict kind -> list of values, model bytes) of the one run under a folder."""
+    [path] = (folder / "runs").iterdir()
+    lines = {}
+    for kind, values in parse_log((path / "train.log").read_text()):
+        lines.setdefault(kind, []).append(values)
+    return lines, (path / "model.int8.zlib").read_bytes()
+
+
+def train_alone(backend, folder, data_path, script=None, launch=(), **changes):
+    """A run in a process of its own, in an empty folder."""
+    folder.mkdir()
+    done = run_script([*launch, script or ROOT / BACKENDS[backend]], folder, environment(data_path, **changes))
+    assert done.returncode == 0, done.stderr
+    return *trained(folder), done
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch, data_path):
+    """Calls a trainer's main in this process with flags, in an empty folder and without settings in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in set(os.environ) & {name.upper() for name in tiny_settings("mlx", data_path).__dataclass_fields__}:
+        monkeypatch.delenv(name)
+
+    def call(backend, **changes):
+        values = TINY | {"data_path": data_path} | changes
+        flags = [f"--{name.replace('_', '-')}={int(value) if isinstance(value, bool) else value}" for name, value in values.items()]
+        monkeypatch.setattr(sys, "argv", [BACKENDS[backend], *flags])
+        return main(trainer_class(backend), ROOT / BACKENDS[backend])
+
+    return call
+
+
+# a run -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_and_accounts_for_itself(backend, tmp_path, data_path):
+    lines, model, done = train_alone(backend, tmp_path / "a", data_path, iterations=60, val_loss_every=30)
+    [path] = (tmp_path / "a" / "runs").iterdir()
+    assert {p.name for p in path.iterdir()} == {"train.log", "settings.json", "status.json", "model.int8.zlib", BACKENDS[backend]}
+    # every line of the log is known, and once but for steps and validations
+    text = (path / "train.log").read_text()
+    assert len(parse_log(text)) == len(text.splitlines())
+    assert {kind for kind, found in lines.items() if len(found) > 1} == {"step", "val"}
+    assert {"run", "versions", "command", "settings", "data", "tokenizer", "code", "params", "memory", "throughput"} < set(lines)
+    assert [v["step"] for v in lines["val"]] == [0, 30, 60]
+    assert abs(lines["val"][0]["val_loss"] - np.log(260)) < 0.1
+    # learnt: below the entropy of single bytes
+    counts = np.bincount(open_shard(data_path / "text_val_000000.bin"))
+    share = counts[counts > 0] / counts.sum()
+    [final] = lines["final_exact"]
+    assert final["val_bpb"] < -0.9 * (share * np.log2(share)).sum()
+    # bytes: literal sizes of what was written
+    code = (path / BACKENDS[backend]).read_bytes()
+    assert code == bundle(ROOT / BACKENDS[backend])
+    assert lines["code_size"][0]["bytes"] == len(code) and lines["model"][0]["bytes"] == len(model)
+    assert lines["total"][0]["bytes"] == len(code) + len(model)
+    assert lines["code"][0]["sha256"] == hashlib.sha256(code).hexdigest() and lines["model"][0]["sha256"] == hashlib.sha256(model).hexdigest()
+    assert lines["scored"] == [{"tokens": 1499, "bytes": 1499, "partial": ""}]
+    assert json.loads((path / "status.json").read_text()) == {"reason": "all steps were made", "status": "finished", "step": 60}
+    assert json.loads((path / "settings.json").read_text())["backend"] == backend
+    assert f"{final['val_bpb']:.4f}" in done.stdout.splitlines()[-3]  # the summary for people
+    # the score is that of the written file
+    settings, weights = decode_model(model)
+    assert settings.model_dim == 32
+    settings = tiny_settings(backend, data_path)
+    data = open_data(settings)
+    score = evaluate(trainer_class(backend)(settings, weights), settings, data.val, data.tokenizer, data.val_tokens)
+    assert abs(score[0] - final["val_loss"]) < 1e-5 and abs(score[1] - final["val_bpb"]) < 1e-5
+
+
+def test_twice_and_from_the_bundle_the_same_bytes(backend, tmp_path, data_path):
+    """In the normal dtype: from the repository twice, and from the bundle as the only file of a folder."""
+    (tmp_path / "bundle").mkdir()
+    alone = tmp_path / "bundle" / BACKENDS[backend]
+    alone.write_bytes(bundle(ROOT / BACKENDS[backend]))
+    first, second, bundled = (train_alone(backend, tmp_path / name, data_path, script) for name, script in
+                              (("first", None), ("second", None), ("bundled", alone)))
+    assert first[1] == second[1] == bundled[1]
+    timed = {"run", "command", "warmup", "params", "memory", "throughput", "final"}
+    exact = [[(kind, {k: v for k, v in values.items() if k not in ("ms", "avg", "rate")}) for kind, found in lines.items() if kind not in timed
+              for values in found] for lines, *_ in (first, bundled)]
+    assert exact[0] == exact[1]
+
+
+def test_one_artifact_in_reference_mode(tmp_path, data_path):
+    """torch and MLX, compiled or not, one rank or two, any micro-batch, with warm-up or without."""
+    ranks = {"torch": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+             "mlx": [sysconfig.get_path("scripts") + "/mlx.launch", "-n", "2", "--backend", "ring", "--", sys.executable]}
+    ways = [("torch", (), {}), ("mlx", (), {}), ("torch", (), {"micro_batch_tokens": 64, "warmup_steps": 0}),
+            ("mlx", (), {"micro_batch_tokens": 64, "compile": 1}), ("torch", ranks["torch"], {"micro_batch_tokens": 32}),
+            ("mlx", ranks["mlx"], {"micro_batch_tokens": 32})]
+    models = [train_alone(backend, tmp_path / str(i), data_path, launch=launch, compute_dtype="float64", **changes)[1]
+              for i, (backend, launch, changes) in enumerate(ways)]
+    assert [hashlib.sha256(model).hexdigest() for model in models] == [hashlib.sha256(models[0]).hexdigest()] * len(ways)
+
+
+@pytest.mark.parametrize("changes", [{"tie_embeddings": False}, {"num_layers": 1}, {"num_layers": 2, "num_kv_heads": 4}, {"grad_clip_norm": 0.1},
+                                     {"logit_softcap": 100.0}, {"train_seq_len": 128, "train_batch_tokens": 256}])
+def test_twins_agree_in_reference_mode(changes, data_path):
+    stream = TokenStream([open_shard(data_path / "text_train_000000.bin")])
+    seen = {}
+    for backend in BACKENDS:
+        s = tiny_settings(backend, data_path, compute_dtype="float64", **changes)
+        trainer = trainer_class(backend)(s, initial_weights(s))
+        for step in range(3):  # the projections are zero at first
+            trainer.train_step(step_rows(stream, s, step), 0.5, 0.9)
+        tokens = step_rows(stream, s, 3)
+        loss, grads = trainer.gradients(tokens)
+        seen[backend] = {"loss": loss, "logits": trainer.logits(tokens[:, :-1]), "nats": trainer.token_nats(tokens)} | grads | {
+            f"w {k}": v for k, v in trainer.weights().items()} | trainer.optimizer_state()
+    assert set(seen["torch"]) == set(seen["mlx"])
+    for name, value in seen["torch"].items():
+        assert np.shape(value) == np.shape(seen["mlx"][name])
+        np.testing.assert_allclose(value, seen["mlx"][name], rtol=1e-7, atol=1e-9, err_msg=name)
+    assert abs(seen["torch"]["nats"].mean() - seen["torch"]["loss"]) < 1e-9
+
+
+def test_compiled_step_agrees_with_the_plain_one(backend, data_path):
+    losses = {}
+    for compiled in (False, True):
+        s = tiny_settings(backend, data_path, compile=compiled, micro_batch_tokens=128)
+        trainer, stream = trainer_class(backend)(s, initial_weights(s)), open_data(s).train
+        losses[compiled] = [float(trainer.train_step(step_rows(stream, s, step), 1.0, 0.9)) for step in range(6)]
+    assert losses[True][-1] < losses[True][0] - 0.5
+    np.testing.assert_allclose(losses[True], losses[False], rtol=0.02)
+
+
+def test_warm_up_leaves_no_trace(backend, data_path):
+    s = tiny_settings(backend, data_path, warmup_steps=3, tie_embeddings=False)
+    data = open_data(s)
+    trainer = trainer_class(backend)(s, initial_weights(s))
+    trainer.train_step(step_rows(data.train, s, 5), 1.0, 0.9)
+    before = trainer.weights() | trainer.optimizer_state()
+    warm_up(trainer, s, data)
+    after = trainer.weights() | trainer.optimizer_state()
+    assert set(before) == set(after) and len(before) > 60
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+class Clock:
+    """Every look at it takes a second."""
+
+    def __init__(self):
+        self.seconds = itertools.count()
+
+    def perf_counter(self):
+        return float(next(self.seconds))
+
+    def strftime(self, form):
+        return "now"
+
+
+def test_the_cap_is_kept_and_validation_is_not_training(backend, in_folder, monkeypatch, tmp_path, data_path):
+    monkeypatch.setattr(common.run, "time", Clock())
+    assert in_folder(backend, max_wallclock_seconds=8, val_loss_every=2, iterations=1000) == 0
+    lines, _ = trained(tmp_path)
+    [stop] = lines["stop"]
+    # no step ends after the cap, and one that could still be made is made; the last second is the wait before validation
+    assert 8000 <= stop["ms"] <= 9000 and lines["step"][-1]["ms"] <= 8000
+    assert [v["ms"] for v in lines["step"]] == sorted({v["ms"] for v in lines["step"]})
+    assert json.loads((tmp_path / "runs" / "now" / "status.json").read_text())["status"] == "capped"
+
+
+def test_a_partial_validation_says_so_wherever_it_shows(backend, in_folder, capsys, tmp_path):
+    assert in_folder(backend, val_tokens_limit=100) == 0
+    lines, _ = trained(tmp_path)
+    label = " partial:100/1500"
+    assert [v["partial"] for kind in ("val", "final", "final_exact", "scored") for v in lines[kind]] == [label] * 4
+    assert lines["scored"][0]["tokens"] == 99
+    assert label in [line for line in capsys.readouterr().out.splitlines() if line.startswith("  final")][0]
+
+
+# what goes wrong -------------------------------------------------------------------------------------------------------
+
+
+def copy_data(data_path, folder):
+    return Path(shutil.copytree(data_path, folder / "copy"))
+
+
+def cut_shard(folder):
+    path = folder / "text_train_000001.bin"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def foreign_shard(folder):
+    (folder / "text_val_000000.bin").write_bytes(b"PK\3\4" + bytes(4000))
+
+
+def high_id(folder):
+    write_shard(folder / "text_train_000000.bin", [5] * 100 + [260] + [5] * 500)
+
+
+def short_validation(folder):
+    write_shard(folder / "text_val_000000.bin", [5] * 32)
+
+
+def other_tokenizer(folder):
+    (folder / "manifest.json").write_text('{"tokenizer": {"file": "bytes", "sha256": "00"}}')
+
+
+def broken_manifest(folder):
+    (folder / "manifest.json").write_text("{")
+
+
+def no_manifest(folder):
+    (folder / "manifest.json").unlink()
+
+
+def no_shards(folder):
+    for path in folder.glob("*_train_*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("damage, says", [
+    (cut_shard, ["text_train_000001.bin", "truncated"]), (foreign_shard, ["text_val_000000.bin", "magic"]),
+    (high_id, ["text_train_000000.bin", "token 100", "260"]), (short_validation, ["32 tokens", "TRAIN_SEQ_LEN=32"]),
+    (other_tokenizer, ["not the one", "TOKENIZER_PATH"]), (broken_manifest, ["manifest.json"]), (no_manifest, ["set TOKENIZER_PATH"]),
+    (no_shards, ["python -m common.data pydoc", "python -m common.data fineweb"])])
+def test_bad_data_is_named(damage, says, backend, in_folder, capsys, tmp_path, data_path):
+    folder = copy_data(data_path, tmp_path)
+    damage(folder)
+    assert in_folder(backend, data_path=folder) == 2
+    check_message(capsys, says)
+
+
+def check_message(capsys, says):
+    text = capsys.readouterr().err
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in text
+    assert [word for word in says if word not in text] == []
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"vocab_size": 512}, ["VOCAB_SIZE=512", "260 ids"]),
+    ({"tokenizer_path": "nowhere.model"}, ["nowhere.model"]),
+    ({"device": "gpu"}, ["DEVICE=gpu", "DEVICE=cpu"]),
+    ({"iteration": 5}, ["--iteration", "--iterations"]),
+    ({"num_heads": 3, "train_batch_tokens": 100, "seed": "x"}, ["NUM_HEADS=3", "TRAIN_BATCH_TOKENS=100", "SEED=x"]),
+    ({"run_id": "a/b"}, ["RUN_ID=a/b"])])
+def test_bad_settings_are_named_before_anything_is_written(changes, says, backend, in_folder, capsys, tmp_path):
+    assert in_folder(backend, **changes) == 2
+    check_message(capsys, says)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_run_is_not_overwritten(backend, in_folder, capsys, tmp_path):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "first" / "train.log").write_text("dear")
+    assert in_folder(backend, run_id="first") == 2
+    check_message(capsys, ["runs/first", "RUN_ID"])
+    assert (tmp_path / "runs" / "first" / "train.log").read_text() == "dear"
+
+
+def test_a_full_disk_is_found_before_training(backend, in_folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(1 << 20))
+    assert in_folder(backend) == 2
+    check_message(capsys, ["1 MiB", "free some space"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_over_the_cap_the_file_is_kept(backend, in_folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(common.run, "BUDGET_BYTES", 60_000)
+    assert in_folder(backend) == 2
+    lines, model = trained(tmp_path)
+    total = lines["total"][0]["bytes"]
+    check_message(capsys, [f"{total:,} bytes", f"{total - 59_999:,} too many", "model.int8.zlib"])
+    assert decode_model(model)[0].model_dim == 32
+    assert lines["status"][0]["status"] == "over_budget"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(backend, in_folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(trainer_class(backend), "train_step", lambda *_: float("nan"))
+    assert in_folder(backend, warmup_steps=0) == 2
+    check_message(capsys, ["nan at step 1", "MATRIX_LR"])
+    [path] = (tmp_path / "runs").iterdir()
+    assert json.loads((path / "status.json").read_text())["status"] == "nonfinite"
+    assert not (path / "model.int8.zlib").exists() and "final" not in (path / "train.log").read_text()
+
+
+def test_an_interrupt_is_told_without_a_traceback(backend, in_folder, capsys, monkeypatch, tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(trainer_class(backend), "train_step", stop)
+    assert in_folder(backend) == 2
+    check_message(capsys, ["interrupted"])
+    [path] = (tmp_path / "runs").iterdir()
+    assert json.loads((path / "status.json").read_text())["status"] == "interrupted"
+
+
+def test_a_backend_that_is_not_installed(backend, tmp_path, data_path):
+    (tmp_path / f"{backend}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{backend}'\")")
+    done = run_script(["-c", f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); sys.path.insert(1, {str(ROOT)!r}); "
+                             f"runpy.run_path({str(ROOT / BACKENDS[backend])!r}, run_name='__main__')"], tmp_path, environment(data_path))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"make install BACKEND={backend}" in done.stderr and f".[{backend}]" in done.stderr
+
+
+def test_ranks_that_cannot_share_the_rows(tmp_path, data_path):
+    done = run_script(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", ROOT / "train_gpt.py"], tmp_path, environment(data_path))
+    assert done.returncode != 0 and done.stderr.count("error: TRAIN_BATCH_TOKENS=256 is 8 rows") == 1
+
+
+def test_help_lists_every_setting(backend, in_folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", "--help"])
+    kind = trainer_class(backend).settings_class
+    assert main(trainer_class(backend), BACKENDS[backend]) == 0
+    text = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')} " in text for name in kind.__dataclass_fields__)
