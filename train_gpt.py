@@ -238,6 +238,7 @@ class TorchTrainer:
             self.adam.state[p] = {"step": torch.zeros((), device=self.device if self.device.type == "cuda" else "cpu"),
                                   "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         self.running = None  # event at the end of the step before, on CUDA
+        self.steps_ahead = int(self.device.type == "cuda")
 
     # one optimizer step ----------------------------------------------------------------------------------------------
 
@@ -251,7 +252,7 @@ class TorchTrainer:
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * lr_scale
         self.adam.step()
-        if self.device.type == "cuda":  # the CPU runs at most one step ahead: the clock stays honest
+        if self.steps_ahead:  # the CPU waits for the step before: the clock stays honest
             if self.running is not None:
                 self.running.synchronize()
             self.running = torch.cuda.Event()

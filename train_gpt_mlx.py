@@ -272,6 +272,7 @@ class MlxTrainer:
 
     backend = "mlx"
     settings_class = MlxSettings
+    steps_ahead = 0
 
     def __init__(self, settings, weights):
         check_weights(settings, weights)

@@ -2,9 +2,9 @@
 
     python -m common.bundle train_gpt.py > bundled.py
 
-The trainer's own text stays as it is, but for tabs as indentation. Of a common module come the definitions that are reached, word for word, without docstrings
-and comments (every byte counts against the cap; the banner says where they are); imports from common/ and the module's own
-`if __name__ == "__main__":` go. Of this module comes one line: a bundle imports nothing from common/, so it is its own bundle.
+The trainer's own text stays as it is, but for tabs as indentation. Of a common module come the definitions that are reached, word for
+word, without docstrings and comments (every byte counts against the cap; the banner says where they are); imports from common/ and the
+module's own `if __name__ == "__main__":` go. Of this module comes one line: a bundle imports nothing from common/, so it is its own bundle.
 """
 import ast
 import builtins

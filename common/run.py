@@ -36,6 +36,7 @@ class Trainer(Protocol):
     settings_class: type
     rank: int
     world_size: int
+    steps_ahead: int  # steps that may still be under way when train_step returns
 
     def train_step(self, tokens, lr_scale: float, momentum: float) -> SupportsFloat:
         """One update from this rank's int32 rows (rows, train_seq_len + 1); the mean nats per token of the global batch."""
@@ -53,26 +54,16 @@ class Trainer(Protocol):
         """Master weights: float32, float64 in reference mode."""
 
     def load_weights(self, weights): ...
-
     def optimizer_state(self) -> dict: ...
-
     def load_optimizer_state(self, state): ...
 
     def all_sum(self, array):
         """Sum over the ranks, the same on every rank."""
 
-    def wait(self):
-        """Until the device has finished."""
-
-    def peak_memory(self) -> int:
-        """Bytes."""
-
-    def matmul_flops(self) -> float:
-        """Measured peak, floating-point operations per second."""
-
-    def describe(self) -> str:
-        """Number and kind of devices, compute dtype, framework version."""
-
+    def wait(self): ...  # until the device has finished
+    def peak_memory(self) -> int: ...  # bytes
+    def matmul_flops(self) -> float: ...  # measured peak, floating-point operations per second
+    def describe(self) -> str: ...  # number and kind of devices, compute dtype, framework version
     def close(self): ...
 
 
@@ -101,6 +92,10 @@ def main(trainer_class, script):
         reason = "interrupted"
     except OSError as error:
         reason = f"{error.filename or 'file system'}: {error.strerror or error}: free some space or choose another folder"
+    except RuntimeError as error:  # the frameworks' own out-of-memory errors
+        if "memory" not in str(error).lower():
+            raise
+        reason = f"{str(error).splitlines()[0]}: lower MICRO_BATCH_TOKENS, which never changes the result"
     if speaks:
         print(f"error: {reason}", file=sys.stderr)
     return 2
@@ -124,7 +119,7 @@ def run(trainer_class, settings, script):
     except BaseException as error:
         if folder:
             stopped = isinstance(error, KeyboardInterrupt)
-            folder.end("interrupted" if stopped else getattr(error, "status", "failed"), "stopped by the keyboard" if stopped else str(error))
+            folder.end("interrupted" if stopped else getattr(error, "status", "failed"), str(error) or type(error).__name__)
         raise
     if folder:
         folder.end(status, "the wall-clock cap was reached" if status == "capped" else "all steps were made")
@@ -142,12 +137,12 @@ class RunFolder:
         need = 8 * count_params(settings) + (64 << 20)
         free = shutil.disk_usage(".").free
         if free < need:
-            raise UserError(f"{free >> 20} MiB are free on the disk of {os.getcwd()}, the run may need {need >> 20} MiB: free some space")
+            raise UserError(f"{os.getcwd()} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some space")
         self.path = Path("runs", settings.run_id or time.strftime("%Y%m%d-%H%M%S"))
         try:
             self.path.mkdir(parents=True)
         except FileExistsError:
-            raise UserError(f"{self.path} is there already and is not overwritten: choose another RUN_ID, or remove it") from None
+            raise UserError(f"{self.path} is there already: choose another RUN_ID, or remove it") from None
         self.file = open(self.path / "train.log", "w", encoding="utf-8", buffering=1)  # noqa: SIM115
         self.last = {}
         self.write(Path(script).name, code)
@@ -186,7 +181,7 @@ def describe_run(trainer, settings, data, code, log):
     log("data", train_tokens=data.train.length, val_tokens=data.val.length, manifest=data.manifest_sha256, path=settings.data_path)
     log("tokenizer", vocab_size=data.tokenizer.vocab_size, sha256=data.tokenizer_sha256, path=data.tokenizer_path)
     log("code", bytes=len(code), sha256=hashlib.sha256(code).hexdigest())
-    log("params", params=count_params(settings), flops=flops_per_token(settings), peak=trainer.matmul_flops() / 1e9)
+    log("params", params=count_params(settings), flops=flops_per_token(settings))
     rows = rank_rows(settings, 0, trainer.world_size)[1]
     log("batch", tokens=settings.train_batch_tokens, seq_len=settings.train_seq_len, world_size=trainer.world_size,
         micro_rows=micro_batch_rows(settings, rows))
@@ -217,16 +212,14 @@ def warm_up(trainer, settings, data):
 
 def train(trainer, settings, data, log):
     """("finished" or "capped", summary text). Validation time is not training time; rank 0's clock is everybody's."""
-    step, elapsed, status = 0, 0.0, "finished"
+    step, elapsed = 0, 0.0
     cap = settings.max_wallclock_seconds or math.inf
     bar = tqdm(total=1.0, disable=trainer.rank > 0 or not sys.stderr.isatty(), leave=False,
                bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
     clock = time.perf_counter()
     while True:
-        average = elapsed / max(step, 1)
-        if elapsed + average > cap and step < settings.iterations:  # the next step would end after the cap
-            status = "capped"
-        last = step == settings.iterations or status == "capped"
+        next_end = elapsed + (1 + trainer.steps_ahead) * elapsed / max(step, 1)
+        last = step == settings.iterations or next_end > cap
         if last or (settings.val_loss_every and step % settings.val_loss_every == 0):
             trainer.wait()
             elapsed = common_clock(trainer, elapsed + time.perf_counter() - clock)
@@ -236,30 +229,30 @@ def train(trainer, settings, data, log):
             clock = time.perf_counter()
         if last:
             break
-        progress = run_progress(settings, step, elapsed)
-        before = elapsed
-        loss = trainer.train_step(batch_of(trainer, settings, data, step), lr_scale(settings, progress), muon_momentum(settings, step))
+        scale = lr_scale(settings, run_progress(settings, step, elapsed))
+        loss = trainer.train_step(batch_of(trainer, settings, data, step), scale, muon_momentum(settings, step))
         step += 1
         now = time.perf_counter()
-        elapsed, clock = common_clock(trainer, before + now - clock), now
+        elapsed, clock = common_clock(trainer, elapsed + now - clock), now
         logged = step <= 10 or step % settings.train_log_every == 0
         if logged or not bar.disable:
             value, rate = float(loss), step * settings.train_batch_tokens / elapsed
             if not math.isfinite(value):
                 raise NonFinite(f"the training loss is {value} at step {step}: lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR, or set "
-                                "GRAD_CLIP_NORM=1; if it comes at once, check the data with TRAIN_LOG_EVERY=1")
+                                "GRAD_CLIP_NORM=1")
             bar.n = run_progress(settings, step, elapsed)
             bar.set_postfix_str(f" step {step} loss {value:.3f} {rate:,.0f} tok/s")
             if logged:
                 log("step", step=step, iterations=settings.iterations, train_loss=value, ms=1e3 * elapsed, avg=1e3 * elapsed / step,
                     rate=rate)
     bar.close()
+    status = "finished" if step == settings.iterations else "capped"
     if status == "capped":
         log("stop", ms=1e3 * elapsed, step=step, iterations=settings.iterations)
     log("memory", mib=int(trainer.all_sum(np.array([float(trainer.peak_memory())]))[0] / trainer.world_size) >> 20)
     rate = step * settings.train_batch_tokens / elapsed if step else 0.0
     flops, peak = rate * flops_per_token(settings), trainer.matmul_flops() * trainer.world_size
-    log("throughput", rate=rate, flops=flops / 1e9, share=100 * flops / peak)
+    log("throughput", rate=rate, flops=flops / 1e9, share=100 * flops / peak, peak=peak / 1e9)
     return status, (f"  trained   {step:,} steps, {step * settings.train_batch_tokens:,} tokens in {elapsed:.1f} s, {rate:,.0f} tokens/s\n"
                     f"  before    val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}\n")
 
@@ -272,6 +265,8 @@ def common_clock(trainer, seconds):
 def finish(trainer, settings, data, code_bytes, folder, log):
     """Writes the model file, reads it back, scores what was read, accounts for the bytes. Summary text. Raises OverBudget."""
     weights = {name: np.asarray(w, np.float32) for name, w in trainer.weights().items()}
+    if not all(np.isfinite(w).all() for w in weights.values()):
+        raise NonFinite("a weight is not finite after training: lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR")
     if folder:
         model, payload = encode_model(settings, weights)
         path = folder.write("model.int8.zlib", model)
