@@ -1,0 +1,1 @@
+"""`python -m common.data`: makes or fetches the folders of token shards that the trainers read."""

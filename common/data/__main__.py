@@ -1,0 +1,30 @@
+"""Make or fetch training data: `python -m common.data COMMAND --help`."""
+import argparse
+import sys
+
+from common.data import fineweb, pydoc
+from common.settings import UserError
+
+COMMANDS = [pydoc, fineweb]  # each has add_command(subparsers), which sets `run`, a function of the parsed arguments
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m common.data", description="Make or fetch training data.")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_command(subparsers)
+    options = parser.parse_args(arguments)
+    if "run" not in options:
+        parser.print_help()
+        return 0
+    try:
+        options.run(options)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

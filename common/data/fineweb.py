@@ -1,0 +1,228 @@
+"""FineWeb as the challenge exports it: token shards and tokenizer from a data set repository of the Hugging Face Hub.
+
+The folder serves as DATA_PATH alone. Its manifest.json is removed before anything changes and written last, so a folder
+that has one is whole. It tells what the files hold and not where they came from: equal data give equal bytes.
+"""
+import contextlib
+import hashlib
+import json
+import multiprocessing.pool
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from common.data.pydoc import FORMAT
+from common.settings import UserError
+from common.shards import check_ids, open_shard
+from common.tokenizer import Tokenizer, count_bytes, load_tokenizer
+
+PUBLISHED = {"sp1024": (62_021_632, 151_080_891)}  # of validation: tokens in whole windows of 1024, bytes
+
+
+class Repository:
+    """A data set repository at one commit: `files`, {path: RepoFile} below the prefix, and how to fetch them."""
+
+    def __init__(self, name: str, prefix: str, revision: str):
+        try:
+            from huggingface_hub.hf_api import HfApi, RepoFile
+            from huggingface_hub.utils import disable_progress_bars
+        except ImportError as error:
+            raise UserError("huggingface_hub is not installed: `pip install '.[data]'`") from error
+        disable_progress_bars()  # those of several files overwrite each other
+        self.name, self.api = name, HfApi()
+        with self._explained(f"{name}, revision {revision}, folder {prefix}"):
+            # Asked for first because it fails at once without a connection; listing tries again for half a minute.
+            self.commit = self.api.dataset_info(name, revision=revision, timeout=30).sha
+            tree = self.api.list_repo_tree(name, prefix, recursive=True, revision=self.commit, repo_type="dataset")
+            self.files = {file.path: file for file in tree if isinstance(file, RepoFile)}
+
+    @contextlib.contextmanager
+    def _explained(self, what: str):
+        try:
+            yield
+        except Exception as error:  # also those of its HTTP client, which was requests, then httpx, then httpx2
+            raise UserError(f"{what}: not to be had from {self.api.endpoint}; check the names and the connection, then run "
+                            f"this again ({type(error).__name__}: {' '.join(str(error).split())})") from error
+
+    def fetch(self, path: str, check, folder: Path | None = None):
+        """Download a file into the hub's cache or to its path below a folder: (where it is, what check says of it)."""
+        for again in (False, True):
+            with self._explained(path):
+                local = Path(self.api.hf_hub_download(self.name, path, repo_type="dataset", revision=self.commit,
+                                                      local_dir=folder, force_download=again))
+            try:
+                return local, check(local, self.files[path])
+            except UserError as error:
+                local.unlink()
+                problem = error
+        raise UserError(f"fetched twice: {problem}") from problem
+
+
+def same_bytes(path: Path, remote) -> str:
+    """The file's SHA-256. UserError: it is not the remote file, which has a SHA-256 in LFS, or else Git's SHA-1."""
+    with open(path, "rb") as file:
+        sha256 = found = hashlib.file_digest(file, "sha256").hexdigest()
+        if not remote.lfs:
+            file.seek(0)
+            found = hashlib.sha1(b"blob %d\0" % remote.size + file.read()).hexdigest()
+    if found != (remote.lfs.sha256 if remote.lfs else remote.blob_id):
+        raise UserError(f"{path}: {path.stat().st_size} bytes, not the {remote.size} of {remote.path} in the repository")
+    return sha256
+
+
+def find_dataset(paths, manifest: bytes, variant: str) -> tuple[dict[str, list[str]], str]:
+    """({"train", "val"}: sorted shards, tokenizer) of a variant among a repository's paths. UserError: there is none.
+
+    The published manifest helps where it is as expected: a part of its "datasets" that names the folder also names the
+    tokenizer, as a .model file or as a part of "tokenizers" that has one.
+    """
+    def parts(key):
+        """(name, every text in it) of each part of a list or an object."""
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            found = json.loads(manifest).get(key)
+            for name, part in found.items() if isinstance(found, dict) else enumerate(found):
+                yield part.get("name", name), [str(name), *re.findall(r'"([^"\\]*)"', json.dumps(part))]
+
+    folders, models, folder = {}, {}, f"fineweb10B_{variant}"
+    for path in sorted(paths):
+        if shard := re.fullmatch(r"(?:.*/)?([^/]+)/[^/]+_(train|val)_\d+\.bin", path):
+            folders.setdefault(shard[1], {"train": [], "val": []})[shard[2]].append(path)
+        elif path.endswith(".model"):
+            models[os.path.basename(path)] = path
+    known = [name.removeprefix("fineweb10B_") for name, shards in folders.items() if all(shards.values())]
+    if variant not in known:
+        raise UserError(f"--variant {variant}: no shards in a folder {folder}; variants there are: {', '.join(known) or 'none'}")
+    texts = next((texts for _, texts in parts("datasets") if folder in map(os.path.basename, texts)), [])
+    texts = texts + [text for name, more in parts("tokenizers") if name in texts for text in more]
+    texts += [f"fineweb_{size}_bpe.model" for size in re.findall(r"\d+", variant)]
+    wanted = [os.path.basename(text) for text in texts if text.endswith(".model")]
+    for name in wanted:
+        if name in models:
+            return folders[folder], models[name]
+    raise UserError(f"--variant {variant}: no tokenizer; looked for {', '.join(wanted) or 'one in manifest.json'}; "
+                    f"there are: {', '.join(models) or 'none'}")
+
+
+def in_parallel(function, files: dict, folder: Path) -> dict:
+    """{name: function(name)}, four at a time, with a bar of bytes, in which unfinished files below the folder count.
+
+    The threads are daemons, so that an error or Ctrl-C does not wait for the downloads under way.
+    """
+    results, total = {}, sum(file.size for file in files.values())
+    with multiprocessing.pool.ThreadPool(4) as pool, tqdm(total=total, unit="B", unit_scale=True, disable=None) as bar:
+        jobs = pool.imap_unordered(lambda name: (name, function(name)), files)
+        while len(results) < len(files):
+            with contextlib.suppress(multiprocessing.TimeoutError):
+                results.update([jobs.next(timeout=0.5)])
+            with contextlib.suppress(OSError):  # a file that was finished just now
+                parts = sum(part.stat().st_size for part in folder.rglob("*.incomplete"))
+                bar.update(sum(files[name].size for name in results) + parts - bar.n)
+    return results
+
+
+def count(paths: list[Path], tokenizer: Tokenizer) -> tuple[int, int]:
+    """(documents, bytes) of a split: its BOS ids, and the UTF-8 bytes of its text."""
+    documents, size, previous = 0, 0, tokenizer.bos_id
+    for path in paths:
+        tokens = open_shard(path)
+        for ids in np.split(tokens, range(1 << 22, len(tokens), 1 << 22)):
+            size += int(count_bytes(tokenizer, np.append(previous, ids[:-1]), ids).sum(dtype=np.int64))
+            documents += int(np.count_nonzero(ids == tokenizer.bos_id))
+            previous = ids[-1]
+    return documents, size
+
+
+def add_command(subparsers) -> None:
+    parser = subparsers.add_parser("fineweb", help="the challenge's data: FineWeb shards from the Hugging Face Hub")
+    parser.add_argument("--variant", default="sp1024", help="which export, by its tokenizer (default: %(default)s)")
+    parser.add_argument("--train-shards", type=int, default=80, metavar="N", help="the first N training shards, 200 MB "
+                        "each, beside those that are already there (default: %(default)s, 8 billion tokens)")
+    parser.add_argument("--with-docs", action="store_true", help="also the raw documents, tens of GB, if there are any")
+    parser.add_argument("--out", type=Path, help="folder to make or to complete (default: data/fineweb10B_VARIANT)")
+    parser.add_argument("--repo", default="willdepueoai/parameter-golf", help="data set repository (default: %(default)s)")
+    parser.add_argument("--prefix", default="datasets", help="folder in it (default: %(default)s)")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(options) -> None:
+    """Make the folder what the options say. UserError: it cannot be done, or the folder holds something else."""
+    variant, name = options.variant, f"fineweb10B_{options.variant}"
+    out = options.out or Path("data", name)
+    target, staging = out / "manifest.json", out / ".partial"
+    if options.train_shards < 1:
+        raise UserError(f"--train-shards {options.train_shards}: at least one is needed")
+    if target.exists() and f'"name": "{name}"'.encode() not in target.read_bytes():
+        raise UserError(f"{target} is not one of {name}; choose another --out, or remove that folder")
+    repository = Repository(options.repo, options.prefix, options.revision)
+    remote, published = repository.files, f"{options.prefix}/manifest.json"
+    manifest = repository.fetch(published, same_bytes)[0].read_bytes() if published in remote else b""
+    shards, model = find_dataset(remote, manifest, variant)
+    tokenizer = load_tokenizer(repository.fetch(model, same_bytes)[0])
+    if variant.removeprefix("sp") not in (variant, str(tokenizer.vocab_size)):
+        raise UserError(f"--variant {variant}: its tokenizer {model} has {tokenizer.vocab_size} ids")
+
+    there = {path.name: path.stat().st_size for path in out.glob("*")}
+    splits = {split: {os.path.basename(path): remote[path] for path in shards[split]} for split in shards}
+    stray = {file for file in there if re.search(r"_(train|val)_.*\.bin$", file)}.difference(*splits.values())
+    if stray:
+        raise UserError(f"{out / min(stray)} is not of {name}; choose another --out, or remove it")
+    splits["train"] = {file: part for i, (file, part) in enumerate(splits["train"].items())
+                       if i < options.train_shards or file in there}
+    docs = {os.path.basename(path): remote[path] for path in remote if re.search(r"docs[^/]*\.jsonl[^/]*$", path)}
+    wanted = {"tokenizer.model": remote[model], **splits["val"], **splits["train"], **(docs if options.with_docs else {})}
+
+    needed = sum(part.size for file, part in wanted.items() if there.get(file) != part.size)
+    free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())).free
+    if needed > free:
+        raise UserError(f"{out} needs {needed:,} bytes more, {free:,} are free there: fewer --train-shards, or another --out")
+
+    def check(path, part):
+        """The file's entry in the manifest. UserError: it is damaged, or has ids of another tokenizer."""
+        entry = {"file": path.name, "sha256": same_bytes(path, part)}
+        if path.suffix == ".bin":
+            tokens = open_shard(path)
+            check_ids(tokens, tokenizer.vocab_size, path)
+            entry["tokens"] = len(tokens)
+        return entry
+
+    def obtain(file):
+        with contextlib.suppress(OSError, UserError):
+            return check(out / file, wanted[file])
+        local, entry = repository.fetch(wanted[file].path, check, staging)
+        target.unlink(missing_ok=True)
+        os.replace(local, out / file)
+        print(f"fetched {file}")
+        return entry
+
+    try:
+        entries = in_parallel(obtain, wanted, staging)
+    except KeyboardInterrupt:
+        raise UserError("interrupted; whole files are kept: run this again to go on") from None
+    shutil.rmtree(staging, ignore_errors=True)
+
+    table = {split: {"tokens": sum(entries[file]["tokens"] for file in splits[split]),
+                     "shards": [entries[file] for file in splits[split]]} for split in splits}
+    # Of validation alone: the bytes of eight billion training tokens would take minutes, and nothing needs them.
+    documents, size = count([out / file for file in splits["val"]], tokenizer)
+    table["val"] |= {"documents": documents, "bytes": size}
+    manifest = {"format": FORMAT, "name": name, "splits": table,
+                "tokenizer": {"kind": "sentencepiece", "file": "tokenizer.model",
+                              "sha256": entries["tokenizer.model"]["sha256"], "vocab_size": tokenizer.vocab_size}}
+    (out / ".manifest").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    os.replace(out / ".manifest", target)
+    print(f"{out}: vocabulary {tokenizer.vocab_size}, from {options.repo} at {repository.commit[:12]}")
+    print(f"train: {len(splits['train'])} of {len(shards['train'])} shards, {table['train']['tokens']:,} tokens")
+    print(f"val: {documents:,} documents, {table['val']['tokens']:,} tokens, {size:,} bytes")
+    if options.with_docs:
+        print(f"raw documents: {', '.join(docs) or f'none named *docs*.jsonl* in {options.repo}/{options.prefix}'}")
+    scored = (table["val"]["tokens"] - 1) // 1024 * 1024
+    known_scored, known_size = PUBLISHED.get(variant, (scored, size))
+    if scored != known_scored or abs(size - known_size) > 0.0005 * known_size:
+        print(f"warning: validation has {scored:,} tokens in windows of 1024 and {size:,} bytes, but as published "
+              f"{known_scored:,} and {known_size:,}: scores on it cannot be compared", file=sys.stderr)

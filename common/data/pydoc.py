@@ -1,0 +1,258 @@
+"""The embedded corpus: the documentation inside every Python, so that data is there in seconds and offline.
+
+Texts are the language reference of `pydoc_data.topics` and the docstrings of the standard library, read from its
+sources without importing them. The same Python and sentencepiece always give the same bytes.
+
+A document is a run of paragraphs of one topic or module, about 4 KB. A hash of its text says whether it is validation.
+The guarantee: no 8 consecutive words of a validation document occur in a training document. Topics and docstrings
+repeat each other, so training paragraphs are dropped to keep it (2.5 % of the text).
+"""
+import ast
+import contextlib
+import hashlib
+import importlib
+import io
+import json
+import os
+import platform
+import re
+import shutil
+import sysconfig
+import warnings
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from common.settings import UserError
+from common.shards import write_shard
+from common.tokenizer import Tokenizer, load_tokenizer
+
+FORMAT = "parity-golf-data 1"
+SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+DOCUMENT_CHARACTERS = 4000  # a longer topic or module becomes several documents
+VALIDATION_SHARE = 0.08
+SHINGLE_WORDS = 8
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Text
+
+def documents() -> list[list[str]]:
+    """The paragraphs of every document; joined by an empty line they are its text."""
+    texts = (text.encode(errors="replace").decode() for text in [*_topics(), *_modules()])  # "\ud800" is no text
+    return [part for text in texts for part in _cut(text)]
+
+
+def _cut(text: str) -> list[list[str]]:
+    """Paragraphs in groups of at most DOCUMENT_CHARACTERS; a longer paragraph is a group of its own."""
+    parts, size = [], DOCUMENT_CHARACTERS
+    for paragraph in text.split("\n\n"):
+        if size + len(paragraph) > DOCUMENT_CHARACTERS:
+            parts.append([])
+            size = 0
+        parts[-1].append(paragraph)
+        size += len(paragraph)
+    return parts
+
+
+def _topics() -> list[str]:
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError as error:
+        raise UserError(f"this Python has no pydoc_data.topics ({error}); install its full standard library") from error
+    return [topics[name].strip() for name in sorted(topics)]
+
+
+def _modules() -> list[str]:
+    """One text a module that has docstrings: each docstring under its qualified name, in source order."""
+    root = Path(sysconfig.get_path("stdlib"))
+    texts = []
+    with warnings.catch_warnings(action="ignore"):  # invalid escapes in old sources
+        for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
+            parts = path.relative_to(root).with_suffix("").parts
+            if SKIPPED_FOLDERS.intersection(parts):
+                continue
+            try:
+                tree = ast.parse(path.read_bytes())
+            except (SyntaxError, ValueError):
+                continue
+            name = ".".join(parts).removesuffix(".__init__")
+            texts.append("\n\n".join(f"{name}\n\n{doc}" for name, doc in _docstrings(tree, name)))
+    return [text for text in texts if text]
+
+
+def _docstrings(node: ast.AST, name: str):
+    """(qualified name, docstring) of a module or class and all in it, but not of functions inside functions."""
+    function, named = ast.FunctionDef | ast.AsyncFunctionDef, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    if isinstance(node, named | ast.Module) and (doc := ast.get_docstring(node)):  # cleaned as inspect.cleandoc does
+        yield name, doc
+    if not isinstance(node, function):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.stmt | ast.excepthandler):  # definitions also stand inside if and try
+                yield from _docstrings(child, f"{name}.{child.name}" if isinstance(child, named) else name)
+
+
+def split(parts: list[list[str]]) -> dict[str, list[str]]:
+    """The texts of {"train", "val"} out of documents given as paragraphs, with the guarantee above."""
+    val = [text for text in map("\n\n".join, parts) if _is_validation(text)]
+    held_out = {shingle for text in val for shingle in shingles(words(text))}
+    train = []
+    for paragraphs in parts:
+        if _is_validation("\n\n".join(paragraphs)):
+            continue
+        kept, tail = [], []
+        for paragraph in paragraphs:
+            # With the words before it, so that no border between kept paragraphs makes a held-out shingle.
+            joined = tail + words(paragraph)
+            if held_out.isdisjoint(shingles(joined)):
+                kept.append(paragraph)
+                tail = joined[-(SHINGLE_WORDS - 1) :]
+        if any(kept):
+            train.append("\n\n".join(kept))
+    return {"train": train, "val": val}
+
+
+def _is_validation(text: str) -> bool:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < VALIDATION_SHARE * 2**64
+
+
+def words(text: str) -> list[str]:
+    """What counts as a word in the guarantee: letters, digits and underscores, in lower case."""
+    return re.findall(r"\w+", text.lower())
+
+
+def shingles(sequence: list[str]) -> set[str]:
+    """Every run of SHINGLE_WORDS words."""
+    return {" ".join(sequence[i : i + SHINGLE_WORDS]) for i in range(len(sequence) - SHINGLE_WORDS + 1)}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tokenizer and shards
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> bytes:
+    """A lossless SentencePiece BPE model; equal texts give equal bytes. UserError: vocab_size does not suit them."""
+    if not 260 <= vocab_size <= 65536:
+        raise UserError(f"vocabulary size {vocab_size}: must be 260 (control ids, bytes) to 65536 (16 bits)")
+    # SentencePiece skips texts with a character that it uses itself (NUL, tab, U+2581, U+2585). Whole documents go in,
+    # because only line ends inside a text become part of pieces: 3 % fewer tokens than from single lines. Of the
+    # settings tried, split_digits and this coverage are within 0.005 bits per byte of the best bigram model at 1024 and
+    # at 4096 ids.
+    reserved = str.maketrans("\0\t\u2581\u2585", "\n\n\n\n")
+    file = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(text.translate(reserved) for text in texts), model_writer=file, model_type="bpe",
+            vocab_size=vocab_size, pad_id=0, bos_id=1, eos_id=2, unk_id=3, normalization_rule_name="identity",
+            byte_fallback=True, add_dummy_prefix=False, remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True, character_coverage=0.995, split_digits=True,
+            max_sentence_length=1 << 30, num_threads=1, minloglevel=2)
+    except RuntimeError as error:
+        reason = str(error)
+        if limit := re.search(r"required_chars\. \d+ vs (\d+)", reason):
+            reason = f"the texts need at least {limit[1]}"
+        elif limit := re.search(r"to a value <= (\d+)", reason):
+            reason = f"the texts give at most {limit[1]}"
+        raise UserError(f"vocabulary size {vocab_size}: {reason}") from error
+    return file.getvalue()
+
+
+def encode_document(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """BOS and the ids of one document, uint16 (tokens,). UserError: the ids do not stand for just its UTF-8 bytes."""
+    ids, raw = tokenizer.encode(text), text.encode()
+    if tokenizer.byte_counts[ids].sum() != len(raw) or tokenizer.decode(ids) != raw:
+        raise UserError(f"the tokenizer does not keep this document: {text[:60]!r}...")
+    return np.array([tokenizer.bos_id, *ids], np.uint16)
+
+
+def unigram_bits(train: np.ndarray, val: np.ndarray, vocab_size: int) -> float:
+    """Bits that val's tokens cost under their frequencies in train, each id counted once more so that none has 0."""
+    counts = np.bincount(train, minlength=vocab_size) + 1
+    return -float(np.log2(counts / counts.sum())[val].sum())
+
+
+def build(folder: Path, vocab_size: int) -> list[str]:
+    """Write the whole data set into an empty folder, the manifest last. Returns a summary in lines."""
+    texts = split(documents())
+    model = folder / "tokenizer.model"
+    model.write_bytes(train_tokenizer(texts["train"], vocab_size))
+    tokenizer = load_tokenizer(model)
+    tokens, splits, summary = {}, {}, []
+    for name in ("train", "val"):
+        tokens[name] = np.concatenate([encode_document(tokenizer, text) for text in texts[name]])
+        shard = folder / f"pydoc_{name}_000000.bin"
+        write_shard(shard, tokens[name])
+        size = sum(len(text.encode()) for text in texts[name])
+        splits[name] = {"documents": len(texts[name]), "tokens": tokens[name].size, "bytes": size,
+                        "shards": [{"file": shard.name, "tokens": tokens[name].size, "sha256": _sha256(shard)}]}
+        summary.append(f"{name}: {len(texts[name]):,} documents, {tokens[name].size:,} tokens, {size:,} bytes, "
+                       f"{size / tokens[name].size:.3f} bytes per token")
+    bits = unigram_bits(tokens["train"], tokens["val"], vocab_size) / splits["val"]["bytes"]
+    summary.append(f"unigram entropy of val under the frequencies of train: {bits:.3f} bits per byte")
+    manifest = {"format": FORMAT, "name": "pydoc", "python": platform.python_version(), "splits": splits,
+                "tokenizer": {"kind": "sentencepiece", "file": model.name, "sha256": _sha256(model),
+                              "vocab_size": vocab_size}}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    return summary
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Command
+
+def add_command(subparsers) -> None:
+    parser = subparsers.add_parser("pydoc", help="embedded corpus: the documentation inside Python; seconds, offline")
+    parser.add_argument("--vocab-size", type=int, default=1024, help="ids of the tokenizer (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder to make (default: data/pydoc_spVOCAB_SIZE)")
+    parser.add_argument("--force", action="store_true", help="replace a pydoc data set that is there")
+    parser.set_defaults(run=run)
+
+
+def run(options) -> None:
+    """Build beside the target and rename, so that a folder of that name is a whole data set."""
+    out = options.out or Path(f"data/pydoc_sp{options.vocab_size}")
+    target = out.resolve()
+    manifest = _present(target)
+    if manifest and not options.force:
+        _check(out, manifest, options.vocab_size)
+        print(f"{out} is already there: vocabulary {options.vocab_size}, from Python {manifest.get('python')}")
+        return
+    partial, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
+    partial.mkdir(parents=True)
+    try:
+        summary = build(partial, options.vocab_size)
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)  # not before the new one stands
+    print(f"{out}: vocabulary {options.vocab_size}, from Python {platform.python_version()}", *summary, sep="\n")
+
+
+def _present(folder: Path) -> dict | None:
+    """The manifest of a pydoc data set; None: nothing is there. UserError: something else is."""
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return None
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        if (manifest["format"], manifest["name"]) == (FORMAT, "pydoc"):
+            return manifest
+    raise UserError(f"{folder} is there and is no pydoc data set; choose another --out, or remove it")
+
+
+def _check(folder: Path, manifest: dict, vocab_size: int) -> None:
+    """UserError: the data set has another vocabulary, or files that are not those of its manifest."""
+    try:
+        found = manifest["tokenizer"]["vocab_size"]
+        files = [manifest["tokenizer"], *(shard for part in manifest["splits"].values() for shard in part["shards"])]
+        whole = all(_sha256(folder / file["file"]) == file["sha256"] for file in files)
+    except (OSError, TypeError, KeyError, AttributeError):
+        found, whole = vocab_size, False
+    if found != vocab_size:
+        raise UserError(f"{folder} has vocabulary {found}, not {vocab_size}; choose another --out, or --force")
+    if not whole:
+        raise UserError(f"{folder} is damaged: not the files of its manifest; make it again with --force")
