@@ -2,8 +2,9 @@
 
 Format 1. The file is one RFC 1950 zlib stream and nothing after it. Inside: a safetensors file of the tensors of
 quantize.py, in the order that the safetensors library writes (dtype, then name), whose header has one metadata key, "parity_golf":
-JSON with sorted keys and no spaces, {"format": 1, "settings": {the model's settings}}. There is exactly one file for given
-weights and settings; the reader refuses every other spelling of them.
+JSON with sorted keys and no spaces, {"format": 1, "settings": {the model's settings}}. There is exactly one payload for given
+weights and settings, and the reader refuses every other; how it is deflated is the writer's affair, so that a better encoder leaves
+older files readable.
 """
 import dataclasses
 import json
@@ -79,7 +80,7 @@ def read_model_settings(payload):
 
 def decode_model(data, max_payload=1 << 28):
     """(Settings, float32 weights) from the bytes of a model file, which may come from anyone: bounded memory, no code is run,
-    and a file that is not exactly what encode_model writes for its content is refused. Raises UserError."""
+    and a payload that is not exactly what encode_model writes for its content is refused. Raises UserError."""
     try:
         payload = inflate_bounded(data, max_payload)
         settings = read_model_settings(payload)

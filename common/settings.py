@@ -78,40 +78,36 @@ def parse_setting(field, text):
     """The value of one field from text. Raises ValueError in plain words."""
     kind, rule = field.type, field.metadata
     words = {bool: "0 or 1", int: "a whole number", float: "a number", str: "text"}[kind]
+    low, high, choices = rule["low"], rule["high"], rule["choices"]
     try:
-        if kind is bool:
-            value = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.strip().lower()]
+        value = ("0", "1", "false", "true", "no", "yes").index(text.strip().lower()) % 2 == 1 if kind is bool else kind(text)
+    except ValueError:
+        wrong = f"not {words}"
+    else:
+        if low is not None and not low <= value <= high:  # a NaN fails this too
+            wrong = f"outside {low} to {high}"
+        elif choices and value not in choices:
+            wrong = f"not one of {', '.join(choices)}"
         else:
-            value = kind(text.replace("_", "") if kind is int else text)
-    except (ValueError, KeyError):
-        raise ValueError(f"{field.name.upper()}={text} is not {words}") from None
-    low, high = rule["low"], rule["high"]
-    if low is not None and not low <= value <= high:  # a NaN fails this too
-        raise ValueError(f"{field.name.upper()}={text} is outside {low} to {high}")
-    if rule["choices"] and value not in rule["choices"]:
-        raise ValueError(f"{field.name.upper()}={text} is not one of {', '.join(rule['choices'])}")
-    return value
+            return value
+    raise ValueError(f"{field.name.upper()}={text} is {wrong}")
 
 
 def setting_conflicts(s):
     """list[str]: what cannot hold together, in plain words."""
-    wrong = []
-
-    def need(holds, words):
-        if not holds:
-            wrong.append(words)
-
-    need(s.model_dim % s.num_heads == 0, f"MODEL_DIM={s.model_dim} must be a multiple of NUM_HEADS={s.num_heads}")
-    need(s.num_heads % s.num_kv_heads == 0, f"NUM_HEADS={s.num_heads} must be a multiple of NUM_KV_HEADS={s.num_kv_heads}")
-    need(s.model_dim // s.num_heads % 2 == 0,
-         f"MODEL_DIM={s.model_dim} / NUM_HEADS={s.num_heads} must be even: rotary embedding turns pairs")
-    need(s.train_batch_tokens % s.train_seq_len == 0,
-         f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} must be a multiple of TRAIN_SEQ_LEN={s.train_seq_len}")
-    need(s.micro_batch_tokens >= s.train_seq_len,
-         f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} is less than one row (TRAIN_SEQ_LEN={s.train_seq_len})")
-    need(s.val_tokens_limit == 0 or s.val_tokens_limit > 1, "VAL_TOKENS_LIMIT=1 leaves nothing to score: use 0 (all) or more")
-    need(re.fullmatch(r"(?!\.)[\w.-]*", s.run_id), f"RUN_ID={s.run_id} must be a plain folder name: letters, digits, _ - .")
-    need(not (s.compute_dtype == "float64" and s.device == "gpu"), "COMPUTE_DTYPE=float64 runs on the CPU: use DEVICE=cpu or auto")
+    wrong = [f"{a.upper()}={getattr(s, a)} must be a multiple of {b.upper()}={getattr(s, b)}"
+             for a, b in (("model_dim", "num_heads"), ("num_heads", "num_kv_heads"), ("train_batch_tokens", "train_seq_len"))
+             if getattr(s, a) % getattr(s, b)]
+    if s.model_dim // s.num_heads % 2:
+        wrong.append(f"MODEL_DIM={s.model_dim} / NUM_HEADS={s.num_heads} must be even: rotary embedding turns pairs")
+    if s.micro_batch_tokens < s.train_seq_len:
+        wrong.append(f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} is less than one row (TRAIN_SEQ_LEN={s.train_seq_len})")
+    if s.val_tokens_limit == 1:
+        wrong.append("VAL_TOKENS_LIMIT=1 leaves nothing to score: use 0 (all) or more")
+    if not re.fullmatch(r"(?!\.)[\w.-]*", s.run_id):
+        wrong.append(f"RUN_ID={s.run_id} must be a plain folder name: letters, digits, _ - .")
+    if s.compute_dtype == "float64" and s.device == "gpu":
+        wrong.append("COMPUTE_DTYPE=float64 runs on the CPU: use DEVICE=cpu or auto")
     return wrong
 
 
@@ -119,26 +115,25 @@ def load_settings(kind, flags, environment, warn):
     """Settings of class `kind` from command-line flags, then the environment, then the defaults. warn(text) tells of
     near misses. Raises UserError with every problem at once."""
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    text = {name: environment[name.upper()] for name in fields if name.upper() in environment}
-    known = [name.upper() for name in fields]
-    for name in sorted(set(environment) - set(known)):
+    known = {name.upper(): name for name in fields}
+    text = {known[name]: value for name, value in environment.items() if name in known}
+    for name in sorted(environment.keys() - known):
         for near in difflib.get_close_matches(name, known, 1, 0.9):
             warn(f"{name} is set but is no setting; did you mean {near}?")
-    wrong, flags = [], list(flags)
+    wrong, values, flags = [], {}, list(flags)
     while flags:
         flag, equals, value = flags.pop(0).partition("=")
         name = flag[2:].replace("-", "_").lower()
+        if not equals:
+            value = flags.pop(0) if flags and not flags[0].startswith("--") else None
         if not flag.startswith("--") or name not in fields:
             near = difflib.get_close_matches(name, fields, 1)
-            hint = f"; did you mean --{near[0].replace('_', '-')}?" if near else "; --help lists all settings"
-            wrong.append(f"{flag} is no setting{hint}")
-            if not equals and flags and not flags[0].startswith("--"):
-                flags.pop(0)  # its value
-        elif not equals and not flags:
+            hint = f"did you mean --{near[0].replace('_', '-')}?" if near else "--help lists all settings"
+            wrong.append(f"{flag} is no setting; {hint}")
+        elif value is None:
             wrong.append(f"{flag} needs a value")
         else:
-            text[name] = value if equals else flags.pop(0)
-    values = {}
+            text[name] = value
     for name, given in text.items():
         try:
             values[name] = parse_setting(fields[name], given)
@@ -153,7 +148,7 @@ def load_settings(kind, flags, environment, warn):
 
 def changed_settings(settings):
     """dict of the settings that differ from the defaults of their class."""
-    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if getattr(settings, f.name) != f.default}
+    return {name: value for name, value in vars(settings).items() if value != getattr(type(settings), name)}
 
 
 def model_settings(settings):

@@ -13,7 +13,7 @@ from common.tokenizer import Tokenizer
 
 VOCAB = 13
 IDS = np.arange(VOCAB)
-RUN = Settings(train_batch_tokens=48, train_seq_len=8, micro_batch_tokens=16)  # 6 rows, 2 at a time
+RUN = Settings(train_batch_tokens=48, train_seq_len=8, micro_batch_tokens=32)  # 6 rows: 3 at a time, or 2 on 3 ranks
 TOKENS = (np.arange(101) ** 2 * 7 % VOCAB).astype(np.uint16)
 STREAM = TokenStream(np.split(TOKENS, [17, 60]))
 
@@ -71,7 +71,8 @@ def test_padding_is_not_scored():
     tokens, scored = eval_batch(STREAM, windows, 3, 8)
     assert tokens.dtype == np.int32 and scored.dtype == bool
     assert tokens[0].tolist() == TOKENS[88:97].tolist() and scored[0].all()
-    assert tokens[1].tolist() == [*TOKENS[96:101].tolist(), 0, 0, 0, 0] and scored[1].tolist() == [True] * 4 + [False] * 4
+    assert tokens[1].tolist() == [*TOKENS[96:101].tolist(), 0, 0, 0, 0]
+    assert scored[1].tolist() == [True] * 4 + [False] * 4
     assert not tokens[2].any() and not scored[2].any()
 
 
@@ -80,11 +81,7 @@ def test_padding_is_not_scored():
 def test_evaluate_is_the_sum_over_the_tokens(tok, num_tokens):
     trainer = FakeTrainer()
     assert evaluate(trainer, RUN, STREAM, tok, num_tokens) == direct(tok, num_tokens)
-    assert trainer.shapes == {((2, 9), "int32")}  # training's shape, for the tail too
-
-
-def test_the_two_byte_rules_differ():
-    assert direct(SPACED, 101)[3] > direct(EXACT, 101)[3]
+    assert trainer.shapes == {((3, 9), "int32")}  # training's shape, for the tail too
 
 
 @pytest.mark.parametrize("num_tokens", [9, 50, 101])  # 1 window for 3 ranks, 7 windows, 13 windows
@@ -96,3 +93,4 @@ def test_ranks_share_the_windows(num_tokens):
     for trainer in ranks:
         trainer.others = sum(other.own for other in ranks if other is not trainer)
         assert evaluate(trainer, RUN, STREAM, SPACED, num_tokens) == direct(SPACED, num_tokens)
+        assert trainer.shapes <= {((2, 9), "int32")}

@@ -59,8 +59,12 @@ from common.units import UNIT
 
 # how it is run
 def main():
+    """Its own docstrings
+
+    stay."""
     from math import floor
-    print(__doc__, __name__, no_such_framework, floor(area(Circle(2))), UNIT, *sys.argv[1:])
+    print(__doc__, __name__, no_such_framework, floor(area(Circle(2))), UNIT, *sys.argv[1:],
+          main.__name__)  # as its own comments do
 
 
 if __name__ == "__main__":
@@ -70,28 +74,39 @@ SHAPES = '''"""Shapes.
 
 Two "paragraphs".
 """
+import json
 import math
 from dataclasses import dataclass
 
 from common.units import UNIT, scaled  # this one goes too
 
+NAMES = ["circle"]
 
-@dataclass  # a comment that stays
+
+@dataclass  # a comment
 class Circle:
+    """Around a centre."""
     radius: float
 
 
 # the area of a circle
 @scaled
 def area(circle):
-    return math.pi * circle.radius ** 2
+    """In square units."""
+    # Archimedes
+    if TEXT:
+        return math.pi * circle.radius ** 2  # exact
+
+
+def name(index):
+    return json.dumps(NAMES[index])
 
 
 TEXT = """
 from common.units import UNIT
 
 
-never touched, \u2028 é"""
+    # never touched, \u2028 é"""
 '''
 UNITS = '''from math import tau  # no line ends here: \u2028
 import math
@@ -99,7 +114,7 @@ UNIT = round(tau)
 
 
 def scaled(function):
-    return lambda argument: UNIT * function(argument)
+    return lambda argument: UNIT * function(argument) * math.cos(0)
 
 
 if __name__ == "__main__":
@@ -110,58 +125,57 @@ BUNDLE = '''#!/usr/bin/env python3
 """A trainer."""
 import sys
 try:
-    import no_such_framework
+\timport no_such_framework
 except ModuleNotFoundError:
-    no_such_framework = None
+\tno_such_framework = None
 
 
-# ===== common/units.py ============================================================================
-from math import tau  # no line ends here: \u2028
+# ===== common/units.py =====
+from math import tau
 import math
 UNIT = round(tau)
 
 
 def scaled(function):
-    return lambda argument: UNIT * function(argument)
+\treturn lambda argument: UNIT * function(argument) * math.cos(0)
 
 
-# ===== common/shapes.py ===========================================================================
-"""Shapes.
-
-Two "paragraphs".
-"""
-import math
+# ===== common/shapes.py =====
 from dataclasses import dataclass
 
 
-@dataclass  # a comment that stays
+@dataclass
 class Circle:
-    radius: float
+\tradius: float
 
 
-# the area of a circle
 @scaled
 def area(circle):
-    return math.pi * circle.radius ** 2
+\tif TEXT:
+\t\treturn math.pi * circle.radius ** 2
 
 
 TEXT = """
 from common.units import UNIT
 
 
-never touched, \u2028 é"""
+    # never touched, \u2028 é"""
 
 
-# ===== train.py ===================================================================================
+# ===== train.py =====
 
 # how it is run
 def main():
-    from math import floor
-    print(__doc__, __name__, no_such_framework, floor(area(Circle(2))), UNIT, *sys.argv[1:])
+\t"""Its own docstrings
+
+    stay."""
+\tfrom math import floor
+\tprint(__doc__, __name__, no_such_framework, floor(area(Circle(2))), UNIT, *sys.argv[1:],
+\t\t  main.__name__)  # as its own comments do
 
 
 if __name__ == "__main__":
-    main()
+\tmain()
 '''
 
 
@@ -171,7 +185,7 @@ def test_text(tmp_path):
 
 def test_bundle_prints_what_the_script_prints(tmp_path):
     script = project(tmp_path / "project", SCRIPT, shapes=SHAPES, units=UNITS)
-    assert run_bundle(tmp_path, script) == output(script) == "A trainer. __main__ None 75 6\n"
+    assert run_bundle(tmp_path, script) == output(script) == "A trainer. __main__ None 75 6 main\n"
 
 
 def test_windows_files_give_the_same_bundle(tmp_path):
@@ -198,17 +212,203 @@ def test_every_module_comes_once_after_what_it_imports(tmp_path):
     assert run_bundle(tmp_path, script) == output(script) == "base left base right  base left \n"
 
 
-def test_future_imports_move_to_the_top(tmp_path):
-    future = "from __future__ import annotations\n"
-    a, b = f"{future}x: later = 1\n", f'"""B."""\n{future}from __future__ import division\ny = 2\n'
-    code = "from common.a import x\nfrom common.b import y\nprint(x, y, __annotations__)\n"
-    heads = ["", "#!/bin/env python\n", '"""Doc.\n"""\n', f'#!/bin/env python\n"""Doc."""\n{future}']
-    for number, head in enumerate(heads):
-        folder = tmp_path / str(number)
-        script = project(folder / "project", head + code, a=a, b=b)
-        assert run_bundle(folder, script) == "1 2 {'x': 'later'}\n"
-        text = bundle(script).decode()
-        assert text.startswith(head) and text.count(future) == 1
+GET_X = "from common.a import x\nprint(x() if callable(x) else x)\n"
+
+
+@pytest.mark.parametrize("module", [
+    "def gone(): pass\nx = 1",
+    "async def gone(): pass\nx = 1",
+    "class gone:\n    y = 1\n    def z(self): print(0)\nx = 1",
+    "class gone(ValueError): pass\nx = 1",
+    "gone = gone_too = 3\nx = 1",
+    "gone, [*gone_too] = 1, frozenset({2})\nx = 1",
+    "gone = lambda y: y + 1\nx = 1",
+    "gone = {i: i for i in range(3)}\nx = 1",
+    "import json as gone\nfrom os import path as gone_path, sep as gone_sep\nx = 1",
+    "gone = 1\ndef gone_too(): return gone\nx = 1",
+    "def gone(): return gone_too()\ndef gone_too(): return gone()\nx = 1",
+    "from common.b import gone\ndef gone_too(): return gone()\nx = 1",
+    "from common.b import y, gone\nclass gone_too:\n    def z(self): gone()\nx = y",
+    "import functools as gone\n@gone.cache\ndef gone_too(): pass\nx = 1",
+    "from functools import cache as gone\n@gone\ndef gone_too(): pass\nx = 1",
+    "import dataclasses as gone\n@gone.dataclass(frozen=True)\nclass gone_too:\n    y: list = gone.field(default=1)\nx = 1",
+    "import re as gone\ngone_pattern = gone.compile('y')\nx = 1",
+    "from typing import Protocol as gone\nclass gone_too(gone):\n    @property\n    def y(self): ...\nx = 1",
+])
+def test_what_nothing_names_goes(tmp_path, module):
+    script = project(tmp_path / "project", GET_X, a=module, b="def gone(): pass\ny = 1\n")
+    assert b"gone" not in bundle(script)
+    assert run_bundle(tmp_path, script) == output(script) == "1\n"
+
+
+REGISTRY = "calls = []\ndef call(f=None, *more):\n    calls.append(1)\n    return f\ndef x(): return calls\n"
+
+
+@pytest.mark.parametrize("module", [
+    # uses
+    "def kept(f): return f()\n@kept\ndef x(): return 3",
+    "kept = 3\ndef x(y=kept): return y",
+    "kept = 3\ndef x(*, y=lambda: kept): return y()",
+    "kept = 3\nclass kept_class:\n    y = [kept for _ in '1']\ndef x(): return kept_class.y",
+    "kept = 3\ndef x(): return f'{1:{kept}}'",
+    "kept = 3\nasync def kept_wait(): return kept\ndef x():\n    import asyncio\n    return asyncio.run(kept_wait())",
+    "def x():\n    global kept\n    from os import sep as kept\n    return kept_sep()\ndef kept_sep(): return kept\nkept = 1",
+    "kept = 3\nkept: int\nkept += 1\ndef x(): return kept",
+    "class kept: pass\ndef x(y: kept): return y\nx = x.__annotations__['y'].__name__",
+    "import dataclasses, typing as kept\n@dataclasses.dataclass\nclass kept_class:\n    y: 'kept.ClassVar[int]' = 1\n"
+    "x = dataclasses.fields(kept_class)",
+    "import sys\nkept = 3\ndef x(): return getattr(sys.modules[x.__module__], 'kept')",
+    "try:\n    import no_such_module as kept\nexcept ImportError:\n    kept = None\nx = 1",
+    "import xml.dom as kept\nfrom os import path as kept_path\nkept_both = kept, kept_path\ndef x(): return len(kept_both)",
+    # statements that do more than bind names
+    REGISTRY + "call()",
+    REGISTRY + "kept_it = call()",
+    REGISTRY + "kept_it: int = call()",
+    REGISTRY + "kept_it = list(map(call, (1, 2)))",
+    REGISTRY + "kept_it = [(lambda: call())() for _ in range(2)]",
+    REGISTRY + "def kept(y=call()): pass",
+    REGISTRY + "@call\ndef kept(): pass",
+    REGISTRY + "@call\nclass kept: pass",
+    REGISTRY + "class kept:\n    y = call()",
+    REGISTRY + "class kept:\n    @call\n    def y(self): pass",
+    REGISTRY + "class kept:\n    for y in '12': calls.append(y)",
+    REGISTRY + "class kept:\n    calls += [3]",
+    REGISTRY + "class kept:\n    calls[:] = [3]",
+    REGISTRY + "class kept:\n    def __init_subclass__(cls): call()\nclass kept_subclass(kept): pass",
+    REGISTRY + "class kept(type):\n    def __init__(cls, *y): call()\nclass kept_class(metaclass=kept): pass",
+    REGISTRY + "class kept: pass\nclass kept_subclass(kept): pass\ndef x(): return len(kept.__subclasses__())",
+    REGISTRY + "import functools\n@functools.singledispatch\ndef kept(y): return 0\n@kept.register\ndef kept_int(y: int): return y\n"
+    "x = kept(1)",
+    REGISTRY + "calls += [2]",
+    REGISTRY + "calls[:] = [2]",
+    REGISTRY + "kept_same = calls\nkept_it, kept_same[:] = 1, [2]",
+    REGISTRY + "kept_it = [kept_was := calls]\ncalls = [2]\ndef kept_get(): return kept_was\nx = kept_get",
+    REGISTRY + "call.kept = 4\nx = [call].pop().kept",
+    REGISTRY + "calls.append(2)\ndel call",
+    REGISTRY + "if calls:\n    pass\nelse:\n    def kept(): return 5\n    x = kept",
+    REGISTRY + "while calls != [1]:\n    call()",
+    REGISTRY + "with open('kept', 'w') as kept_file: calls.append(kept_file.write('4'))",
+])
+def test_what_is_used_or_acts_stays(tmp_path, module):
+    script = project(tmp_path / "project", GET_X, a=module + "\n")
+    assert set(re.findall(r"kept\w*", module)) <= set(re.findall(r"kept\w*", bundle(script).decode()))
+    assert run_bundle(tmp_path, script) == output(script)
+
+
+PROSE = """
+'''gone:
+the module'''
+# gone
+import sys  # gone, é
+
+TEXT = '# kept'  # gone: '
+LONG = '''
+    # kept: four spaces
+\t# kept: a tab, two spaces at the end \x20
+\\
+    "kept" '''  # gone
+
+
+class Empty:
+    "kept: the whole body"
+
+
+class Both:
+    # gone
+    '''gone'''
+
+    text = 'kept'
+
+    def method(self, a=f'''
+        # kept {TEXT}
+    {
+        TEXT!r:>20}
+    ''',  # gone
+               b=(  # gone
+                   '# kept'
+                   # gone
+               )):
+        "gone"
+        def inner():
+            '''gone
+            '''
+            'kept, as no docstring'
+            return a, \\
+                b
+        return inner()
+
+
+def nothing():
+    '''kept
+    # the whole body'''
+
+
+async def later():
+    "gone"
+    return await None
+
+
+def x():
+    return repr((TEXT, LONG, Empty().__class__, Both().method(), Both.text, nothing(), later.__name__))
+"""
+
+
+def test_docstrings_and_comments_of_modules_go_and_strings_stay(tmp_path):
+    script = project(tmp_path / "project", GET_X, a=PROSE)
+    assert run_bundle(tmp_path, script) == output(script).replace("common.a", "__main__")
+    text = bundle(script).decode()
+    assert "gone" not in text
+    assert text.count("kept") == PROSE.count("kept")
+
+
+def test_a_tab_for_four_spaces(tmp_path):
+    module = """
+def x():
+    for text in ('''
+    four''', f'''
+    {1}
+        eight'''):
+        if text:
+            print(text,
+                  len(text))
+            continue; '''
+        eight'''
+    return [
+      2]
+"""
+    script = project(tmp_path / "project", f"if 1:\n    # why\n        # how\n    y = '''\n    four'''\n{GET_X}", a=module)
+    assert run_bundle(tmp_path, script) == output(script)
+    text = bundle(script).decode()
+    assert text.startswith("if 1:\n\t# why\n\t\t# how\n\ty = '''\n    four'''\n")
+    assert "\ndef x():\n\tfor text in ('''\n    four''', f'''\n    {1}\n        eight'''):\n\t\tif text:\n" in text
+    assert "\n\t\t\tprint(text,\n\t\t\t\t  len(text))\n\t\t\tcontinue; '''\n        eight'''\n\treturn [\n\t  2]\n" in text
+
+
+def test_a_script_indented_by_tabs(tmp_path):
+    script = project(tmp_path / "project", f"{GET_X}if x:\n\tif x:\n\t\tprint(2)\n", a="x = 1\n")
+    assert bundle(script).decode().endswith("if x:\n\tif x:\n\t\tprint(2)\n")
+    assert run_bundle(tmp_path, script) == "1\n2\n"
+
+
+def test_an_import_is_made_once(tmp_path):
+    once = "import json\nimport os.path\nfrom math import pi, e\n"
+    script = project(tmp_path / "project", f"import json\ntry:\n    import re\nfinally:\n    pass\n{GET_X}import re, string\n",
+                     a=f"from common.b import y\n{once}import re\nx = json.dumps([os.path.sep, pi, re.escape('a'), y()])\n",
+                     b=f"{once}import re\ndef y():\n    import re, string\n    return json, os.sep, pi, re, string\ny = str\n")
+    assert run_bundle(tmp_path, script) == output(script)
+    lines = [line.strip() for line in bundle(script).decode().split("\n") if "import" in line]
+    assert lines == ["import json", "import re", "import os.path", "from math import pi, e", "import re",
+                     "import re, string", "import re, string"]
+
+
+def test_a_bundle_that_reaches_the_bundler_is_its_own_bundle(tmp_path):
+    script = project(tmp_path / "project", "import hashlib\nfrom common.bundle import bundle\n"
+                     "print(hashlib.sha256(bundle(__file__)).hexdigest())\n")
+    for name in ("bundle", "settings"):
+        shutil.copy(ROOT / "common" / f"{name}.py", script.parent / "common")
+    code = bundle(script)
+    assert len(code) < 400 and b"UserError" not in code
+    assert run_bundle(tmp_path, script) == output(script) == hashlib.sha256(code).hexdigest() + "\n"
 
 
 @pytest.mark.parametrize(("a", "b"), [
@@ -248,6 +448,12 @@ IMPORT = "from common.a import x\n"
     ("train.py:1", "line of its own", "from common.a import x; print(x)\n", {"a": "x = 1"}),
     ("train.py:1", "line of its own", "y = 1; from common.a import x\n", {"a": "x = 1"}),
     ("common/a.py:2", "line of its own", IMPORT, {"a": "x = 1\nfrom common.b import y;", "b": "y = 1"}),
+    ("common/a.py:2", "line of its own", IMPORT, {"a": "def x():\n    'Doc.'; return 1"}),
+    ("common/a.py:1", "line of its own", IMPORT, {"a": "y = 0; x = 1"}),
+    ("common/a.py:1", "in one line", IMPORT, {
+        "a": "x = 1\nimport functools\n@(\n    functools.cache\n)\ndef y(): pass"}),
+    ("common/a.py:1", "four spaces", IMPORT, {"a": "def x():\n  if 1:\n    return 1"}),
+    ("train.py:1", "four spaces", IMPORT + "if x:\n  if x:\n    print(x)\n", {"a": "x = 1"}),
     # modules and names that are not there
     ("train.py:2", "common/b.py", "import os\nfrom common.b import x\n", {"a": "x = 1"}),
     ("common/a.py:1", "common/b.py", IMPORT, {"a": "from common.b import x"}),
@@ -270,7 +476,16 @@ IMPORT = "from common.a import x\n"
         "a": "from common.b import y\n__cache = 1\nx = y", "b": "__cache = 2\ny = 2"}),
     ("common/a.py:1", "`open`", IMPORT, {"a": "from os import open\nx = 1"}),
     ("train.py:3", "`print`", IMPORT + "\ndef print(): pass\n", {"a": "x = 1"}),
-    ("common/a.py:1", "`*`", IMPORT, {"a": "from math import *\nx = 1"}),
+    ("common/a.py:1", "`from math import *`", IMPORT, {"a": "from math import *\nx = 1"}),
+    ("train.py:2", "`from math import *`", IMPORT + "from math import *\n", {"a": "x = 1"}),
+    ("common/a.py:1", "`from __future__", IMPORT, {"a": "from __future__ import annotations\nx = 1"}),
+    ("common/a.py:2", "`from __future__", IMPORT, {"a": "'Doc.'\nfrom __future__ import division as y\nx = 1"}),
+    ("train.py:2", "`from __future__", "'Doc.'\nfrom __future__ import annotations\n" + IMPORT, {"a": "x = 1"}),
+    ("common/a.py:2", "`x.__doc__`", IMPORT, {"a": "def x():\n    return x.__doc__"}),
+    ("train.py:2", "`x.__doc__`", IMPORT + "print(x.__doc__)\n", {"a": "x = 1"}),
+    ("common/a.py:1", "`globals`", IMPORT, {"a": "x = globals()"}),
+    ("common/a.py:2", "`eval`", IMPORT, {"a": "def x(y):\n    return eval(y)"}),
+    ("common/a.py:1", "`exec`", IMPORT, {"a": "exec('x = 1')\nx = 1"}),
     # not Python
     ("train.py:2", "syntax", "x = 1\nx = = 1\n", {}),
     ("common/a.py:2", "return", IMPORT, {"a": "x = 1\nreturn x"}),
@@ -324,9 +539,7 @@ def run_command(script, hash_seed):
 
 
 def test_command_line(tmp_path):
-    futures = ["division", "annotations", "generator_stop", "print_function"]  # of a set, so their order is at risk
-    lines = "".join(f"from __future__ import {name}\n" for name in futures)
-    script = project(tmp_path, "from common.a import x\n", a=f"{lines}x = 1\n")
+    script = project(tmp_path, SCRIPT, shapes=SHAPES, units=UNITS)
     code = bundle(script)
     for hash_seed in ("1", "2"):
         done = run_command(script, hash_seed)
@@ -355,8 +568,9 @@ def test_all_of_common_fits_in_one_file(tmp_path):
     lines = []
     for path in sorted((ROOT / "common").glob("[!_]*.py")):
         nodes = ast.parse(path.read_bytes()).body
-        name = next(node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef))
-        lines.append(f"from common.{path.stem} import {name}\n")
-    assert "from common.settings import UserError\n" in lines
+        names = [node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        names = ["bundle"] if path.stem == "bundle" else names
+        lines.append(f"from common.{path.stem} import {', '.join(names)}\n")
+    assert "from common.bundle import bundle\n" in lines and len(lines) > 10
     (tmp_path / "train.py").write_text("".join(lines) + "print('ready')\n")
     compile(bundle(tmp_path / "train.py"), "train.py", "exec")

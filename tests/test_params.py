@@ -5,13 +5,21 @@ import hashlib
 import numpy as np
 import pytest
 
-from common.params import check_weights, count_params, flops_per_token, initial_weights, num_skips, param_table, rope_tables
+from common.params import (
+    check_weights,
+    count_params,
+    flops_per_token,
+    initial_weights,
+    num_skips,
+    param_table,
+    rope_tables,
+)
 from common.settings import Settings
 
 TINY = Settings(vocab_size=11, num_layers=3, model_dim=8, num_heads=2, num_kv_heads=1, mlp_mult=3, seed=5)
 UNTIED = dataclasses.replace(TINY, tie_embeddings=False)
-BLOCK = ["resid_mix", "attn.c_q.weight", "attn.c_k.weight", "attn.c_v.weight", "attn.q_gain", "attn.proj.weight", "attn_scale",
-         "mlp.fc.weight", "mlp.proj.weight", "mlp_scale"]
+BLOCK = ["resid_mix", "attn.c_q.weight", "attn.c_k.weight", "attn.c_v.weight", "attn.q_gain", "attn.proj.weight",
+         "attn_scale", "mlp.fc.weight", "mlp.proj.weight", "mlp_scale"]
 
 
 def test_the_baseline():
@@ -21,7 +29,8 @@ def test_the_baseline():
 
 def test_the_table_in_reading_order():
     table = param_table(UNTIED)
-    assert [*table] == ["tok_emb.weight", *(f"blocks.{i}.{name}" for i in range(3) for name in BLOCK), "skip_weights", "lm_head.weight"]
+    blocks = [f"blocks.{i}.{name}" for i in range(3) for name in BLOCK]
+    assert [*table] == ["tok_emb.weight", *blocks, "skip_weights", "lm_head.weight"]
     assert [*param_table(TINY)] == [*table][:-1]
     assert "skip_weights" not in param_table(Settings(num_layers=1))
     assert [num_skips(Settings(num_layers=n)) for n in (1, 2, 9, 10)] == [0, 1, 4, 5]
@@ -29,7 +38,8 @@ def test_the_table_in_reading_order():
 
 def test_shapes_and_groups():
     table = param_table(UNTIED)
-    assert {name.removeprefix("blocks.2."): (p.shape, p.group) for name, p in table.items() if ".0." not in name and ".1." not in name} == {
+    assert {name.removeprefix("blocks.2."): (p.shape, p.group) for name, p in table.items()
+            if not name.startswith(("blocks.0.", "blocks.1."))} == {
         "tok_emb.weight": ((11, 8), "embed"), "resid_mix": ((2, 8), "scalar"), "attn.c_q.weight": ((8, 8), "matrix"),
         "attn.c_k.weight": ((4, 8), "matrix"), "attn.c_v.weight": ((4, 8), "matrix"), "attn.q_gain": ((2,), "scalar"),
         "attn.proj.weight": ((8, 8), "matrix"), "attn_scale": ((8,), "scalar"), "mlp.fc.weight": ((24, 8), "matrix"),
@@ -52,7 +62,8 @@ def test_golden_initial_weights(settings, digest):
 
 
 def test_initial_values():
-    weights = initial_weights(Settings(vocab_size=500, model_dim=64, num_layers=2, num_heads=2, num_kv_heads=1, qk_gain_init=2.5))
+    weights = initial_weights(Settings(vocab_size=500, model_dim=64, num_layers=2, num_heads=2, num_kv_heads=1,
+                                       qk_gain_init=2.5))
     for name in ("attn.c_q.weight", "attn.c_k.weight", "attn.c_v.weight", "mlp.fc.weight"):
         weight = weights[f"blocks.1.{name}"]
         assert 0.12 < np.abs(weight).max() <= 0.125  # 1 / sqrt(64), the fan-in of all four
@@ -83,7 +94,8 @@ def test_a_new_tensor_does_not_move_the_others():
 
 def test_every_random_tensor_has_its_own_values_and_follows_the_seed():
     values = [tuple(initial_weights(dataclasses.replace(TINY, seed=seed))[name].ravel()[:8].tolist())
-              for seed in (0, 1, 5, 2**63 - 1) for name, p in param_table(TINY).items() if p.init in ("uniform", "normal")]
+              for seed in (0, 1, 5, 2**63 - 1)
+              for name, p in param_table(TINY).items() if p.init in ("uniform", "normal")]
     assert len(set(values)) == len(values) == 4 * 13
 
 
@@ -101,10 +113,11 @@ def test_check_weights_names_every_problem():
     weights = initial_weights(TINY)
     check_weights(TINY, weights)
     del weights["skip_weights"]
-    weights |= {"tok_emb.weight": np.zeros((11, 9)), "blocks.0.attn_scale": np.zeros((8, 1)), "lm_head.weight": np.zeros(1)}
+    weights |= {"tok_emb.weight": np.zeros((11, 9)), "blocks.0.attn_scale": np.zeros((8, 1)),
+                "lm_head.weight": np.zeros(1)}
     with pytest.raises(ValueError) as error:
         check_weights(TINY, weights)
-    for words in ("skip_weights is missing", "lm_head.weight is unknown", "tok_emb.weight has shape (11, 9), not (11, 8)",
-                  "blocks.0.attn_scale has shape (8, 1), not (8,)"):
+    for words in ("skip_weights is missing", "lm_head.weight is unknown",
+                  "tok_emb.weight has shape (11, 9), not (11, 8)", "blocks.0.attn_scale has shape (8, 1), not (8,)"):
         assert words in str(error.value)
     assert str(error.value).count(";") == 3

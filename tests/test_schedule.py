@@ -12,7 +12,8 @@ NO_CAP = Settings(iterations=1000, max_wallclock_seconds=0.0)
 
 
 @pytest.mark.parametrize("run, step, seconds, progress", [
-    (RUN, 0, 0.0, 0.0), (RUN, 500, 10.0, 0.5), (RUN, 100, 70.0, 0.7), (RUN, 1000, 0.0, 1.0), (RUN, 3, 100.0, 1.0), (RUN, 3, 250.0, 1.0),
+    (RUN, 0, 0.0, 0.0), (RUN, 500, 10.0, 0.5), (RUN, 100, 70.0, 0.7),
+    (RUN, 1000, 0.0, 1.0), (RUN, 3, 100.0, 1.0), (RUN, 3, 250.0, 1.0),
     (NO_CAP, 0, 1e9, 0.0), (NO_CAP, 250, 1e9, 0.25), (Settings(iterations=0), 0, 0.0, 1.0),
 ])
 def test_progress_is_the_larger_share(run, step, seconds, progress):
@@ -44,8 +45,8 @@ def test_momentum_without_warmup():
 
 
 @settings(deadline=None, database=None, derandomize=True)
-@given(st.integers(0, 10**9), st.floats(0, 1e9), st.integers(0, 10**9), st.floats(0, 1e9), st.floats(0, 1), st.integers(0, 10**9),
-       st.floats(0, 1e9))
+@given(st.integers(0, 10**9), st.floats(0, 1e9), st.integers(0, 10**9), st.floats(0, 1e9), st.floats(0, 1),
+       st.integers(0, 10**9), st.floats(0, 1e9))
 def test_the_learning_rate_falls_and_stays_in_range(iterations, cap, step, seconds, fraction, more_steps, more_seconds):
     run = Settings(iterations=iterations, max_wallclock_seconds=cap, warmdown_fraction=fraction)
     scale = lr_scale(run, run_progress(run, step, seconds))

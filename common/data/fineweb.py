@@ -19,7 +19,7 @@ from tqdm import tqdm
 from common.data.pydoc import FORMAT
 from common.settings import UserError
 from common.shards import check_ids, open_shard
-from common.tokenizer import Tokenizer, count_bytes, load_tokenizer
+from common.tokenizer import count_bytes, load_tokenizer
 
 PUBLISHED = {"sp1024": (62_021_632, 151_080_891)}  # of validation: tokens in whole windows of 1024, bytes
 
@@ -32,7 +32,7 @@ class Repository:
             from huggingface_hub.hf_api import HfApi, RepoFile
             from huggingface_hub.utils import disable_progress_bars
         except ImportError as error:
-            raise UserError("huggingface_hub is not installed: `pip install '.[data]'`") from error
+            raise UserError(f"huggingface_hub is needed: `pip install '.[data]'` ({error})") from error
         disable_progress_bars()  # those of several files overwrite each other
         self.name, self.api = name, HfApi()
         with self._explained(f"{name}, revision {revision}, folder {prefix}"):
@@ -46,74 +46,72 @@ class Repository:
         try:
             yield
         except Exception as error:  # also those of its HTTP client, which was requests, then httpx, then httpx2
-            raise UserError(f"{what}: not to be had from {self.api.endpoint}; check the names and the connection, then run "
-                            f"this again ({type(error).__name__}: {' '.join(str(error).split())})") from error
+            raise UserError(f"{what}: not to be had from {self.api.endpoint}; check the names and the connection, then "
+                            f"run this again ({type(error).__name__}: {' '.join(str(error).split())})") from error
 
-    def fetch(self, path: str, check, folder: Path | None = None):
-        """Download a file into the hub's cache or to its path below a folder: (where it is, what check says of it)."""
+    def fetch(self, path: str, folder: Path | None = None, vocab_size: int = 0) -> tuple[Path, dict]:
+        """Download a file into the hub's cache, or to its path below a folder, and examine it there."""
         for again in (False, True):
             with self._explained(path):
                 local = Path(self.api.hf_hub_download(self.name, path, repo_type="dataset", revision=self.commit,
                                                       local_dir=folder, force_download=again))
             try:
-                return local, check(local, self.files[path])
+                return local, examine(local, self.files[path], vocab_size)
             except UserError as error:
                 local.unlink()
                 problem = error
         raise UserError(f"fetched twice: {problem}") from problem
 
 
-def same_bytes(path: Path, remote) -> str:
-    """The file's SHA-256. UserError: it is not the remote file, which has a SHA-256 in LFS, or else Git's SHA-1."""
+def examine(path: Path, remote, vocab_size: int) -> dict:
+    """A file's entry in our manifest. UserError: it is not the remote file, or no shard with ids of that vocabulary."""
     with open(path, "rb") as file:
         sha256 = found = hashlib.file_digest(file, "sha256").hexdigest()
-        if not remote.lfs:
+        if not remote.lfs:  # small files are known by Git's hash
             file.seek(0)
             found = hashlib.sha1(b"blob %d\0" % remote.size + file.read()).hexdigest()
     if found != (remote.lfs.sha256 if remote.lfs else remote.blob_id):
-        raise UserError(f"{path}: {path.stat().st_size} bytes, not the {remote.size} of {remote.path} in the repository")
-    return sha256
+        raise UserError(f"{path}: {path.stat().st_size} bytes, not the {remote.size} that the repository lists")
+    entry = {"file": path.name, "sha256": sha256}
+    if path.suffix == ".bin":
+        tokens = open_shard(path)
+        check_ids(tokens, vocab_size, path)
+        entry["tokens"] = len(tokens)
+    return entry
 
 
 def find_dataset(paths, manifest: bytes, variant: str) -> tuple[dict[str, list[str]], str]:
-    """({"train", "val"}: sorted shards, tokenizer) of a variant among a repository's paths. UserError: there is none.
+    """({"train", "val"}: sorted shards, tokenizer) of a variant among a repository's paths. UserError: there is none."""
+    name = f"fineweb10B_{variant}"
+    shards = {split: [path for path in sorted(paths) if re.search(rf"/{re.escape(name)}/[^/]+_{split}_\d+\.bin$", path)]
+              for split in ("train", "val")}
+    if not all(shards.values()):
+        known = sorted({found[1] for path in paths if (found := re.search(r"/fineweb10B_([^/]+)/[^/]+\.bin$", path))})
+        raise UserError(f"--variant {variant}: no shards in a folder {name}; there are: {', '.join(known) or 'none'}")
 
-    The published manifest helps where it is as expected: a part of its "datasets" that names the folder also names the
-    tokenizer, as a .model file or as a part of "tokenizers" that has one.
-    """
     def parts(key):
-        """(name, every text in it) of each part of a list or an object."""
+        """(name, every text in it) of each part of a list or an object of the published manifest, if it is as expected."""
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             found = json.loads(manifest).get(key)
             for name, part in found.items() if isinstance(found, dict) else enumerate(found):
                 yield part.get("name", name), [str(name), *re.findall(r'"([^"\\]*)"', json.dumps(part))]
 
-    folders, models, folder = {}, {}, f"fineweb10B_{variant}"
-    for path in sorted(paths):
-        if shard := re.fullmatch(r"(?:.*/)?([^/]+)/[^/]+_(train|val)_\d+\.bin", path):
-            folders.setdefault(shard[1], {"train": [], "val": []})[shard[2]].append(path)
-        elif path.endswith(".model"):
-            models[os.path.basename(path)] = path
-    known = [name.removeprefix("fineweb10B_") for name, shards in folders.items() if all(shards.values())]
-    if variant not in known:
-        raise UserError(f"--variant {variant}: no shards in a folder {folder}; variants there are: {', '.join(known) or 'none'}")
-    texts = next((texts for _, texts in parts("datasets") if folder in map(os.path.basename, texts)), [])
-    texts = texts + [text for name, more in parts("tokenizers") if name in texts for text in more]
+    # What names the folder also names the tokenizer: as a .model file, or as a part that has one.
+    texts = next((texts for _, texts in parts("datasets") if name in map(os.path.basename, texts)), [])
+    texts = texts + [text for tokenizer, more in parts("tokenizers") if tokenizer in texts for text in more]
     texts += [f"fineweb_{size}_bpe.model" for size in re.findall(r"\d+", variant)]
     wanted = [os.path.basename(text) for text in texts if text.endswith(".model")]
-    for name in wanted:
-        if name in models:
-            return folders[folder], models[name]
+    models = {os.path.basename(path): path for path in sorted(paths) if path.endswith(".model")}
+    if found := [models[model] for model in wanted if model in models]:
+        return shards, found[0]
     raise UserError(f"--variant {variant}: no tokenizer; looked for {', '.join(wanted) or 'one in manifest.json'}; "
                     f"there are: {', '.join(models) or 'none'}")
 
 
 def in_parallel(function, files: dict, folder: Path) -> dict:
-    """{name: function(name)}, four at a time, with a bar of bytes, in which unfinished files below the folder count.
-
-    The threads are daemons, so that an error or Ctrl-C does not wait for the downloads under way.
-    """
+    """{name: function(name)}, four at a time, with a bar of bytes, those of unfinished files below the folder too."""
     results, total = {}, sum(file.size for file in files.values())
+    # Its threads are daemons: an error or Ctrl-C does not wait for the downloads under way.
     with multiprocessing.pool.ThreadPool(4) as pool, tqdm(total=total, unit="B", unit_scale=True, disable=None) as bar:
         jobs = pool.imap_unordered(lambda name: (name, function(name)), files)
         while len(results) < len(files):
@@ -125,24 +123,12 @@ def in_parallel(function, files: dict, folder: Path) -> dict:
     return results
 
 
-def count(paths: list[Path], tokenizer: Tokenizer) -> tuple[int, int]:
-    """(documents, bytes) of a split: its BOS ids, and the UTF-8 bytes of its text."""
-    documents, size, previous = 0, 0, tokenizer.bos_id
-    for path in paths:
-        tokens = open_shard(path)
-        for ids in np.split(tokens, range(1 << 22, len(tokens), 1 << 22)):
-            size += int(count_bytes(tokenizer, np.append(previous, ids[:-1]), ids).sum(dtype=np.int64))
-            documents += int(np.count_nonzero(ids == tokenizer.bos_id))
-            previous = ids[-1]
-    return documents, size
-
-
 def add_command(subparsers) -> None:
     parser = subparsers.add_parser("fineweb", help="the challenge's data: FineWeb shards from the Hugging Face Hub")
     parser.add_argument("--variant", default="sp1024", help="which export, by its tokenizer (default: %(default)s)")
     parser.add_argument("--train-shards", type=int, default=80, metavar="N", help="the first N training shards, 200 MB "
                         "each, beside those that are already there (default: %(default)s, 8 billion tokens)")
-    parser.add_argument("--with-docs", action="store_true", help="also the raw documents, tens of GB, if there are any")
+    parser.add_argument("--with-docs", action="store_true", help="also the raw documents, tens of GB, if it has them")
     parser.add_argument("--out", type=Path, help="folder to make or to complete (default: data/fineweb10B_VARIANT)")
     parser.add_argument("--repo", default="willdepueoai/parameter-golf", help="data set repository (default: %(default)s)")
     parser.add_argument("--prefix", default="datasets", help="folder in it (default: %(default)s)")
@@ -161,43 +147,34 @@ def run(options) -> None:
         raise UserError(f"{target} is not one of {name}; choose another --out, or remove that folder")
     repository = Repository(options.repo, options.prefix, options.revision)
     remote, published = repository.files, f"{options.prefix}/manifest.json"
-    manifest = repository.fetch(published, same_bytes)[0].read_bytes() if published in remote else b""
+    manifest = repository.fetch(published)[0].read_bytes() if published in remote else b""
     shards, model = find_dataset(remote, manifest, variant)
-    tokenizer = load_tokenizer(repository.fetch(model, same_bytes)[0])
+    tokenizer = load_tokenizer(repository.fetch(model)[0])
     if variant.removeprefix("sp") not in (variant, str(tokenizer.vocab_size)):
         raise UserError(f"--variant {variant}: its tokenizer {model} has {tokenizer.vocab_size} ids")
 
     there = {path.name: path.stat().st_size for path in out.glob("*")}
     splits = {split: {os.path.basename(path): remote[path] for path in shards[split]} for split in shards}
-    stray = {file for file in there if re.search(r"_(train|val)_.*\.bin$", file)}.difference(*splits.values())
-    if stray:
+    if stray := {file for file in there if re.search(r"_(train|val)_.*\.bin$", file)}.difference(*splits.values()):
         raise UserError(f"{out / min(stray)} is not of {name}; choose another --out, or remove it")
     splits["train"] = {file: part for i, (file, part) in enumerate(splits["train"].items())
                        if i < options.train_shards or file in there}
-    docs = {os.path.basename(path): remote[path] for path in remote if re.search(r"docs[^/]*\.jsonl[^/]*$", path)}
-    wanted = {"tokenizer.model": remote[model], **splits["val"], **splits["train"], **(docs if options.with_docs else {})}
-
+    wanted = {"tokenizer.model": remote[model], **splits["val"], **splits["train"]}
+    if options.with_docs:
+        docs = {os.path.basename(path): remote[path] for path in remote if re.search(r"docs[^/]*\.jsonl[^/]*$", path)}
+        print(f"raw documents: {', '.join(docs) or f'no *docs*.jsonl* is in {options.repo}'}")
+        wanted |= docs
     needed = sum(part.size for file, part in wanted.items() if there.get(file) != part.size)
     free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())).free
     if needed > free:
-        raise UserError(f"{out} needs {needed:,} bytes more, {free:,} are free there: fewer --train-shards, or another --out")
-
-    def check(path, part):
-        """The file's entry in the manifest. UserError: it is damaged, or has ids of another tokenizer."""
-        entry = {"file": path.name, "sha256": same_bytes(path, part)}
-        if path.suffix == ".bin":
-            tokens = open_shard(path)
-            check_ids(tokens, tokenizer.vocab_size, path)
-            entry["tokens"] = len(tokens)
-        return entry
+        raise UserError(f"{out} needs {needed:,} bytes more, {free:,} are free: fewer --train-shards, or another --out")
 
     def obtain(file):
         with contextlib.suppress(OSError, UserError):
-            return check(out / file, wanted[file])
-        local, entry = repository.fetch(wanted[file].path, check, staging)
+            return examine(out / file, wanted[file], tokenizer.vocab_size)
+        local, entry = repository.fetch(wanted[file].path, staging, tokenizer.vocab_size)
         target.unlink(missing_ok=True)
         os.replace(local, out / file)
-        print(f"fetched {file}")
         return entry
 
     try:
@@ -208,20 +185,20 @@ def run(options) -> None:
 
     table = {split: {"tokens": sum(entries[file]["tokens"] for file in splits[split]),
                      "shards": [entries[file] for file in splits[split]]} for split in splits}
-    # Of validation alone: the bytes of eight billion training tokens would take minutes, and nothing needs them.
-    documents, size = count([out / file for file in splits["val"]], tokenizer)
-    table["val"] |= {"documents": documents, "bytes": size}
-    manifest = {"format": FORMAT, "name": name, "splits": table,
-                "tokenizer": {"kind": "sentencepiece", "file": "tokenizer.model",
-                              "sha256": entries["tokenizer.model"]["sha256"], "vocab_size": tokenizer.vocab_size}}
+    # Of validation alone: counting eight billion training tokens would take minutes, and nothing needs it.
+    tokens = np.concatenate([open_shard(out / file) for file in splits["val"]])
+    previous, cuts = np.append(np.uint16(tokenizer.bos_id), tokens[:-1]), range(1 << 22, len(tokens), 1 << 22)
+    size = sum(int(count_bytes(tokenizer, *pair).sum(dtype=np.int64))
+               for pair in zip(np.split(previous, cuts), np.split(tokens, cuts), strict=True))
+    table["val"] |= {"documents": int(np.count_nonzero(tokens == tokenizer.bos_id)), "bytes": size}
+    model = entries["tokenizer.model"] | {"file": "tokenizer.model", "kind": "sentencepiece", "vocab_size": tokenizer.vocab_size}
+    manifest = {"format": FORMAT, "name": name, "splits": table, "tokenizer": model}
     (out / ".manifest").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     os.replace(out / ".manifest", target)
-    print(f"{out}: vocabulary {tokenizer.vocab_size}, from {options.repo} at {repository.commit[:12]}")
-    print(f"train: {len(splits['train'])} of {len(shards['train'])} shards, {table['train']['tokens']:,} tokens")
-    print(f"val: {documents:,} documents, {table['val']['tokens']:,} tokens, {size:,} bytes")
-    if options.with_docs:
-        print(f"raw documents: {', '.join(docs) or f'none named *docs*.jsonl* in {options.repo}/{options.prefix}'}")
-    scored = (table["val"]["tokens"] - 1) // 1024 * 1024
+    print(f"{out}: vocabulary {tokenizer.vocab_size}, from {options.repo} at {repository.commit[:12]}",
+          f"train: {len(splits['train'])} of {len(shards['train'])} shards, {table['train']['tokens']:,} tokens",
+          f"val: {table['val']['documents']:,} documents, {len(tokens):,} tokens, {size:,} bytes", sep="\n")
+    scored = (len(tokens) - 1) // 1024 * 1024
     known_scored, known_size = PUBLISHED.get(variant, (scored, size))
     if scored != known_scored or abs(size - known_size) > 0.0005 * known_size:
         print(f"warning: validation has {scored:,} tokens in windows of 1024 and {size:,} bytes, but as published "
