@@ -3,8 +3,8 @@
     python train_gpt.py --help                                  all settings
     torchrun --standalone --nproc_per_node=8 train_gpt.py       the official run, 8xH100
 
-Its twin is train_gpt_mlx.py: same sections, same names; what differs is what differs between the frameworks. Everything that
-touches no device (data, schedule, initial weights, artifact, the run itself) is written once, in common/.
+Its twin is train_gpt_mlx.py: same sections, same names. Everything that touches no device (data, schedule, initial weights,
+artifact, the run itself) is written once, in common/.
 """
 import contextlib
 import datetime
@@ -30,9 +30,9 @@ from common.params import check_weights, param_table, rope_tables
 from common.run import host_peak_memory, main
 from common.settings import Settings, UserError
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Model. Shapes: B rows, T positions, V vocabulary, C width, H query heads, K kv heads, G = H / K, D = C / H
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 class Attention(nn.Module):
@@ -86,7 +86,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token embedding, an encoder half whose outputs are added, last first, to the inputs of the decoder half, and a head."""
+    """Token embedding, an encoder half whose outputs are added, last first, to the decoder half's inputs, and a head."""
 
     def __init__(self, s, dtype):
         super().__init__()
@@ -159,14 +159,14 @@ def wide(dtype):
     return torch.promote_types(dtype, torch.float32)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Optimizers: Muon for the matrices, Adam for the rest
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 def newton_schulz(g, steps):
-    """The nearest orthogonal matrix of each of (n, rows, columns), roughly: a quintic iteration that pulls every singular value
-    towards 1 (Keller Jordan, "Muon", 2024). g is in the compute dtype."""
+    """Roughly the nearest orthogonal matrix of each of (n, rows, columns): a quintic iteration that pulls every singular
+    value towards 1 (Keller Jordan, "Muon", 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[1] > g.shape[2]
     x = g.transpose(1, 2) if tall else g
@@ -179,7 +179,7 @@ def newton_schulz(g, steps):
 
 class Muon:
     """Nesterov momentum, then Newton-Schulz, all matrices of one shape in one batched product. Every rank computes every
-    update from the same gradients: a few percent of a step, and the weights of all ranks stay equal to the bit."""
+    update: a few percent of a step, and the weights of all ranks stay equal to the bit."""
 
     def __init__(self, params, dtype, steps):
         self.dtype, self.steps = dtype, steps
@@ -198,9 +198,9 @@ class Muon:
             torch._foreach_add_(list(group.values()), list(update.unbind()), alpha=-lr * max(1, rows / columns) ** 0.5)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Trainer: what common/run.py drives
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 class TorchTrainer:
@@ -240,10 +240,10 @@ class TorchTrainer:
         self.running = None  # event at the end of the step before, on CUDA
         self.steps_ahead = int(self.device.type == "cuda")
 
-    # one optimizer step ----------------------------------------------------------------------------------------------
+    # one optimizer step ------------------------------------------------------------
 
     def train_step(self, tokens, lr_scale, momentum):
-        """One update from this rank's rows (rows, train_seq_len + 1); returns the mean nats of the global batch (0-dim tensor)."""
+        """One update from this rank's rows (rows, train_seq_len + 1); the mean nats of the global batch (0-dim tensor)."""
         loss = self.backward(tokens)
         if self.s.grad_clip_norm > 0:
             nn.utils.clip_grad_norm_(self.params.values(), self.s.grad_clip_norm)
@@ -283,7 +283,7 @@ class TorchTrainer:
             return tokens.pin_memory().to(self.device, non_blocking=True)
         return tokens.to(self.device)
 
-    # what else a run asks for ----------------------------------------------------------------------------------------
+    # what else a run asks for ------------------------------------------------------
 
     def token_nats(self, tokens):
         """float (B, T) nats of each target of tokens (B, T + 1)."""
@@ -382,7 +382,7 @@ def pick_device(s):
         if torch.backends.mps.is_available():
             return torch.device("mps")
     if s.device == "gpu":
-        raise UserError("DEVICE=gpu, but PyTorch sees no GPU here: use DEVICE=cpu, or install a build of PyTorch for this GPU")
+        raise UserError("DEVICE=gpu, but PyTorch sees none here: use DEVICE=cpu, or a build of PyTorch for your GPU")
     return torch.device("cpu")
 
 

@@ -3,8 +3,8 @@
     python train_gpt_mlx.py --help                              all settings
     mlx.launch -n 2 --backend ring -- python train_gpt_mlx.py   two processes, or hosts
 
-Its twin is train_gpt.py: same sections, same names; what differs is what differs between the frameworks. Everything that
-touches no device (data, schedule, initial weights, artifact, the run itself) is written once, in common/.
+Its twin is train_gpt.py: same sections, same names. Everything that touches no device (data, schedule, initial weights,
+artifact, the run itself) is written once, in common/.
 """
 import ctypes
 import dataclasses
@@ -53,9 +53,9 @@ class MlxSettings(Settings):
     micro_batch_tokens: int = setting(8192, "tokens of one forward and backward on one rank: memory only, never the result", 1, 2**31)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Model. Shapes: B rows, T positions, V vocabulary, C width, H query heads, K kv heads, G = H / K, D = C / H
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 class Attention(nn.Module):
@@ -109,7 +109,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token embedding, an encoder half whose outputs are added, last first, to the inputs of the decoder half, and a head."""
+    """Token embedding, an encoder half whose outputs are added, last first, to the decoder half's inputs, and a head."""
 
     def __init__(self, s, dtype):
         super().__init__()
@@ -201,14 +201,14 @@ def tanh(x):
     return mx.tanh(x)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Optimizers: Muon for the matrices, Adam for the rest
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 def newton_schulz(g, steps):
-    """The nearest orthogonal matrix of each of (n, rows, columns), roughly: a quintic iteration that pulls every singular value
-    towards 1 (Keller Jordan, "Muon", 2024). g is in the compute dtype."""
+    """Roughly the nearest orthogonal matrix of each of (n, rows, columns): a quintic iteration that pulls every singular
+    value towards 1 (Keller Jordan, "Muon", 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[1] > g.shape[2]
     x = g.swapaxes(1, 2) if tall else g
@@ -221,7 +221,7 @@ def newton_schulz(g, steps):
 
 class Muon:
     """Nesterov momentum, then Newton-Schulz, all matrices of one shape in one batched product. Every rank computes every
-    update from the same gradients: a few percent of a step, and the weights of all ranks stay equal to the bit."""
+    update: a few percent of a step, and the weights of all ranks stay equal to the bit."""
 
     def __init__(self, params, dtype, steps):
         self.dtype, self.steps = dtype, steps
@@ -262,9 +262,9 @@ class Adam:
         return params, state
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Trainer: what common/run.py drives
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 class MlxTrainer:
@@ -309,10 +309,10 @@ class MlxTrainer:
     def scalar(self, value):
         return mx.array(value, dtype=wide(self.dtype))
 
-    # one optimizer step ----------------------------------------------------------------------------------------------
+    # one optimizer step ------------------------------------------------------------
 
     def train_step(self, tokens, lr_scale, momentum):
-        """One update from this rank's rows (rows, train_seq_len + 1); returns the mean nats of the global batch (0-dim array)."""
+        """One update from this rank's rows (rows, train_seq_len + 1); the mean nats of the global batch (0-dim array)."""
         loss, grads = self.backward(tokens)
         self.adam_step += 1
         corrections = 1 - self.s.beta1**self.adam_step, (1 - self.s.beta2**self.adam_step) ** 0.5
@@ -352,7 +352,7 @@ class MlxTrainer:
             grads = dict(zip(grads, summed))
         return loss, grads
 
-    # what else a run asks for ----------------------------------------------------------------------------------------
+    # what else a run asks for ------------------------------------------------------
 
     def token_nats(self, tokens):
         """float (B, T) nats of each target of tokens (B, T + 1)."""
@@ -427,7 +427,7 @@ class MlxTrainer:
 def pick_device(s):
     gpu = mx.is_available(mx.gpu)
     if s.device == "gpu" and not gpu:
-        raise UserError("DEVICE=gpu, but MLX sees no GPU here: use DEVICE=cpu, or install MLX for this GPU")
+        raise UserError("DEVICE=gpu, but MLX sees none here: use DEVICE=cpu, or a build of MLX for your GPU")
     if s.device == "cpu" or s.compute_dtype == "float64" or not gpu:
         if sys.platform == "linux" and not OPENBLAS:
             print("warning: no OpenBLAS could be loaded, matrix products will be 50 times slower: install the system package "

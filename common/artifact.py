@@ -10,12 +10,11 @@ import dataclasses
 import json
 import zlib
 
-import safetensors
 import safetensors.numpy
 
 from common.params import count_params
 from common.quantize import dequantize_weights, quantize_weights
-from common.settings import Settings, UserError, model_settings, parse_setting, setting_conflicts
+from common.settings import ModelSettings, Settings, UserError, model_settings, parse_setting, setting_conflicts
 from common.zstream import zlib_encode
 
 BUDGET_BYTES = 16_000_000  # code + model file must stay below
@@ -36,13 +35,13 @@ def encode_model(settings, weights):
 
 def inflate_bounded(data, limit):
     """Decompressed bytes of one whole zlib stream of at most `limit` bytes. Raises ValueError."""
+    stream = zlib.decompressobj()
     try:
-        stream = zlib.decompressobj()
         payload = stream.decompress(data, limit)
-        if stream.unconsumed_tail:
-            raise ValueError(f"expands to more than {limit} bytes")
     except zlib.error as error:
         raise ValueError(f"is no zlib stream ({error})") from None
+    if stream.unconsumed_tail:
+        raise ValueError(f"expands to more than {limit} bytes")
     if not stream.eof:
         raise ValueError("is cut short")
     if stream.unused_data:
@@ -52,24 +51,18 @@ def inflate_bounded(data, limit):
 
 def read_model_settings(payload):
     """The Settings in a payload's header. Raises ValueError."""
-    size = int.from_bytes(payload[:8], "little")
-    if not 2 <= size <= min(len(payload) - 8, 1 << 20):
-        raise ValueError("has no safetensors header")
     try:
+        size = min(int.from_bytes(payload[:8], "little"), 1 << 20)
         meta = json.loads(json.loads(payload[8:8 + size])["__metadata__"]["parity_golf"])
-        if meta["format"] != MODEL_FORMAT:
-            raise ValueError(f"is of format {meta['format']}, this program reads {MODEL_FORMAT}")
-        given = meta["settings"]
-        fields = {f.name: f for f in dataclasses.fields(Settings) if f.metadata["model"]}
-        if set(given) != set(fields):
-            raise ValueError(f"has settings {sorted(set(given) ^ set(fields))} that are missing or unknown")
-        for name, value in given.items():
-            if type(value) is not fields[name].type:
-                raise ValueError(f"has setting {name}={value!r}, which is no {fields[name].type.__name__}")
-            parse_setting(fields[name], str(int(value)) if type(value) is bool else repr(value))
-    except (KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError):
+        found, given = meta["format"], dict(meta["settings"])
+    except (LookupError, TypeError, ValueError, RecursionError):
         raise ValueError("has no readable parity_golf header") from None
-    settings = Settings(**given)
+    if found != MODEL_FORMAT:
+        raise ValueError(f"is of format {found}, this program reads {MODEL_FORMAT}")
+    fields = {f.name: f for f in dataclasses.fields(ModelSettings)}
+    if given.keys() != fields.keys():
+        raise ValueError(f"has settings {sorted(given.keys() ^ fields)} that are missing or unknown")
+    settings = Settings(**{name: parse_setting(fields[name], repr(value)) for name, value in given.items()})
     # only the model's settings count here: a batch of the default size may not suit this length
     wrong = setting_conflicts(dataclasses.replace(settings, train_batch_tokens=settings.train_seq_len,
                                                   micro_batch_tokens=settings.train_seq_len))
@@ -84,8 +77,8 @@ def decode_model(data, max_payload=1 << 28):
     try:
         payload = inflate_bounded(data, max_payload)
         settings = read_model_settings(payload)
-        if count_params(settings) > len(payload):
-            raise ValueError(f"has {len(payload)} bytes inside, too few for the {count_params(settings)} parameters of its settings")
+        if (params := count_params(settings)) > len(payload):
+            raise ValueError(f"has {len(payload)} bytes inside, too few for the {params} parameters of its settings")
         stored = safetensors.numpy.load(payload)
         weights = dequantize_weights(settings, stored)
         if pack_payload(settings, stored) != payload:

@@ -15,23 +15,19 @@ class TokenStream:
     """A split's shards, read as one sequence. Shards: uint16 arrays (memory maps) of any length."""
 
     def __init__(self, shards):
-        self.shards = [shard for shard in shards if len(shard)]
-        self.ends = np.cumsum([len(shard) for shard in self.shards]).tolist()
-        self.length = self.ends[-1] if self.ends else 0
+        self.shards, self.ends = shards, np.cumsum([*map(len, shards)]).tolist()
+        self.length = self.ends[-1]
 
     def read(self, start, count):
         """int32 (count,): tokens [start, start + count) of the endless repetition of the stream."""
-        out = np.empty(count, np.int32)
-        filled = 0
-        while filled < count:
-            place = (start + filled) % self.length
-            index = bisect.bisect_right(self.ends, place)
-            shard = self.shards[index]
-            first = place - (self.ends[index] - len(shard))
-            part = shard[first:first + count - filled]
-            out[filled:filled + len(part)] = part
-            filled += len(part)
-        return out
+        parts = [np.empty(0, np.int32)]
+        while count:
+            start %= self.length
+            index = bisect.bisect_right(self.ends, start)
+            parts.append(self.shards[index][start - self.ends[index]:][:count])  # counted from the shard's end
+            start += len(parts[-1])
+            count -= len(parts[-1])
+        return np.concatenate(parts)
 
 
 def rank_rows(settings, rank, world_size):
@@ -39,8 +35,9 @@ def rank_rows(settings, rank, world_size):
     rows = settings.train_batch_tokens // settings.train_seq_len
     if rows % world_size:
         raise UserError(f"TRAIN_BATCH_TOKENS={settings.train_batch_tokens} is {rows} rows of TRAIN_SEQ_LEN={settings.train_seq_len}, "
-                        f"which {world_size} ranks cannot share equally: use a number of ranks that divides {rows}")
-    return rank * (rows // world_size), rows // world_size
+                        f"which {world_size} ranks cannot share: use a number of ranks that divides {rows}")
+    rows //= world_size
+    return rank * rows, rows
 
 
 def step_rows(stream, settings, step, rank=0, world_size=1):

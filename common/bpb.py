@@ -32,9 +32,8 @@ def evaluate(trainer, settings, stream, tokenizer, num_tokens):
     """(nats per token, bits per byte, tokens scored, bytes) over the first num_tokens of the stream. The windows are dealt
     to the ranks in turn; each rank counts the bytes of its own."""
     seq_len = settings.train_seq_len
-    windows = eval_windows(num_tokens, seq_len)
     rows = micro_batch_rows(settings, rank_rows(settings, trainer.rank, trainer.world_size)[1])  # training's shape: no second compilation
-    mine = windows[trainer.rank::trainer.world_size]
+    mine = eval_windows(num_tokens, seq_len)[trainer.rank::trainer.world_size]
     total = np.zeros(3)  # nats, tokens, bytes
     for first in range(0, len(mine), rows):
         tokens, scored = eval_batch(stream, mine[first:first + rows], rows, seq_len)

@@ -92,7 +92,7 @@ class _SourceFile:
 
     def __init__(self, chain, modules):
         self.path, inlined = chain[-1], len(chain) > 1
-        self.banner = f"# ===== {'common/' * inlined}{self.path.name} ====="
+        self.banner = f"# ===== {'common/' * inlined}{self.path.name}"
         try:
             text = _BUNDLED_SELF if inlined and self.path.name == "bundle.py" else self.path.read_text("utf-8-sig")
             self.tree = tree = ast.parse(text)
@@ -136,12 +136,11 @@ class _SourceFile:
         raise BundleError(f"{self.path}:{getattr(place, 'lineno', None) or 1}: {text}") from None
 
     def text(self, inlined=""):
-        """What stays of the source, tabs for four spaces each, with `inlined` for the script's first import from common/."""
+        """What stays of the source, with `inlined` in place of the script's first import from common/. Tabs indent it, and
+        no two lines of a module in a row are blank."""
         lines, parts, place = self.lines, ([], []), self.imports[0].lineno if inlined else 0
         for node in [*self.cuts, *self.imports]:
             start, end = min(n.lineno for n in [node, *getattr(node, "decorator_list", [])]) - 1, node.end_lineno
-            if lines[start] is None:  # inside a definition that goes
-                continue
             after = lines[end - 1].encode()[node.end_col_offset:].split(b"#")[0]
             if lines[start][:node.col_offset].strip() or after.strip():
                 self.fail(node, "give this statement a line of its own")
@@ -149,7 +148,7 @@ class _SourceFile:
                 start -= 1
             lines[start:end] = [None] * (end - start)
         for row, line in enumerate(lines):
-            if line is not None:
+            if line is not None and (line or row in self.fixed or inlined or parts[1][-1:] != [""]):
                 tabs = 0 if row in self.fixed else (len(line) - len(line.lstrip(" "))) // 4
                 parts[row >= place].append("\t" * tabs + line[4 * tabs:])
         try:

@@ -1,7 +1,7 @@
 """A data folder: its shards, tokenizer and manifest, checked against each other and against the settings."""
-import dataclasses
 import hashlib
 import json
+from collections import namedtuple
 from pathlib import Path
 
 from common.batches import TokenStream
@@ -9,49 +9,37 @@ from common.settings import UserError
 from common.shards import check_ids, find_shards, open_shard
 from common.tokenizer import load_tokenizer
 
-
-@dataclasses.dataclass
-class Data:
-    """val_tokens: how many are read in validation; partial: empty, or the label of a validation that is not in full."""
-
-    train: TokenStream
-    val: TokenStream
-    val_tokens: int
-    partial: str
-    tokenizer: object
-    tokenizer_path: str
-    tokenizer_sha256: str
-    manifest_sha256: str
+# val_tokens: how many are read in validation; partial: empty, or the label of a validation that is not in full
+Data = namedtuple("Data", "train val val_tokens partial tokenizer tokenizer_path tokenizer_sha256 manifest_sha256")
 
 
 def open_data(settings):
     """Data of settings.data_path. Raises UserError."""
     folder = Path(settings.data_path)
     train, val = ([open_shard(path) for path in find_shards(folder, split)] for split in ("train", "val"))
-    manifest, named, promised = b"", "", ""
-    if (folder / "manifest.json").is_file():
-        manifest = (folder / "manifest.json").read_bytes()
+    file, manifest, named, promised = folder / "manifest.json", b"", "", ""
+    if file.is_file():
+        manifest = file.read_bytes()
         try:
             named, promised = (str(json.loads(manifest)["tokenizer"][key]) for key in ("file", "sha256"))
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{folder}/manifest.json is not readable as a data manifest: build or download the data again") from None
+            raise UserError(f"{file} is no data manifest: make the data again") from None
     path = settings.tokenizer_path or (named if named in ("", "bytes") else str(folder / named))
     if not path:
-        raise UserError(f"DATA_PATH={folder} has no manifest.json that names its tokenizer: set TOKENIZER_PATH to the "
-                        "SentencePiece model that the shards were made with")
+        raise UserError(f"DATA_PATH={folder} has no manifest.json: set TOKENIZER_PATH to the tokenizer of its shards")
     tokenizer = load_tokenizer(path)
     digest = hashlib.sha256(b"bytes" if path == "bytes" else Path(path).read_bytes()).hexdigest()
     if promised not in ("", digest):
-        raise UserError(f"tokenizer {path} is not the one that {folder}/manifest.json says the shards were made with "
-                        f"(SHA-256 {digest[:12]}, manifest {promised[:12]}): leave TOKENIZER_PATH empty, or make the data again")
+        raise UserError(f"tokenizer {path} has SHA-256 {digest[:12]}, that of the shards has {promised[:12]} by {file}: "
+                        "leave TOKENIZER_PATH empty, or make the data again")
     if tokenizer.vocab_size != settings.vocab_size:
-        raise UserError(f"VOCAB_SIZE={settings.vocab_size}, but the tokenizer {path} has {tokenizer.vocab_size} ids: change VOCAB_SIZE")
+        raise UserError(f"VOCAB_SIZE={settings.vocab_size}, but tokenizer {path} has {tokenizer.vocab_size} ids: change VOCAB_SIZE")
     for shard in val:
         check_ids(shard, settings.vocab_size, shard.filename)
     train, val = TokenStream(train), TokenStream(val)
     if val.length <= settings.train_seq_len:
-        raise UserError(f"the validation split in {folder} has {val.length} tokens, fewer than one window of "
-                        f"TRAIN_SEQ_LEN={settings.train_seq_len} and a target: use a shorter TRAIN_SEQ_LEN or more data")
+        raise UserError(f"{folder} has {val.length} validation tokens, too few for one row and its target: "
+                        f"TRAIN_SEQ_LEN={settings.train_seq_len} must be less")
     count = min(settings.val_tokens_limit or val.length, val.length)
     partial = f" partial:{count}/{val.length}" if count < val.length else ""
     return Data(train, val, count, partial, tokenizer, path, digest, hashlib.sha256(manifest).hexdigest() if manifest else "none")

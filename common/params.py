@@ -4,6 +4,7 @@ Initial values come from numpy's Philox generator keyed by (seed, crc32 of the n
 does not move the others.
 """
 import dataclasses
+import math
 import zlib
 
 import numpy as np
@@ -14,31 +15,31 @@ class Param:
     """shape; init: zeros, ones, uniform (+-1/sqrt(fan_in)), normal, gain or mix; std of a normal; group: which optimizer
     updates it and how it is stored: matrix (Muon), embed, head, scalar (Adam); all but scalar become int8."""
     shape: tuple
-    init: str
-    group: str
+    init: str = "ones"
+    group: str = "scalar"
     std: float = 0.0
 
 
 def param_table(s):
     """dict[str, Param] in reading order."""
-    dim, head_dim = s.model_dim, s.model_dim // s.num_heads
+    dim, kv_dim = s.model_dim, s.model_dim // s.num_heads * s.num_kv_heads
     std = s.tied_embed_init_std if s.tie_embeddings else 1.0
+    block = {
+        "resid_mix": Param((2, dim), "mix"),
+        "attn.c_q.weight": Param((dim, dim), "uniform", "matrix"),
+        "attn.c_k.weight": Param((kv_dim, dim), "uniform", "matrix"),
+        "attn.c_v.weight": Param((kv_dim, dim), "uniform", "matrix"),
+        "attn.q_gain": Param((s.num_heads,), "gain"),
+        "attn.proj.weight": Param((dim, dim), "zeros", "matrix"),
+        "attn_scale": Param((dim,)),
+        "mlp.fc.weight": Param((s.mlp_mult * dim, dim), "uniform", "matrix"),
+        "mlp.proj.weight": Param((dim, s.mlp_mult * dim), "zeros", "matrix"),
+        "mlp_scale": Param((dim,)),
+    }
     table = {"tok_emb.weight": Param((s.vocab_size, dim), "normal", "embed", std)}
-    for i in range(s.num_layers):
-        table |= {
-            f"blocks.{i}.resid_mix": Param((2, dim), "mix", "scalar"),
-            f"blocks.{i}.attn.c_q.weight": Param((dim, dim), "uniform", "matrix"),
-            f"blocks.{i}.attn.c_k.weight": Param((s.num_kv_heads * head_dim, dim), "uniform", "matrix"),
-            f"blocks.{i}.attn.c_v.weight": Param((s.num_kv_heads * head_dim, dim), "uniform", "matrix"),
-            f"blocks.{i}.attn.q_gain": Param((s.num_heads,), "gain", "scalar"),
-            f"blocks.{i}.attn.proj.weight": Param((dim, dim), "zeros", "matrix"),
-            f"blocks.{i}.attn_scale": Param((dim,), "ones", "scalar"),
-            f"blocks.{i}.mlp.fc.weight": Param((s.mlp_mult * dim, dim), "uniform", "matrix"),
-            f"blocks.{i}.mlp.proj.weight": Param((dim, s.mlp_mult * dim), "zeros", "matrix"),
-            f"blocks.{i}.mlp_scale": Param((dim,), "ones", "scalar"),
-        }
+    table |= {f"blocks.{i}.{name}": p for i in range(s.num_layers) for name, p in block.items()}
     if num_skips(s):
-        table["skip_weights"] = Param((num_skips(s), dim), "ones", "scalar")
+        table["skip_weights"] = Param((num_skips(s), dim))
     if not s.tie_embeddings:
         table["lm_head.weight"] = Param((s.vocab_size, dim), "zeros", "head")
     return table
@@ -58,12 +59,8 @@ def initial_weights(s):
             value = (2.0 * random.random(p.shape) - 1.0) / np.sqrt(p.shape[1])
         elif p.init == "normal":
             value = p.std * random.standard_normal(p.shape)
-        elif p.init == "gain":
-            value = np.full(p.shape, s.qk_gain_init)
-        elif p.init == "mix":  # x, not x0
-            value = np.stack([np.ones(p.shape[1]), np.zeros(p.shape[1])])
-        else:
-            value = np.full(p.shape, {"zeros": 0.0, "ones": 1.0}[p.init])
+        else:  # mix: x, not x0
+            value = np.full(p.shape, {"zeros": 0, "ones": 1, "gain": s.qk_gain_init, "mix": [[1], [0]]}[p.init])
         weights[name] = value.astype(np.float32)
     return weights
 
@@ -77,22 +74,24 @@ def rope_tables(s, length):
 
 def check_weights(s, weights):
     """Raises ValueError naming every tensor that is missing, unknown or of another shape."""
-    table = param_table(s)
-    wrong = [f"{name} is missing" for name in table if name not in weights]
-    wrong += [f"{name} is unknown" for name in weights if name not in table]
-    wrong += [f"{name} has shape {weights[name].shape}, not {p.shape}" for name, p in table.items()
-              if name in weights and tuple(weights[name].shape) != p.shape]
+    check_tensors({name: p.shape for name, p in param_table(s).items()}, {name: w.shape for name, w in weights.items()})
+
+
+def check_tensors(expected, found):
+    """Raises ValueError naming every difference of two dicts."""
+    wrong = [f"tensor {name} is {found.get(name, 'missing')}, expected {expected.get(name, 'none of that name')}"
+             for name in expected | found if found.get(name) != expected.get(name)]
     if wrong:
-        raise ValueError("weights do not fit the settings: " + "; ".join(wrong))
+        raise ValueError("; ".join(wrong))
 
 
 def count_params(s):
-    return sum(int(np.prod(p.shape)) for p in param_table(s).values())
+    return sum(math.prod(p.shape) for p in param_table(s).values())
 
 
 def flops_per_token(s):
     """Floating-point operations of one trained token, forward and backward: 6 per weight of every matrix product (head
     included, embedding look-up not), and 6 * layers * length * width for attention, counted causally, that is half of the square
     (the accounting of PaLM, appendix B, with its 12 halved)."""
-    matrices = sum(int(np.prod(p.shape)) for p in param_table(s).values() if p.group == "matrix")
-    return 6 * (matrices + s.vocab_size * s.model_dim) + 6 * s.num_layers * s.train_seq_len * s.model_dim
+    matrices = sum(math.prod(p.shape) for p in param_table(s).values() if p.group == "matrix")
+    return 6 * (matrices + s.model_dim * (s.vocab_size + s.num_layers * s.train_seq_len))

@@ -1,13 +1,13 @@
 """float32 weights <-> int8 with one float16 scale a row. numpy only, order-independent operations only: backends cannot disagree."""
 import numpy as np
 
-from common.params import param_table
+from common.params import check_tensors, param_table
 
 
 def quantize_rows(weight):
     """(q int8 (rows, columns), scale float16 (rows,)) with weight ~ q * scale. q is computed against the scale as stored.
     There is no floor under the scale: a row of zeros has scale 0."""
-    scale = (np.abs(weight).max(axis=1) / np.float32(127)).astype(np.float16)
+    scale = (np.abs(weight).max(axis=1) / 127).astype(np.float16)
     step = scale.astype(np.float32)[:, None]
     q = np.divide(weight, step, out=np.zeros_like(weight), where=step > 0)
     return np.clip(np.rint(q), -127, 127).astype(np.int8), scale
@@ -15,7 +15,7 @@ def quantize_rows(weight):
 
 def dequantize_rows(q, scale):
     """float32 (rows, columns)."""
-    return q.astype(np.float32) * scale.astype(np.float32)[:, None]
+    return q * scale.astype(np.float32)[:, None]
 
 
 def quantize_weights(settings, weights):
@@ -26,9 +26,8 @@ def quantize_weights(settings, weights):
         weight = np.ascontiguousarray(weights[name], np.float32)  # the safetensors library writes memory as it lies
         if not (np.abs(weight) < 8e6).all():
             raise ValueError(f"{name} holds a value that is not finite, or too large for a float16 scale")
-        if p.group == "scalar":
-            stored[name] = weight
-        else:
+        stored[name] = weight
+        if p.group != "scalar":
             stored[name], stored[name + ".scale"] = quantize_rows(weight)
     return stored
 
@@ -37,13 +36,10 @@ def dequantize_weights(settings, stored):
     """The inverse: dict[str, float32 array]. Raises ValueError where a tensor is missing, unknown, or of another shape or dtype."""
     expected, weights = {}, {}
     for name, p in param_table(settings).items():
-        expected[name] = (p.shape, np.float32 if p.group == "scalar" else np.int8)
+        expected[name] = p.shape, "float32" if p.group == "scalar" else "int8"
         if p.group != "scalar":
-            expected[name + ".scale"] = (p.shape[:1], np.float16)
-    for name in expected | stored:
-        found = (tuple(stored[name].shape), stored[name].dtype) if name in stored else "missing"
-        if name not in expected or found != (expected[name][0], np.dtype(expected[name][1])):
-            raise ValueError(f"tensor {name} is {found}, expected {expected.get(name, 'none of that name')}")
+            expected[name + ".scale"] = p.shape[:1], "float16"
+    check_tensors(expected, {name: (tensor.shape, str(tensor.dtype)) for name, tensor in stored.items()})
     for name, p in param_table(settings).items():
         weights[name] = stored[name] if p.group == "scalar" else dequantize_rows(stored[name], stored[name + ".scale"])
         if not np.isfinite(weights[name]).all():

@@ -5,6 +5,7 @@ which may be empty. The lines that the challenge's own scripts print keep their 
 `partial` is empty, or says on which part of the validation split a score was made.
 """
 import re
+from functools import cache
 
 LOG_LINES = {
     "run": "run:{run_id:s} backend:{backend:s} device:{device:*}",
@@ -36,12 +37,11 @@ _FIELD = re.compile(r"\{(\w+):([^}]+)\}")
 
 def log_line(kind, **values):
     """The line of one kind; every field of its template must be given, and no other."""
-    names = [name for name, _ in _FIELD.findall(LOG_LINES[kind])]
-    assert set(names) == set(values), f"{kind}: {set(names) ^ set(values)}"
-    text = LOG_LINES[kind].replace(":*}", "}").format(**values)
-    return " ".join(text.splitlines())
+    assert dict(_FIELD.findall(LOG_LINES[kind])).keys() == values.keys(), f"{kind}: {values}"
+    return " ".join(LOG_LINES[kind].replace(":*}", "}").format(**values).splitlines())
 
 
+@cache
 def _line_pattern(template):
     shapes = {"d": r"-?\d{1,18}", "s": r"\S+", "*": r".*"}
     pattern, end = "", 0
@@ -52,17 +52,14 @@ def _line_pattern(template):
     return re.compile(pattern + re.escape(template[end:]))
 
 
-_LINE_PATTERNS = {kind: _line_pattern(template) for kind, template in LOG_LINES.items()}
-
-
 def parse_line(line):
     """(kind, dict of typed values), or None for a line that no run prints."""
     if len(line) > 100_000:
         return None
-    for kind, pattern in _LINE_PATTERNS.items():
-        match = pattern.fullmatch(line)
+    for kind, template in LOG_LINES.items():
+        match = _line_pattern(template).fullmatch(line)
         if match:
-            types = dict(_FIELD.findall(LOG_LINES[kind]))
+            types = dict(_FIELD.findall(template))
             return kind, {name: (int if types[name] == "d" else float if types[name].endswith("f") else str)(value)
                           for name, value in match.groupdict().items()}
     return None

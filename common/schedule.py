@@ -12,10 +12,11 @@ def run_progress(settings, step, elapsed_seconds):
 
 def lr_scale(settings, progress):
     """Factor of every learning rate: 1, then linear to 0 over the last `warmdown_fraction` of the run."""
-    return min(1.0, (1.0 - progress) / settings.warmdown_fraction) if settings.warmdown_fraction > 0 else 1.0
+    return min(1.0, (1.0 - progress) / settings.warmdown_fraction) if settings.warmdown_fraction else 1.0
 
 
 def muon_momentum(settings, step):
     """Momentum of Muon at a step: linear from its start value over `muon_momentum_warmup_steps`."""
-    part = min(step / settings.muon_momentum_warmup_steps, 1.0) if settings.muon_momentum_warmup_steps else 1.0
+    steps = settings.muon_momentum_warmup_steps
+    part = min(step / steps, 1.0) if steps else 1.0
     return (1.0 - part) * settings.muon_momentum_warmup_start + part * settings.muon_momentum

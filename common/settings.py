@@ -1,4 +1,4 @@
-"""Every setting of a run: name, type, default, meaning and check, in one frozen dataclass.
+"""Every setting of a run: name, type, default, meaning and check, in frozen dataclasses.
 
 A setting comes from its flag (--train-seq-len 512), else from the environment (TRAIN_SEQ_LEN=512), else from its default.
 Nothing is read at import. All problems are reported together.
@@ -15,82 +15,83 @@ class UserError(Exception):
     status = "failed"
 
 
-def setting(default, meaning, low=None, high=None, choices=None, model=False):
-    """One dataclass field. low and high are inclusive; model=True: needed to rebuild the model from its artifact."""
-    return dataclasses.field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "choices": choices, "model": model})
+def setting(default, meaning, low=None, high=None, choices=None):
+    """One dataclass field. low and high are inclusive."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "choices": choices})
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class ModelSettings:
+    """What rebuilds the model from its artifact."""
+    vocab_size: int = setting(1024, "token ids; must match the tokenizer", 2, 65536)
+    num_layers: int = setting(9, "blocks", 1, 256)
+    model_dim: int = setting(512, "width", 4, 16384)
+    num_heads: int = setting(8, "query heads", 1, 256)
+    num_kv_heads: int = setting(4, "key and value heads", 1, 256)
+    mlp_mult: int = setting(2, "hidden width of the MLP over the width", 1, 64)
+    tie_embeddings: bool = setting(True, "the head is the token embedding")
+    rope_base: float = setting(10000.0, "base of the rotary frequencies", 1, 1e12)
+    logit_softcap: float = setting(30.0, "logits are c * tanh(logits / c)", 1e-3, 1e6)
+    rms_norm_eps: float = setting(1e-6, "epsilon of every RMSNorm", 0, 1)
+    train_seq_len: int = setting(1024, "tokens of one row", 1, 2**20)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(ModelSettings):
     # data
     data_path: str = setting("data/fineweb10B_sp1024", "folder of the token shards *_train_*.bin and *_val_*.bin")
-    tokenizer_path: str = setting("", "SentencePiece model, or `bytes`; empty: the one that the manifest in DATA_PATH names")
+    tokenizer_path: str = setting("", "SentencePiece model or `bytes`; empty: what DATA_PATH/manifest.json names")
     run_id: str = setting("", "the run's folder is runs/RUN_ID; empty: date and time")
     seed: int = setting(1337, "key of the initial weights", 0, 2**63 - 1)
-    # model
-    vocab_size: int = setting(1024, "token ids; must match the tokenizer", 2, 65536, model=True)
-    num_layers: int = setting(9, "blocks", 1, 256, model=True)
-    model_dim: int = setting(512, "width", 4, 16384, model=True)
-    num_heads: int = setting(8, "query heads", 1, 256, model=True)
-    num_kv_heads: int = setting(4, "key and value heads", 1, 256, model=True)
-    mlp_mult: int = setting(2, "hidden width of the MLP over the width", 1, 64, model=True)
-    tie_embeddings: bool = setting(True, "the head is the token embedding", model=True)
-    rope_base: float = setting(10000.0, "base of the rotary frequencies", 1.0, 1e12, model=True)
-    logit_softcap: float = setting(30.0, "logits are c * tanh(logits / c)", 1e-3, 1e6, model=True)
-    rms_norm_eps: float = setting(1e-6, "epsilon of every RMSNorm", 0.0, 1.0, model=True)
-    qk_gain_init: float = setting(1.5, "initial gain of the normed queries, per head", -100.0, 100.0)
-    tied_embed_init_std: float = setting(0.005, "standard deviation of the initial tied embedding", 0.0, 10.0)
+    # initial values
+    qk_gain_init: float = setting(1.5, "initial gain of the normed queries, per head", -100, 100)
+    tied_embed_init_std: float = setting(0.005, "standard deviation of the initial tied embedding", 0, 10)
     # length of the run
     iterations: int = setting(20000, "optimizer steps", 0, 10**9)
-    max_wallclock_seconds: float = setting(600.0, "training stops at this time, validation not counted; 0: no limit", 0.0, 1e9)
-    warmdown_fraction: float = setting(0.4, "last part of the run in which the learning rate falls to 0", 0.0, 1.0)
-    warmup_steps: int = setting(3, "steps that only compile and warm up, undone before the clock starts", 0, 1000)
+    max_wallclock_seconds: float = setting(600.0, "limit of the training time, validation not counted; 0: none", 0, 1e9)
+    warmdown_fraction: float = setting(1.0, "last part of the run, in which learning rates fall to 0", 0, 1)
+    warmup_steps: int = setting(3, "steps that only warm up, undone before the clock starts", 0, 1000)
     # batch
     train_batch_tokens: int = setting(524288, "tokens of one optimizer step, over all ranks", 1, 2**31)
-    train_seq_len: int = setting(1024, "tokens of one row", 1, 2**20, model=True)
-    micro_batch_tokens: int = setting(65536, "tokens of one forward and backward on one rank: memory only, never the result", 1, 2**31)
+    micro_batch_tokens: int = setting(65536, "tokens of one pass on one rank: memory only, never the result", 1, 2**31)
     # optimizers: Muon for the matrices, Adam for the rest
-    matrix_lr: float = setting(0.04, "Muon", 0.0, 100.0)
-    tied_embed_lr: float = setting(0.05, "Adam: embedding when it is the head too", 0.0, 100.0)
-    embed_lr: float = setting(0.6, "Adam: embedding when the head is untied", 0.0, 100.0)
-    head_lr: float = setting(0.008, "Adam: untied head", 0.0, 100.0)
-    scalar_lr: float = setting(0.04, "Adam: scales, gains, mixes and skip weights", 0.0, 100.0)
-    muon_momentum: float = setting(0.95, "momentum of Muon (Nesterov)", 0.0, 0.9999)
-    muon_momentum_warmup_start: float = setting(0.85, "its value at step 0", 0.0, 0.9999)
+    matrix_lr: float = setting(0.04, "Muon", 0, 100)
+    tied_embed_lr: float = setting(0.05, "Adam: embedding when it is the head too", 0, 100)
+    embed_lr: float = setting(0.6, "Adam: embedding when the head is untied", 0, 100)
+    head_lr: float = setting(0.008, "Adam: untied head", 0, 100)
+    scalar_lr: float = setting(0.04, "Adam: scales, gains, mixes and skip weights", 0, 100)
+    muon_momentum: float = setting(0.95, "momentum of Muon (Nesterov)", 0, 0.9999)
+    muon_momentum_warmup_start: float = setting(0.85, "its value at step 0", 0, 0.9999)
     muon_momentum_warmup_steps: int = setting(500, "steps until muon_momentum is reached", 0, 10**9)
     muon_backend_steps: int = setting(5, "Newton-Schulz iterations", 1, 50)
-    beta1: float = setting(0.9, "Adam", 0.0, 0.9999)
-    beta2: float = setting(0.95, "Adam", 0.0, 0.9999999)
-    adam_eps: float = setting(1e-8, "Adam", 1e-30, 1.0)
-    grad_clip_norm: float = setting(0.0, "global gradient norm is cut to this; 0: off", 0.0, 1e9)
+    beta1: float = setting(0.9, "Adam", 0, 0.9999)
+    beta2: float = setting(0.95, "Adam", 0, 0.9999999)
+    adam_eps: float = setting(1e-8, "Adam", 1e-30, 1)
+    grad_clip_norm: float = setting(0.0, "global gradient norm is cut to this; 0: off", 0, 1e9)
     # validation and logging
     val_loss_every: int = setting(1000, "steps between validations; 0: only at the end", 0, 10**9)
-    val_tokens_limit: int = setting(0, "validate on this many tokens at most, labelled partial; 0: all", 0, 2**40)
-    train_log_every: int = setting(200, "steps between log lines (the first ten steps are always logged)", 1, 10**9)
+    val_tokens_limit: int = setting(0, "tokens of a partial validation; 0: all", 0, 2**40)
+    train_log_every: int = setting(200, "steps between log lines after the first ten", 1, 10**9)
     # device
-    compute_dtype: str = setting("auto", "dtype of the matrix products; float64 is the reference mode, on the CPU",
+    compute_dtype: str = setting("auto", "of the matrix products; float64: reference mode, on the CPU",
                                  choices=("auto", "float32", "bfloat16", "float64"))
-    compile: bool = setting(True, "compile the step (torch.compile, mx.compile)")
+    compile: bool = setting(True, "compile the step")
     device: str = setting("auto", "which device to use", choices=("auto", "cpu", "gpu"))
 
 
 def parse_setting(field, text):
     """The value of one field from text. Raises ValueError in plain words."""
-    kind, rule = field.type, field.metadata
-    words = {bool: "0 or 1", int: "a whole number", float: "a number", str: "text"}[kind]
-    low, high, choices = rule["low"], rule["high"], rule["choices"]
+    kind, low, high, choices = field.type, *(field.metadata[key] for key in ("low", "high", "choices"))
     try:
         value = ("0", "1", "false", "true", "no", "yes").index(text.strip().lower()) % 2 == 1 if kind is bool else kind(text)
+        valid = value in choices if choices else low is None or low <= value <= high  # a NaN is not
     except ValueError:
-        wrong = f"not {words}"
-    else:
-        if low is not None and not low <= value <= high:  # a NaN fails this too
-            wrong = f"outside {low} to {high}"
-        elif choices and value not in choices:
-            wrong = f"not one of {', '.join(choices)}"
-        else:
-            return value
-    raise ValueError(f"{field.name.upper()}={text} is {wrong}")
+        valid = False
+    if not valid:
+        numbers = f"number from {low} to {high}"
+        words = {bool: "0 or 1", int: f"a whole {numbers}", float: f"a {numbers}", str: f"one of {', '.join(choices or ())}"}
+        raise ValueError(f"{field.name.upper()}={text} is not {words[kind]}")
+    return value
 
 
 def setting_conflicts(s):
@@ -125,8 +126,8 @@ def load_settings(kind, flags, environment, warn):
         flag, equals, value = flags.pop(0).partition("=")
         name = flag[2:].replace("-", "_").lower()
         if not equals:
-            value = flags.pop(0) if flags and not flags[0].startswith("--") else None
-        if not flag.startswith("--") or name not in fields:
+            value = flags.pop(0) if flags and flags[0][:2] != "--" else None
+        if flag[:2] != "--" or name not in fields:
             near = difflib.get_close_matches(name, fields, 1)
             hint = f"did you mean --{near[0].replace('_', '-')}?" if near else "--help lists all settings"
             wrong.append(f"{flag} is no setting; {hint}")
@@ -142,7 +143,7 @@ def load_settings(kind, flags, environment, warn):
     settings = kind(**values)
     wrong += setting_conflicts(settings)
     if wrong:
-        raise UserError("\n  ".join(["these settings cannot be used:", *wrong] if len(wrong) > 1 else wrong))
+        raise UserError("\n  ".join(["these settings cannot be used:"] * (len(wrong) > 1) + wrong))
     return settings
 
 
@@ -153,17 +154,14 @@ def changed_settings(settings):
 
 def model_settings(settings):
     """dict of the settings that rebuild the model from its artifact."""
-    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.metadata["model"]}
+    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(ModelSettings)}
 
 
 def settings_table(kind):
     """list of (NAME, default, meaning) rows, all str: the source of --help and of the README's table."""
-    rows = []
-    for f in dataclasses.fields(kind):
-        default = str(int(f.default)) if f.type is bool else f"{f.default}"
-        choices = f.metadata["choices"]
-        rows.append((f.name.upper(), default, f.metadata["meaning"] + (f" ({', '.join(choices)})" if choices else "")))
-    return rows
+    return [(f.name.upper(), str(int(f.default) if f.type is bool else f.default),
+             f.metadata["meaning"] + (f" ({', '.join(choices)})" if (choices := f.metadata["choices"]) else ""))
+            for f in dataclasses.fields(kind)]
 
 
 def settings_help(kind, usage):

@@ -35,7 +35,7 @@ def write_shard(path, tokens) -> None:
             os.unlink(temporary)
 
 
-def open_shard(path) -> np.ndarray:
+def open_shard(path):
     """Read-only uint16 memory map of shape (tokens,). UserError: missing, or anything but one whole shard."""
     try:
         size = os.stat(path).st_size
@@ -43,10 +43,9 @@ def open_shard(path) -> np.ndarray:
             raise UserError(f"{path}: {size} bytes, less than a shard's header: empty or truncated")
         with open(path, "rb") as file:
             magic, version, count = np.frombuffer(file.read(12), "<i4").tolist()
-        if (magic, version) != (SHARD_MAGIC, SHARD_VERSION):
-            raise UserError(f"{path}: magic {magic}, version {version}; a shard has {SHARD_MAGIC}, {SHARD_VERSION}")
-        if count <= 0:
-            raise UserError(f"{path}: the header says {count} tokens; a shard has at least one")
+        if (magic, version) != (SHARD_MAGIC, SHARD_VERSION) or count < 1:
+            raise UserError(f"{path}: magic {magic}, version {version}, {count} tokens; a shard has {SHARD_MAGIC}, {SHARD_VERSION}, "
+                            "1 or more")
         whole = SHARD_HEADER_BYTES + 2 * count
         if size != whole:
             raise UserError(f"{path}: the header says {count} tokens = {whole} bytes, the file has {size}: "
@@ -56,21 +55,20 @@ def open_shard(path) -> np.ndarray:
         raise UserError(f"{path}: cannot be read as a shard: {error}") from error
 
 
-def find_shards(data_path, split: str) -> list[Path]:
-    """The shards of a split ("train" or "val") in a folder, sorted. UserError: there is none."""
-    assert split in ("train", "val"), split
+def find_shards(data_path, split):
+    """Paths of the shards of a split ("train" or "val") in a folder, sorted. UserError: there is none."""
     shards = sorted(Path(data_path).glob(f"*_{split}_*.bin"))
     if not shards:
-        raise UserError(f"{data_path}: no *_{split}_*.bin there. Get data: `python -m common.data pydoc` (embedded "
-                        "corpus, seconds, offline) or `python -m common.data fineweb --variant sp1024` (the challenge)")
+        raise UserError(f"{data_path} has no *_{split}_*.bin: get data with `python -m common.data pydoc` (embedded corpus) "
+                        "or `python -m common.data fineweb --variant sp1024` (the challenge)")
     return shards
 
 
-def check_ids(tokens: np.ndarray, vocab_size: int, path) -> None:
+def check_ids(tokens, vocab_size, path):
     """UserError: names the first of tokens (tokens,) that is no id of the vocabulary, and its place in the file."""
     for start in range(0, len(tokens), SHARD_CHUNK):
-        chunk = tokens[start : start + SHARD_CHUNK]
-        if chunk.max() >= vocab_size:
-            first = start + int(np.argmax(chunk >= vocab_size))
+        wrong = tokens[start:start + SHARD_CHUNK] >= vocab_size
+        if wrong.any():
+            first = start + int(wrong.argmax())
             raise UserError(f"{path}: token {first} (byte {SHARD_HEADER_BYTES + 2 * first}) is {tokens[first]}, "
                             f"no id of a vocabulary of {vocab_size}: made with another tokenizer")

@@ -23,39 +23,35 @@ class Tokenizer:
         self.byte_counts = np.array(byte_counts, np.int32)
         self.leading_space, self.boundary = np.array(leading_space, bool), np.array(boundary, bool)
 
-    def decode(self, ids) -> bytes:
+    def decode(self, ids):
         """The bytes of ids (tokens,), as if they followed BOS."""
-        ids = np.array(ids, np.int64)
-        skip = self.leading_space[ids] & self.boundary[np.append(self.bos_id, ids[:-1])[: ids.size]]
-        return b"".join(self.token_bytes[i][s:] for i, s in zip(ids.tolist(), skip.astype(int).tolist(), strict=True))
+        return b"".join(self.token_bytes[i][int(self.leading_space[i] and self.boundary[before]):]
+                        for before, i in zip([self.bos_id, *ids], ids))
 
 
-def count_bytes(tokenizer: Tokenizer, previous_ids: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def count_bytes(t, previous_ids, ids):
     """Bytes that each of ids stands for after previous_ids, int32, all of one shape; sum them as int64."""
-    t = tokenizer
     return t.byte_counts[ids] + (t.leading_space[ids] & ~t.boundary[previous_ids])
 
 
-def load_tokenizer(path) -> Tokenizer:
-    """A SentencePiece file, or the byte tokenizer where the path is "bytes". UserError: no usable model."""
+def load_tokenizer(path):
+    """Tokenizer of a SentencePiece file, or the byte tokenizer where the path is "bytes". UserError: no usable model."""
     if str(path) == "bytes":  # 0 pad, 1 BOS, 2 EOS, 3 unknown, 4 + b for byte b
-        control = [True] * 4 + [False] * 256
         token_bytes = [b""] * 4 + [bytes([b]) for b in range(256)]
-        counts = [*map(len, token_bytes)]
-        return Tokenizer(lambda text: [4 + b for b in text.encode()], 1, token_bytes, counts, [False] * 260, control)
+        counts = [0] * 4 + [1] * 256
+        return Tokenizer(lambda text: [4 + b for b in text.encode()], 1, token_bytes, counts, [False] * 260, [not n for n in counts])
+    file = Path(path)
     try:
-        if not Path(path).is_file():
+        if not file.is_file():
             raise UserError(f"{path}: no such file; a tokenizer is a SentencePiece .model file, or the word bytes")
-        with open(path, "rb") as file:
-            data = file.read(MODEL_LIMIT + 1)
-        if len(data) > MODEL_LIMIT:
-            raise UserError(f"{path}: more than {MODEL_LIMIT} bytes is no model that could be meant here")
-        return _sentencepiece_tokenizer(data)
+        if file.stat().st_size > MODEL_LIMIT:
+            raise UserError(f"{path}: more than {MODEL_LIMIT} bytes, which is no SentencePiece model")
+        return _sentencepiece_tokenizer(file.read_bytes())
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{path}: not a usable SentencePiece model: {error}") from error
 
 
-def _sentencepiece_tokenizer(data: bytes) -> Tokenizer:
+def _sentencepiece_tokenizer(data):
     """Raises RuntimeError or ValueError where the model is malformed or its bytes could not be counted."""
     model = sentencepiece.SentencePieceProcessor()
     model.LoadFromSerializedProto(data)
@@ -72,7 +68,7 @@ def _sentencepiece_tokenizer(data: bytes) -> Tokenizer:
     # Two families, told apart by what they do. Published models put a marker before the text (dummy prefix), so one
     # that begins a piece is a space only after text. Their rule is kept as it is: another marker counts three bytes.
     if model.encode("a", out_type=str)[0].startswith(SPACE_MARKER):
-        leading = [piece.startswith(SPACE_MARKER) and not model.is_byte(i) for i, piece in enumerate(pieces)]
+        leading = [piece.startswith(SPACE_MARKER) for piece in pieces]
         counts = [1 if model.is_byte(i) else len(piece.encode()) - 3 * leading[i] for i, piece in enumerate(pieces)]
         return Tokenizer(model.encode, model.bos_id(), token_bytes, counts, leading, boundary)
 
@@ -81,11 +77,10 @@ def _sentencepiece_tokenizer(data: bytes) -> Tokenizer:
     marker = [model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARKER.encode()]
 
     def encode(text):
-        first, *rest = text.split(SPACE_MARKER)
-        result = model.encode(first)
-        for part in rest:
-            result += marker + model.encode(part)
-        return result
+        ids = []
+        for part in text.split(SPACE_MARKER):
+            ids += marker + model.encode(part)
+        return ids[len(marker):]
 
     tokenizer = Tokenizer(encode, model.bos_id(), token_bytes, [*map(len, token_bytes)], [False] * len(ids), boundary)
     probe = f"  a\t {SPACE_MARKER}\n\0 \ufb01\U0010fffd "

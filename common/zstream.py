@@ -12,47 +12,43 @@ import numpy as np
 
 _CHUNK_BYTES = 512  # grid of the first border search
 _MOVE_BYTES = 1 << 14  # how far one border then moves
-_PIECE_BYTES = 1 << 18  # counted or packed at a time, to bound memory
+_PIECE_BYTES = 1 << 18  # packed at a time, to bound memory
 _STORED_BYTES = 65_535  # limit of a stored block
 _HEADER_BITS = 600  # 270 to 610 in practice; the high end makes the better borders
 _LENGTH_ORDER = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
 
 
-def zlib_encode(data: bytes) -> bytes:
-    """`data` (below 2 GiB) as a zlib stream, at most 6 bytes longer, plus 6 for each 65,535 bytes begun."""
+def zlib_encode(data):
+    """Bytes (below 2 GiB) as a zlib stream, at most 6 bytes longer, plus 6 for each 65,535 bytes begun."""
     n = len(data)
     symbols = np.frombuffer(data, np.uint8)
     cuts = np.append(np.arange(0, max(n, 1), _CHUNK_BYTES), n)
     counts = np.zeros((len(cuts) - 1, 256), np.int32)
-    for i in range(0, n, _PIECE_BYTES):
-        part = symbols[i : i + _PIECE_BYTES]
-        rows = counts[i // _CHUNK_BYTES :][: _PIECE_BYTES // _CHUNK_BYTES]
-        cells = np.arange(len(part)) // _CHUNK_BYTES * 256 + part
-        rows += np.bincount(cells, minlength=rows.size).reshape(rows.shape)
+    for i, start in enumerate(cuts[:-1]):
+        counts[i] = np.bincount(symbols[start:start + _CHUNK_BYTES], minlength=256)
     whole = _block_code(counts.sum(0))
     cuts, codes = _move_cuts(symbols, *_merge_chunks(cuts, counts))
     if whole[0] <= sum(code[0] for code in codes):
         cuts, codes = [0, n], [whole]
 
-    bits = bytearray()  # one a byte
+    bits = bytearray()  # one a byte, in its lowest bit: 0 and 1, or their digits
     for (_, head, lengths), start, stop in zip(codes, cuts, cuts[1:]):
         if head:
-            bits += bytes([stop == n, 0, 1, *map(int, head)])
-            text = "".join(code.ljust(15, "2") for code in _canonical_codes(lengths))
-            table = np.array([*map(int, text)], np.uint8).reshape(-1, 15)
+            words = [code.encode() for code in _canonical_codes(lengths)]
+            bits += bytes([stop == n, 0, 1]) + head.encode()
             for i in range(start, stop, _PIECE_BYTES):
-                rows = table[symbols[i : min(stop, i + _PIECE_BYTES)]]
-                bits.extend(rows[rows < 2])
-            bits.extend(table[256, : lengths[256]])
+                bits += b"".join(map(words.__getitem__, data[i:min(stop, i + _PIECE_BYTES)]))
+            bits += words[256]
             continue
         for i in range(start, max(stop, 1), _STORED_BYTES):
-            part = data[i : min(stop, i + _STORED_BYTES)]
+            part = data[i:min(stop, i + _STORED_BYTES)]
             bits += bytes([i + len(part) == n, 0, 0])
             bits += bytes(-len(bits) % 8)
             part = (len(part) | (len(part) ^ 0xFFFF) << 16).to_bytes(4, "little") + part
             bits.extend(np.unpackbits(np.frombuffer(part, np.uint8), bitorder="little"))
-    packed = np.packbits(np.frombuffer(bits, np.uint8), bitorder="little")
-    return b"\x78\xda" + packed.tobytes() + zlib.adler32(data).to_bytes(4, "big")
+    flat = np.frombuffer(bits, np.uint8)
+    flat &= 1
+    return b"\x78\xda" + np.packbits(flat, bitorder="little").tobytes() + zlib.adler32(data).to_bytes(4, "big")
 
 
 def _canonical_codes(lengths):
@@ -74,14 +70,14 @@ def _huffman_lengths(counts, limit):
     coins = leaves = counts[used].astype(np.int64) * 2  # the low bit marks a package
     levels = [coins & 1]
     for _ in range(limit - 1):
-        pairs = coins[: len(coins) // 2 * 2].reshape(-1, 2) >> 1
-        coins = np.sort(np.append(leaves, pairs.sum(1) * 2 + 1), kind="stable")
+        pairs = coins[:len(coins) // 2 * 2].reshape(-1, 2) >> 1
+        coins = np.sort(np.append(leaves, pairs.sum(1) * 2 + 1))
         levels.append(coins & 1)
     lengths = np.zeros(len(counts), np.int64)
     taken = 2 * len(used) - 2
     for level in reversed(levels):
         packages = int(level[:taken].sum())
-        lengths[used[: taken - packages]] += 1
+        lengths[used[:taken - packages]] += 1
         taken = 2 * packages
     return lengths
 
@@ -109,7 +105,7 @@ def _block_code(counts):
     """Exact bits, head (none: stored) and code lengths of the smallest block with this histogram."""
     n = int(counts.sum())
     stored = 8 * n + 42 * max(1, -(-n // _STORED_BYTES)), "", np.full(257, 8)  # 7 of the 42 pad to a byte, at worst
-    if not counts.any():
+    if not n:
         return stored
     counts = np.append(counts, 1)  # the end-of-block symbol
     lengths = _huffman_lengths(counts, 15)
@@ -134,7 +130,7 @@ def _entropy_bits(counts):
     log = _log2_table()
     bits = []
     for i in range(0, len(counts), 1024):  # to bound memory
-        cells = counts[i : i + 1024]
+        cells = counts[i:i + 1024]
         cells = np.append(cells, cells.sum(1, keepdims=True), 1)
         shift = (log[cells >> 16] >> 16) + 1
         cells = cells * (log[cells >> shift] + (shift << 16))
@@ -164,13 +160,13 @@ def _move_cuts(symbols, cuts, counts):
     cuts, codes = cuts.tolist(), [_block_code(row) for row in counts]
     for i in [*range(1, len(codes))] * 2:
         low, high = max(cuts[i - 1] + 1, cuts[i] - _MOVE_BYTES), min(cuts[i + 1] - 1, cuts[i] + _MOVE_BYTES)
-        left, right = (np.where(code[2] > 0, code[2], 20) for code in codes[i - 1 : i + 1])  # 20: a new symbol
+        left, right = (np.where(code[2] > 0, code[2], 20) for code in codes[i - 1:i + 1])  # 20: a new symbol
         cut = low + int(np.append(0, np.cumsum((left - right)[symbols[low:high]])).argmin())
-        moved = np.bincount(symbols[min(cut, cuts[i]) : max(cut, cuts[i])], minlength=256)
+        moved = np.bincount(symbols[min(cut, cuts[i]):max(cut, cuts[i])], minlength=256)
         moved *= 1 if cut > cuts[i] else -1
         pair = [_block_code(counts[i - 1] + moved), _block_code(counts[i] - moved)]
         if pair[0][0] + pair[1][0] < codes[i - 1][0] + codes[i][0]:
             counts[i - 1] += moved
             counts[i] -= moved
-            cuts[i], codes[i - 1 : i + 1] = cut, pair
+            cuts[i], codes[i - 1:i + 1] = cut, pair
     return cuts, codes

@@ -20,37 +20,12 @@ from parity import curves, ladder, portable, problem
 DTYPES = ("float64", "float32", "bfloat16")
 
 
-def trainer_class(backend):
-    """The trainer of a backend. Raises UserError where it is not installed."""
-    try:
-        # MLX first in either case: its OpenBLAS must be loaded before torch's libraries
-        import train_gpt_mlx
-        if backend == "mlx":
-            return train_gpt_mlx.MlxTrainer
-        import train_gpt
-        return train_gpt.TorchTrainer
-    except ModuleNotFoundError as error:
-        if backend == "torch" and error.name.startswith("mlx"):
-            import train_gpt
-            return train_gpt.TorchTrainer
-        raise UserError(f"{error}: `make install BACKEND={backend}` or `pip install '.[{backend}]'` provides it") from None
-
-
-def embedded_corpus(path):
-    """The data folder; builds the embedded corpus where it is the default and not there."""
-    if path == Path("data/pydoc_sp1024") and not path.exists():
-        from common.data.__main__ import main as data_command
-        if data_command(["pydoc"]):
-            raise UserError("the embedded corpus could not be built")
-    return path
-
-
 def show(backend, task, dtype, **changes):
     def progress(rung):
         if sys.stderr.isatty():
             print(f"\r\033[K{backend} {dtype}: {rung} ...", end="", file=sys.stderr, flush=True)
 
-    shown = problem.observe(trainer_class(backend), task, dtype, progress, **changes)
+    shown = problem.observe(problem.trainer_class(backend), task, dtype, progress, **changes)
     progress("done")
     return shown
 
@@ -66,7 +41,7 @@ def report(title, rows, names, as_json, started):
 
 
 def climb_here(options):
-    task = problem.make_problem(embedded_corpus(options.data), options.steps, tie_embeddings=not options.untied)
+    task = problem.make_problem(problem.embedded_corpus(options.data), options.steps, tie_embeddings=not options.untied)
     held = True
     for dtype in options.dtype or DTYPES[:2]:
         started = time.perf_counter()
@@ -81,7 +56,7 @@ def climb_here(options):
 
 
 def export(options):
-    task = problem.make_problem(embedded_corpus(options.data), options.steps)
+    task = problem.make_problem(problem.embedded_corpus(options.data), options.steps)
     dtype = (options.dtype or ["float32"])[0]
     shown = show(options.backend, task, dtype, device=options.device)
     portable.write_fixture(options.file, task, shown, options.backend, dtype, options.device)

@@ -1,6 +1,7 @@
 """What both sides are given: settings, tokens and byte table; and what each of them shows, rung by rung."""
 import dataclasses
 import hashlib
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,30 @@ RUNGS = ("initial weights", "batches", "bytes and windows", "logits", "loss", "g
          "quantized payload", "compressed bytes")
 CPU_SIZE = {"num_layers": 4, "model_dim": 256, "num_heads": 4, "num_kv_heads": 2, "train_seq_len": 256, "train_batch_tokens": 4096,
             "micro_batch_tokens": 4096, "muon_momentum_warmup_steps": 100, "max_wallclock_seconds": 0.0}
+
+
+def trainer_class(backend):
+    """The trainer of a backend. Raises UserError where it is not installed."""
+    try:
+        # MLX first in either case: its OpenBLAS must be loaded before torch's libraries
+        import train_gpt_mlx
+        if backend == "mlx":
+            return train_gpt_mlx.MlxTrainer
+        import train_gpt
+        return train_gpt.TorchTrainer
+    except ModuleNotFoundError as error:
+        if backend == "torch" and error.name.startswith("mlx"):
+            import train_gpt
+            return train_gpt.TorchTrainer
+        raise UserError(f"{error}: `make install BACKEND={backend}` or `pip install '.[{backend}]'` provides it") from None
+
+
+def embedded_corpus(path):
+    """The data folder; builds the embedded corpus where it is the default and not there."""
+    if path == Path("data/pydoc_sp1024") and not path.exists():
+        from common.data.__main__ import main as data_command
+        data_command(["pydoc"])
+    return path
 
 
 @dataclasses.dataclass

@@ -206,13 +206,13 @@ def test_another_version(model, old, new, words):
 
 
 @pytest.mark.parametrize("name, value, words", [
-    ("num_layers", 0, "NUM_LAYERS=0 is outside 1 to 256"), ("num_layers", 257, "NUM_LAYERS=257 is outside"),
-    ("num_layers", -2, "outside"), ("num_layers", True, "which is no int"), ("num_layers", 2.0, "which is no int"),
-    ("num_layers", "2", "which is no int"), ("num_layers", None, "which is no int"),
-    ("num_layers", [2], "which is no int"), ("num_layers", 10**400, "outside"),
-    ("tie_embeddings", 0, "which is no bool"), ("rope_base", 500, "which is no float"),
-    ("rope_base", float("nan"), "outside"), ("logit_softcap", float("inf"), "outside"),
-    ("logit_softcap", 0.0, "outside"), ("num_heads", 3, "must be a multiple of NUM_HEADS=3"),
+    ("num_layers", 0, "NUM_LAYERS=0 is not a whole number from 1 to 256"), ("num_layers", 257, "NUM_LAYERS=257 is not"),
+    ("num_layers", -2, "whole number"), ("num_layers", True, "whole number"), ("num_layers", 2.0, "whole number"),
+    ("num_layers", "2", "whole number"), ("num_layers", None, "whole number"),
+    ("num_layers", [2], "whole number"), ("num_layers", 10**400, "whole number"),
+    ("tie_embeddings", 0, "canonical"), ("rope_base", 500, "canonical"),
+    ("rope_base", float("nan"), "number"), ("logit_softcap", float("inf"), "number"),
+    ("logit_softcap", 0.0, "number"), ("num_heads", 3, "must be a multiple of NUM_HEADS=3"),
     ("num_kv_heads", 256, "must be a multiple of NUM_KV_HEADS=256"), ("model_dim", 6, "must be even"),
     ("num_layers", 256, "too few for the"), ("model_dim", 16384, "too few for the"),
     ("vocab_size", 65536, "too few for the"), ("num_layers", 1, "tensor"),

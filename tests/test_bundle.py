@@ -55,7 +55,7 @@ from common.shapes import (
     Circle,  # a comment that goes with its import
     area,
 )
-from common.units import UNIT
+from common.units import UNIT  # this comment too
 
 # how it is run
 def main():
@@ -130,30 +130,26 @@ except ModuleNotFoundError:
 \tno_such_framework = None
 
 
-# ===== common/units.py =====
+# ===== common/units.py
 from math import tau
 import math
 UNIT = round(tau)
-
 
 def scaled(function):
 \treturn lambda argument: UNIT * function(argument) * math.cos(0)
 
 
-# ===== common/shapes.py =====
+# ===== common/shapes.py
 from dataclasses import dataclass
-
 
 @dataclass
 class Circle:
 \tradius: float
 
-
 @scaled
 def area(circle):
 \tif TEXT:
 \t\treturn math.pi * circle.radius ** 2
-
 
 TEXT = """
 from common.units import UNIT
@@ -162,7 +158,7 @@ from common.units import UNIT
     # never touched, \u2028 é"""
 
 
-# ===== train.py =====
+# ===== train.py
 
 # how it is run
 def main():
@@ -207,7 +203,7 @@ def test_every_module_comes_once_after_what_it_imports(tmp_path):
                      left="from common.base import d\nb = d + 'left '\n",
                      right="from common.base import d\nc = d + 'right '\n",
                      base="d = 'base '\n", unused="d = 0\n")
-    assert re.findall("# ===== (.*) =+", bundle(script).decode()) == [
+    assert re.findall("# ===== (.*)", bundle(script).decode()) == [
         "common/base.py", "common/left.py", "common/right.py", "common/top.py", "train.py"]
     assert run_bundle(tmp_path, script) == output(script) == "base left base right  base left \n"
 
@@ -217,7 +213,7 @@ GET_X = "from common.a import x\nprint(x() if callable(x) else x)\n"
 
 @pytest.mark.parametrize("module", [
     "def gone(): pass\nx = 1",
-    "async def gone(): pass\nx = 1",
+    "async def gone(): print(0)\nx = 1",
     "class gone:\n    y = 1\n    def z(self): print(0)\nx = 1",
     "class gone(ValueError): pass\nx = 1",
     "gone = gone_too = 3\nx = 1",
@@ -261,7 +257,7 @@ REGISTRY = "calls = []\ndef call(f=None, *more):\n    calls.append(1)\n    retur
     "try:\n    import no_such_module as kept\nexcept ImportError:\n    kept = None\nx = 1",
     "import xml.dom as kept\nfrom os import path as kept_path\nkept_both = kept, kept_path\ndef x(): return len(kept_both)",
     # statements that do more than bind names
-    REGISTRY + "call()",
+    REGISTRY + "call()\ncall()",
     REGISTRY + "kept_it = call()",
     REGISTRY + "kept_it: int = call()",
     REGISTRY + "kept_it = list(map(call, (1, 2)))",
@@ -393,12 +389,13 @@ def test_a_script_indented_by_tabs(tmp_path):
 def test_an_import_is_made_once(tmp_path):
     once = "import json\nimport os.path\nfrom math import pi, e\n"
     script = project(tmp_path / "project", f"import json\ntry:\n    import re\nfinally:\n    pass\n{GET_X}import re, string\n",
-                     a=f"from common.b import y\n{once}import re\nx = json.dumps([os.path.sep, pi, re.escape('a'), y()])\n",
+                     a=f"from common.b import y\n{once}import re\nimport re, string\n"
+                     "x = json.dumps([os.path.sep, pi, re.escape(string.digits), y()])\n",
                      b=f"{once}import re\ndef y():\n    import re, string\n    return json, os.sep, pi, re, string\ny = str\n")
     assert run_bundle(tmp_path, script) == output(script)
     lines = [line.strip() for line in bundle(script).decode().split("\n") if "import" in line]
     assert lines == ["import json", "import re", "import os.path", "from math import pi, e", "import re",
-                     "import re, string", "import re, string"]
+                     "import re, string", "import re, string", "import re, string"]
 
 
 def test_a_bundle_that_reaches_the_bundler_is_its_own_bundle(tmp_path):
@@ -550,14 +547,14 @@ def test_command_line(tmp_path):
     assert re.fullmatch(r"error: .*absent\.py:1: .*\n", done.stderr.decode())
 
 
-@pytest.mark.parametrize("name", ["train_gpt.py", "train_gpt_mlx.py"])
-def test_trainers_become_one_file(tmp_path, name):
+@pytest.mark.parametrize("name, limit", [("train_gpt.py", 60_000), ("train_gpt_mlx.py", 63_000)])  # records ship the first
+def test_trainers_become_one_file(tmp_path, name, limit):
     code = bundle(ROOT / name)
     compile(code, name, "exec")
     imports = [ast.unparse(node) for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import | ast.ImportFrom)]
     assert imports and not [line for line in imports if re.search(r"\bcommon\b", line)]
     assert b"\n# ===== common/settings.py" in code and b"\n# ===== " + name.encode() in code
-    assert len(code) <= 60_000
+    assert len(code) <= limit
     (tmp_path / name).write_bytes(code)
     assert bundle(tmp_path / name) == code
 

@@ -44,7 +44,7 @@ def export(tmp_path_factory):
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=VOCABULARY, byte_fallback=True,
-        pad_id=0, bos_id=1, eos_id=2, unk_id=3, hard_vocab_limit=False, minloglevel=2)
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3, minloglevel=2)
     (folder / "model").write_bytes(model.getvalue())
     tokenizer = load_tokenizer(folder / "model")
     ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
@@ -52,7 +52,6 @@ def export(tmp_path_factory):
     assert len(val) > 3000
     files = {MODEL: model.getvalue(), "README.md": b"# Golf\n", "datasets/docs_selected.jsonl": b'{"text": "the cat"}\n',
              "datasets/tokenizers/fineweb_8192_bpe.model": b"another", "datasets/datasets/fineweb10B_byte260/x_val_0.bin": b"",
-             "datasets/datasets/fineweb10B_byte260/x_train_0.bin": b"", "datasets/datasets/fineweb10B_sp9/x_val_0.bin": b"",
              "datasets/manifest.json": json.dumps({"datasets": [{"name": "fineweb10B_sp300"}]}).encode()}
     # The first is above 10 MiB, so that a download of it can be broken off; the border of val is inside a document.
     shards = [np.resize(train, 6_000_000), train[1000:], train, val[:2001], val[2001:]]
@@ -175,7 +174,7 @@ def start(endpoint, out, *arguments, before="pass"):
     code = f"import sys; {before}; from common.data.__main__ import main; sys.exit(main(['fineweb', *sys.argv[1:]]))"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))} | {
         "HF_ENDPOINT": endpoint, "HF_HOME": str(out.parent / "home"), "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*", "TMPDIR": str(out.parent)}
+        "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
     command = [sys.executable, "-c", code, "--variant", "sp300", "--out", out, "--repo", REPO, *arguments]
     return subprocess.Popen([*map(str, command)], env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -197,11 +196,7 @@ def expected_manifest(hub, export, train):
     val = table(VAL) | {"documents": export.val_documents, "bytes": export.val_bytes}
     return {"format": "parity-golf-data 1", "name": "fineweb10B_sp300", "splits": {"train": table(train), "val": val},
             "tokenizer": {"kind": "sentencepiece", "file": "tokenizer.model", "sha256": digest(hub.files[MODEL]),
-                          "vocab_size": load_tokenizer_size(hub)}}
-
-
-def load_tokenizer_size(hub):
-    return sentencepiece.SentencePieceProcessor(model_proto=hub.files[MODEL]).vocab_size()
+                          "vocab_size": VOCABULARY}}
 
 
 def check_folder(hub, export, out, train, *more):
@@ -223,7 +218,7 @@ def test_the_folder_serves_as_data_path(hub, export, tmp_path):
     assert f"{export.val_documents} documents, {export.val_tokens:,} tokens, {export.val_bytes:,} bytes" in printed
     assert "docs_selected.jsonl" in printed and "2 of 3 shards" in printed
 
-    data = open_data(Settings(data_path=str(out), vocab_size=load_tokenizer_size(hub), train_seq_len=64))
+    data = open_data(Settings(data_path=str(out), vocab_size=VOCABULARY, train_seq_len=64))
     tokens = np.concatenate([open_shard(out / name) for name in VAL])
     assert data.val.length == export.val_tokens and data.tokenizer.decode(tokens).decode() == export.val_text
 
@@ -232,7 +227,7 @@ def test_a_second_run_fetches_only_what_is_missing_or_differs(hub, export, tmp_p
     out = tmp_path / "data"
     run(hub, out, "--train-shards", 1)
     hub.downloads.clear()
-    run(hub, out, "--train-shards", 99)
+    run(hub, out, "--train-shards", 99, "--prefix", "/datasets/")
     assert hub.names() == TRAIN[1:], "more of them"
     check_folder(hub, export, out, TRAIN)
 
@@ -256,13 +251,16 @@ def test_a_bad_shard_is_fetched_once_more_and_then_named(hub, export, tmp_path):
     run(hub, out, "--train-shards", 1)
     hub.downloads.clear()
     hub.faults[path] = ["corrupt", "corrupt"]
+    (out / ".partial").mkdir()
+    (out / ".partial" / "of_an_earlier_run.bin.incomplete").write_bytes(b"1")
     _, errors = run(hub, out, "--train-shards", 2, code=2)
     assert re.fullmatch(rf"error: fetched twice: \S*{TRAIN[1]}: .* not the .*\n", errors)
-    assert hub.names() == [TRAIN[1]] * 2 and not (out / TRAIN[1]).exists()
+    assert hub.names() == [TRAIN[1]] * 2 and not list(out.rglob(f"*{TRAIN[1]}")) + list(out.rglob("*.incomplete"))
 
-    hub.faults[path] = ["corrupt"]
+    hub.faults |= {path: ["corrupt"], MODEL: ["corrupt"]}
+    (tmp_path / "home").rename(tmp_path / "old home")  # where the library keeps the tokenizer
     run(hub, out, "--train-shards", 2)
-    assert hub.names() == [TRAIN[1]] * 4
+    assert hub.names() == [TRAIN[1]] * 4 and hub.faults[path] == hub.faults[MODEL] == []
     check_folder(hub, export, out, TRAIN[:2])
 
 
@@ -288,8 +286,18 @@ def test_an_interrupted_run_is_taken_up(hub, export, tmp_path):
     whole = {path.name for path in out.glob("*.bin")}
     assert TRAIN[0] not in whole
     hub.downloads.clear()
-    run(hub, out)
+    run(hub, out)  # default: 80
     assert set(hub.names()) == {*TRAIN, *VAL} - whole
+    check_folder(hub, export, out, TRAIN)
+
+
+def test_a_changed_folder_has_no_manifest_until_it_is_whole(hub, export, tmp_path):
+    out = tmp_path / "data"
+    run(hub, out, "--train-shards", 1)
+    die = f"import os; replace = os.replace; os.replace = lambda a, b: (replace(a, b), os.path.dirname(b) == {str(out)!r} and os._exit(9))"
+    run(hub, out, before=die, code=9)
+    assert {*TRAIN[1:]} & {path.name for path in out.iterdir()} and not (out / "manifest.json").exists()
+    run(hub, out)
     check_folder(hub, export, out, TRAIN)
 
 
@@ -312,9 +320,9 @@ def spoil(hub, out, what):
         (out / "manifest.json").write_text('{"format": "parity-golf-data 1", "name": "pydoc"}')
     elif what == "no space":
         hub.sizes[f"{DATASET}/{TRAIN[0]}"] = 10**18
-    elif what == "other tokenizer":
-        hub.files["datasets/manifest.json"] = b'{"datasets": {"fineweb10B_sp300": {"tokenizer": "x/two.model"}}}'
-        hub.files["datasets/two.model"] = (hub.files[MODEL])
+    elif what == "other vocabulary":
+        hub.files["datasets/fineweb10B_sp400/x_train_0.bin"] = hub.files["datasets/fineweb10B_sp400/x_val_0.bin"] = b""
+        hub.files["datasets/manifest.json"] = b'{"datasets": {"fineweb10B_sp400": {"model": "fineweb_300_bpe.model"}}}'
     elif what == "no tokenizer":
         del hub.files[MODEL]
 
@@ -323,8 +331,9 @@ def spoil(hub, out, what):
     ("repo", ["--repo", "someone/nothing"], "someone/nothing, revision main.*RepositoryNotFoundError"),
     ("revision", ["--revision", "old"], "revision old.*RevisionNotFoundError"),
     ("prefix", ["--prefix", "elsewhere"], "folder elsewhere.*EntryNotFoundError"),
-    ("variant", ["--variant", "sp7"], "no shards in a folder fineweb10B_sp7; there are: byte260, sp300, sp9\n"),
+    ("variant", ["--variant", "sp7"], "no shards in a folder fineweb10B_sp7; there are: byte260, sp300\n"),
     ("no tokenizer", [], "looked for fineweb_300_bpe.model; there are: fineweb_8192_bpe.model\n"),
+    ("other vocabulary", ["--variant", "sp400"], "fineweb_300_bpe.model has 300 ids"),
     ("shards", ["--train-shards", "0"], "--train-shards 0"),
     ("no space", [], r"needs 1,000,000,000,0\S+ bytes more, [\d,]+ are free"),
     ("foreign shard", [], "mine_train_000.bin is not of fineweb10B_sp300"),

@@ -117,7 +117,7 @@ def test_check_weights_names_every_problem():
                 "lm_head.weight": np.zeros(1)}
     with pytest.raises(ValueError) as error:
         check_weights(TINY, weights)
-    for words in ("skip_weights is missing", "lm_head.weight is unknown",
-                  "tok_emb.weight has shape (11, 9), not (11, 8)", "blocks.0.attn_scale has shape (8, 1), not (8,)"):
+    for words in ("skip_weights is missing, expected (1, 8)", "lm_head.weight is (1,), expected none of that name",
+                  "tok_emb.weight is (11, 9), expected (11, 8)", "blocks.0.attn_scale is (8, 1), expected (8,)"):
         assert words in str(error.value)
     assert str(error.value).count(";") == 3

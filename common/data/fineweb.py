@@ -1,7 +1,7 @@
 """FineWeb as the challenge exports it: token shards and tokenizer from a data set repository of the Hugging Face Hub.
 
-The folder serves as DATA_PATH alone. Its manifest.json is removed before anything changes and written last, so a folder
-that has one is whole. It tells what the files hold and not where they came from: equal data give equal bytes.
+The folder serves as DATA_PATH alone. It is whole if it has a manifest.json, which tells what the files hold and no more:
+equal data, equal bytes. A later run checks every file against the repository and fetches the rest; more shards stay.
 """
 import contextlib
 import hashlib
@@ -29,17 +29,16 @@ class Repository:
 
     def __init__(self, name: str, prefix: str, revision: str):
         try:
-            from huggingface_hub.hf_api import HfApi, RepoFile
-            from huggingface_hub.utils import disable_progress_bars
+            from huggingface_hub import hf_api, utils
         except ImportError as error:
             raise UserError(f"huggingface_hub is needed: `pip install '.[data]'` ({error})") from error
-        disable_progress_bars()  # those of several files overwrite each other
-        self.name, self.api = name, HfApi()
+        utils.disable_progress_bars()  # those of several files overwrite each other
+        self.name, self.api = name, hf_api.HfApi()
         with self._explained(f"{name}, revision {revision}, folder {prefix}"):
             # Asked for first because it fails at once without a connection; listing tries again for half a minute.
             self.commit = self.api.dataset_info(name, revision=revision, timeout=30).sha
             tree = self.api.list_repo_tree(name, prefix, recursive=True, revision=self.commit, repo_type="dataset")
-            self.files = {file.path: file for file in tree if isinstance(file, RepoFile)}
+            self.files = {file.path: file for file in tree if isinstance(file, hf_api.RepoFile)}
 
     @contextlib.contextmanager
     def _explained(self, what: str):
@@ -66,32 +65,28 @@ class Repository:
 def examine(path: Path, remote, vocab_size: int) -> dict:
     """A file's entry in our manifest. UserError: it is not the remote file, or no shard with ids of that vocabulary."""
     with open(path, "rb") as file:
-        sha256 = found = hashlib.file_digest(file, "sha256").hexdigest()
-        if not remote.lfs:  # small files are known by Git's hash
-            file.seek(0)
-            found = hashlib.sha1(b"blob %d\0" % remote.size + file.read()).hexdigest()
-    if found != (remote.lfs.sha256 if remote.lfs else remote.blob_id):
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    same = (sha256 == remote.lfs.sha256 if remote.lfs else  # small files are known by Git's hash
+            remote.blob_id == hashlib.sha1(b"blob %d\0" % remote.size + path.read_bytes()).hexdigest())
+    if not same:
         raise UserError(f"{path}: {path.stat().st_size} bytes, not the {remote.size} that the repository lists")
-    entry = {"file": path.name, "sha256": sha256}
-    if path.suffix == ".bin":
-        tokens = open_shard(path)
-        check_ids(tokens, vocab_size, path)
-        entry["tokens"] = len(tokens)
-    return entry
+    tokens = open_shard(path) if path.suffix == ".bin" else []
+    check_ids(tokens, vocab_size, path)
+    return {"file": path.name, "tokens": len(tokens), "sha256": sha256}
 
 
 def find_dataset(paths, manifest: bytes, variant: str) -> tuple[dict[str, list[str]], str]:
-    """({"train", "val"}: sorted shards, tokenizer) of a variant among a repository's paths. UserError: there is none."""
-    name = f"fineweb10B_{variant}"
-    shards = {split: [path for path in sorted(paths) if re.search(rf"/{re.escape(name)}/[^/]+_{split}_\d+\.bin$", path)]
+    """({"train", "val"}: sorted shards, tokenizer) of a variant among a repository's paths. UserError: not there."""
+    paths, name = sorted(paths), f"fineweb10B_{variant}"
+    shards = {split: [path for path in paths if re.search(rf"(^|/){re.escape(name)}/[^/]+_{split}_\d+\.bin$", path)]
               for split in ("train", "val")}
     if not all(shards.values()):
-        known = sorted({found[1] for path in paths if (found := re.search(r"/fineweb10B_([^/]+)/[^/]+\.bin$", path))})
+        known = sorted({found[1] for path in paths if (found := re.search(r"fineweb10B_([^/]+)/[^/]+\.bin$", path))})
         raise UserError(f"--variant {variant}: no shards in a folder {name}; there are: {', '.join(known) or 'none'}")
 
     def parts(key):
-        """(name, every text in it) of each part of a list or an object of the published manifest, if it is as expected."""
-        with contextlib.suppress(ValueError, TypeError, AttributeError):
+        """(name, every text in it) of each part of a list or an object in the published manifest, if it is such."""
+        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
             found = json.loads(manifest).get(key)
             for name, part in found.items() if isinstance(found, dict) else enumerate(found):
                 yield part.get("name", name), [str(name), *re.findall(r'"([^"\\]*)"', json.dumps(part))]
@@ -101,7 +96,7 @@ def find_dataset(paths, manifest: bytes, variant: str) -> tuple[dict[str, list[s
     texts = texts + [text for tokenizer, more in parts("tokenizers") if tokenizer in texts for text in more]
     texts += [f"fineweb_{size}_bpe.model" for size in re.findall(r"\d+", variant)]
     wanted = [os.path.basename(text) for text in texts if text.endswith(".model")]
-    models = {os.path.basename(path): path for path in sorted(paths) if path.endswith(".model")}
+    models = {os.path.basename(path): path for path in paths if path.endswith(".model")}
     if found := [models[model] for model in wanted if model in models]:
         return shards, found[0]
     raise UserError(f"--variant {variant}: no tokenizer; looked for {', '.join(wanted) or 'one in manifest.json'}; "
@@ -126,9 +121,8 @@ def in_parallel(function, files: dict, folder: Path) -> dict:
 def add_command(subparsers) -> None:
     parser = subparsers.add_parser("fineweb", help="the challenge's data: FineWeb shards from the Hugging Face Hub")
     parser.add_argument("--variant", default="sp1024", help="which export, by its tokenizer (default: %(default)s)")
-    parser.add_argument("--train-shards", type=int, default=80, metavar="N", help="the first N training shards, 200 MB "
-                        "each, beside those that are already there (default: %(default)s, 8 billion tokens)")
-    parser.add_argument("--with-docs", action="store_true", help="also the raw documents, tens of GB, if it has them")
+    parser.add_argument("--train-shards", type=int, default=80, help="the first so many, 200 MB each (default: %(default)s)")
+    parser.add_argument("--with-docs", action="store_true", help="also the raw documents, tens of GB, if it has any")
     parser.add_argument("--out", type=Path, help="folder to make or to complete (default: data/fineweb10B_VARIANT)")
     parser.add_argument("--repo", default="willdepueoai/parameter-golf", help="data set repository (default: %(default)s)")
     parser.add_argument("--prefix", default="datasets", help="folder in it (default: %(default)s)")
@@ -138,21 +132,21 @@ def add_command(subparsers) -> None:
 
 def run(options) -> None:
     """Make the folder what the options say. UserError: it cannot be done, or the folder holds something else."""
-    variant, name = options.variant, f"fineweb10B_{options.variant}"
+    variant, name, prefix = options.variant, f"fineweb10B_{options.variant}", options.prefix.strip("/")
     out = options.out or Path("data", name)
     target, staging = out / "manifest.json", out / ".partial"
     if options.train_shards < 1:
         raise UserError(f"--train-shards {options.train_shards}: at least one is needed")
     if target.exists() and f'"name": "{name}"'.encode() not in target.read_bytes():
         raise UserError(f"{target} is not one of {name}; choose another --out, or remove that folder")
-    repository = Repository(options.repo, options.prefix, options.revision)
-    remote, published = repository.files, f"{options.prefix}/manifest.json"
+    repository = Repository(options.repo, prefix, options.revision)
+    remote, published = repository.files, f"{prefix}/manifest.json".lstrip("/")
     manifest = repository.fetch(published)[0].read_bytes() if published in remote else b""
     shards, model = find_dataset(remote, manifest, variant)
     tokenizer = load_tokenizer(repository.fetch(model)[0])
     if variant.removeprefix("sp") not in (variant, str(tokenizer.vocab_size)):
         raise UserError(f"--variant {variant}: its tokenizer {model} has {tokenizer.vocab_size} ids")
-
+    shutil.rmtree(staging, ignore_errors=True)  # what was cut off: the library does not go on with it
     there = {path.name: path.stat().st_size for path in out.glob("*")}
     splits = {split: {os.path.basename(path): remote[path] for path in shards[split]} for split in shards}
     if stray := {file for file in there if re.search(r"_(train|val)_.*\.bin$", file)}.difference(*splits.values()):
@@ -182,17 +176,17 @@ def run(options) -> None:
     except KeyboardInterrupt:
         raise UserError("interrupted; whole files are kept: run this again to go on") from None
     shutil.rmtree(staging, ignore_errors=True)
-
     table = {split: {"tokens": sum(entries[file]["tokens"] for file in splits[split]),
                      "shards": [entries[file] for file in splits[split]]} for split in splits}
-    # Of validation alone: counting eight billion training tokens would take minutes, and nothing needs it.
+    # Of validation alone: for 80 training shards the count would take a minute in every run, and nothing needs it.
     tokens = np.concatenate([open_shard(out / file) for file in splits["val"]])
     previous, cuts = np.append(np.uint16(tokenizer.bos_id), tokens[:-1]), range(1 << 22, len(tokens), 1 << 22)
-    size = sum(int(count_bytes(tokenizer, *pair).sum(dtype=np.int64))
-               for pair in zip(np.split(previous, cuts), np.split(tokens, cuts), strict=True))
+    pairs = zip(np.split(previous, cuts), np.split(tokens, cuts), strict=True)
+    size = sum(int(count_bytes(tokenizer, *pair).sum(dtype=np.int64)) for pair in pairs)
     table["val"] |= {"documents": int(np.count_nonzero(tokens == tokenizer.bos_id)), "bytes": size}
-    model = entries["tokenizer.model"] | {"file": "tokenizer.model", "kind": "sentencepiece", "vocab_size": tokenizer.vocab_size}
-    manifest = {"format": FORMAT, "name": name, "splits": table, "tokenizer": model}
+    manifest = {"format": FORMAT, "name": name, "splits": table, "tokenizer": {
+        "kind": "sentencepiece", "file": "tokenizer.model", "sha256": entries["tokenizer.model"]["sha256"],
+        "vocab_size": tokenizer.vocab_size}}
     (out / ".manifest").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     os.replace(out / ".manifest", target)
     print(f"{out}: vocabulary {tokenizer.vocab_size}, from {options.repo} at {repository.commit[:12]}",

@@ -235,7 +235,7 @@ def run(options) -> None:
 
 def _present(folder: Path) -> dict | None:
     """The manifest of a pydoc data set; None: nothing is there. UserError: something else is."""
-    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         manifest = json.loads((folder / "manifest.json").read_bytes())
