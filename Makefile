@@ -48,7 +48,7 @@ install: .venv/.$(BACKEND)
 data: install
 	@if [ "$(DATA_PATH)" = data/pydoc_sp1024 ]; then $(BIN)/python -m common.data pydoc --out data/pydoc_sp1024; fi
 
-test: .venv/.torch .venv/.mlx .venv/.dev lint
+test: .venv/.torch .venv/.mlx .venv/.data .venv/.dev lint
 	env -i HOME="$$HOME" PATH="$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.dev

@@ -152,8 +152,9 @@ class _SourceFile:
                 tabs = 0 if row in self.fixed else (len(line) - len(line.lstrip(" "))) // 4
                 parts[row >= place].append("\t" * tabs + line[4 * tabs:])
         try:
-            assert ast.dump(ast.parse("\n".join([*parts[0], *parts[1]]))) == ast.dump(self.tree)
-        except (AssertionError, SyntaxError):
+            if ast.dump(ast.parse("\n".join([*parts[0], *parts[1]]))) != ast.dump(self.tree):
+                raise SyntaxError
+        except SyntaxError:
             self.fail(None, "what stays would not mean the same; indent by four spaces, write decorators in one line")
         return "\n".join([*parts[0], inlined, *parts[1]]).strip("\n")
 

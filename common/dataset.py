@@ -30,7 +30,7 @@ def open_data(settings):
     tokenizer = load_tokenizer(path)
     digest = hashlib.sha256(b"bytes" if path == "bytes" else Path(path).read_bytes()).hexdigest()
     if promised not in ("", digest):
-        raise UserError(f"tokenizer {path} has SHA-256 {digest[:12]}, that of the shards has {promised[:12]} by {file}: "
+        raise UserError(f"tokenizer {path} is not the one of the shards (SHA-256 {digest[:12]}, in {file} {promised[:12]}): "
                         "leave TOKENIZER_PATH empty, or make the data again")
     if tokenizer.vocab_size != settings.vocab_size:
         raise UserError(f"VOCAB_SIZE={settings.vocab_size}, but tokenizer {path} has {tokenizer.vocab_size} ids: change VOCAB_SIZE")
@@ -38,7 +38,7 @@ def open_data(settings):
         check_ids(shard, settings.vocab_size, shard.filename)
     train, val = TokenStream(train), TokenStream(val)
     if val.length <= settings.train_seq_len:
-        raise UserError(f"{folder} has {val.length} validation tokens, too few for one row and its target: "
+        raise UserError(f"validation in {folder} has {val.length} tokens, too few for one row and its target: "
                         f"TRAIN_SEQ_LEN={settings.train_seq_len} must be less")
     count = min(settings.val_tokens_limit or val.length, val.length)
     partial = f" partial:{count}/{val.length}" if count < val.length else ""

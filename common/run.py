@@ -218,7 +218,7 @@ def train(trainer, settings, data, log):
                bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
     clock = time.perf_counter()
     while True:
-        next_end = elapsed + (1 + trainer.steps_ahead) * elapsed / max(step, 1)
+        next_end = elapsed + (2 + trainer.steps_ahead) * elapsed / max(step, 1)  # one step to spare
         last = step == settings.iterations or next_end > cap
         if last or (settings.val_loss_every and step % settings.val_loss_every == 0):
             trainer.wait()

@@ -73,7 +73,7 @@ class Settings(ModelSettings):
     val_tokens_limit: int = setting(0, "tokens of a partial validation; 0: all", 0, 2**40)
     train_log_every: int = setting(200, "steps between log lines after the first ten", 1, 10**9)
     # device
-    compute_dtype: str = setting("auto", "of the matrix products; float64: reference mode, on the CPU",
+    compute_dtype: str = setting("auto", "dtype of the matrix products; float64: reference mode, on the CPU",
                                  choices=("auto", "float32", "bfloat16", "float64"))
     compile: bool = setting(True, "compile the step")
     device: str = setting("auto", "which device to use", choices=("auto", "cpu", "gpu"))
