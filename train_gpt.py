@@ -370,6 +370,8 @@ class TorchTrainer:
 
     def close(self):
         if dist.is_initialized():
+            dist.barrier()  # a rank that leaves first can abort in gloo's threads, and torchrun then stops them all
+            self.forward = None
             dist.destroy_process_group()
 
 

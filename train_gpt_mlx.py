@@ -136,7 +136,7 @@ class GPT(nn.Module):
                 skips.append(x)
         head = self.tok_emb if self.s.tie_embeddings else self.lm_head
         logits = linear(rms_norm(x, self.s), head).astype(wide(self.dtype))
-        return self.s.logit_softcap * tanh(logits / self.s.logit_softcap)
+        return self.s.logit_softcap * mx.tanh(logits / self.s.logit_softcap)
 
     def __call__(self, tokens):
         """(B, T) nats of each target: tokens (B, T + 1) hold the inputs and, moved by one, the targets."""
@@ -195,10 +195,6 @@ def exp(x):
     if mx.default_device() == mx.gpu:
         return mx.exp(x)
     return mx.power(mx.array(math.e, dtype=x.dtype), x)
-
-
-def tanh(x):
-    return mx.tanh(x)
 
 
 # ------------------------------------------------------------------------------

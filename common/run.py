@@ -216,7 +216,7 @@ def train(trainer, settings, data, log):
     cap = settings.max_wallclock_seconds or math.inf
     bar = tqdm(total=1.0, disable=trainer.rank > 0 or not sys.stderr.isatty(), leave=False,
                bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
-    clock = time.perf_counter()
+    shown, clock = -math.inf, time.perf_counter()
     while True:
         next_end = elapsed + (2 + trainer.steps_ahead) * elapsed / max(step, 1)  # one step to spare
         last = step == settings.iterations or next_end > cap
@@ -235,7 +235,8 @@ def train(trainer, settings, data, log):
         now = time.perf_counter()
         elapsed, clock = common_clock(trainer, elapsed + now - clock), now
         logged = step <= 10 or step % settings.train_log_every == 0
-        if logged or not bar.disable:
+        if logged or (not bar.disable and elapsed - shown > 0.5):  # to look at the loss is to wait for the device
+            shown = elapsed
             value, rate = float(loss), step * settings.train_batch_tokens / elapsed
             if not math.isfinite(value):
                 raise NonFinite(f"the training loss is {value} at step {step}: lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR, or set "

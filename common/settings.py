@@ -105,8 +105,8 @@ def setting_conflicts(s):
         wrong.append(f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} is less than one row (TRAIN_SEQ_LEN={s.train_seq_len})")
     if s.val_tokens_limit == 1:
         wrong.append("VAL_TOKENS_LIMIT=1 leaves nothing to score: use 0 (all) or more")
-    if not re.fullmatch(r"(?!\.)[\w.-]*", s.run_id):
-        wrong.append(f"RUN_ID={s.run_id} must be a plain folder name: letters, digits, _ - .")
+    if not re.fullmatch(r"(?!\.)[\w.-]{0,60}", s.run_id):
+        wrong.append(f"RUN_ID={s.run_id} must be a plain folder name: at most 60 letters, digits, _ - .")
     if s.compute_dtype == "float64" and s.device == "gpu":
         wrong.append("COMPUTE_DTYPE=float64 runs on the CPU: use DEVICE=cpu or auto")
     return wrong

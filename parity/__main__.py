@@ -17,7 +17,7 @@ from pathlib import Path
 from common.settings import UserError
 from parity import curves, ladder, portable, problem
 
-DTYPES = ("float64", "float32", "bfloat16")
+DTYPES = ("float64", "float32")
 
 
 def show(backend, task, dtype, **changes):
@@ -43,7 +43,7 @@ def report(title, rows, names, as_json, started):
 def climb_here(options):
     task = problem.make_problem(problem.embedded_corpus(options.data), options.steps, tie_embeddings=not options.untied)
     held = True
-    for dtype in options.dtype or DTYPES[:2]:
+    for dtype in options.dtype or DTYPES:
         started = time.perf_counter()
         torch, mlx = (show(backend, task, dtype, device="cpu", compile=options.compile) for backend in ("torch", "mlx"))
         rows = ladder.climb(dtype, torch, mlx)

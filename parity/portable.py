@@ -26,7 +26,7 @@ def write_fixture(path, problem, shown, backend, dtype, device):
     tensors = {"train": problem.train, "val": problem.val}
     tensors |= {f"table.{f.name}": np.asarray(getattr(problem.table, f.name)) for f in dataclasses.fields(ByteTable)}
     tensors |= {f"{rung}/{name}": np.asarray(value) for rung, values in shown.items() for name, value in values.items()}
-    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    tensors = {name: np.array(value, order="C") for name, value in tensors.items()}  # ascontiguousarray makes () a (1,)
     versions = " ".join(f"{name} {metadata.version(name)}" for name in (backend, "numpy"))
     meta = {"format": FIXTURE_FORMAT, "settings": {k: str(int(v) if isinstance(v, bool) else v)
             for k, v in dataclasses.asdict(problem.settings).items()}, "steps": problem.steps, "backend": backend, "dtype": dtype,
@@ -72,7 +72,7 @@ def read_fixture(path):
 def check_problem(path, problem, meta):
     """What the ladder relies on. Raises UserError."""
     s, tokens = problem.settings, (problem.train, problem.val)
-    if meta["dtype"] not in ("float64", "float32", "bfloat16"):
+    if meta["dtype"] not in ("float64", "float32"):
         raise UserError(f"{path}: dtype {meta['dtype']} is unknown")
     if not 0 < problem.steps <= 10_000 or s.num_layers * s.model_dim**2 > 1 << 28 or s.train_batch_tokens > 1 << 22:
         raise UserError(f"{path}: a problem of this size is not tried")
