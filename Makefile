@@ -12,11 +12,12 @@ ifeq ($(filter torch mlx,$(BACKEND)),)
 $(error BACKEND=$(BACKEND) is neither torch nor mlx)
 endif
 
-# FineWeb is used where it is there; else the embedded corpus, and with it a small model that suits it and two CPU cores.
-ifneq ($(wildcard $(FINEWEB)/*_train_*.bin),)
+# FineWeb is used where it is there and a GPU or a Mac is; else the embedded corpus, and with it a small model that suits two CPU cores.
+ifneq ($(and $(wildcard $(FINEWEB)/*_train_*.bin),$(filter-out 0,$(GPUS))$(filter Darwin,$(shell uname -s))),)
 export DATA_PATH ?= $(FINEWEB)
 else
-export DATA_PATH ?= data/pydoc_sp1024
+export VOCAB_SIZE ?= 1024
+export DATA_PATH ?= data/pydoc_sp$(VOCAB_SIZE)
 export NUM_LAYERS ?= 4
 export MODEL_DIM ?= 256
 export NUM_HEADS ?= 4
@@ -46,7 +47,7 @@ train: install data
 install: .venv/.$(BACKEND)
 
 data: install
-	@if [ "$(DATA_PATH)" = data/pydoc_sp1024 ]; then $(BIN)/python -m common.data pydoc --out data/pydoc_sp1024; fi
+	@case "$(DATA_PATH)" in data/pydoc_sp*) $(BIN)/python -m common.data pydoc --vocab-size $(VOCAB_SIZE) --out $(DATA_PATH);; esac
 
 test: .venv/.torch .venv/.mlx .venv/.data .venv/.dev lint
 	env -i HOME="$$HOME" PATH="$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile

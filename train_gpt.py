@@ -88,7 +88,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Token embedding, an encoder half whose outputs are added, last first, to the decoder half's inputs, and a head."""
 
-    def __init__(self, s, dtype):
+    def __init__(self, s, dtype, device):
         super().__init__()
         self.s, self.dtype = s, dtype
         self.tok_emb = nn.Embedding(s.vocab_size, s.model_dim)
@@ -98,9 +98,7 @@ class GPT(nn.Module):
             self.skip_weights = nn.Parameter(torch.empty(self.num_skips, s.model_dim))
         if not s.tie_embeddings:
             self.lm_head = nn.Linear(s.model_dim, s.vocab_size, bias=False)
-        cos, sin = (torch.tensor(t, dtype=wide(dtype)) for t in rope_tables(s, s.train_seq_len))
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.cos, self.sin = (torch.tensor(t, dtype=wide(dtype), device=device) for t in rope_tables(s, s.train_seq_len))
 
     def logits(self, tokens_BT):
         """(B, T, V) in float32, float64 in reference mode."""
@@ -219,14 +217,14 @@ class TorchTrainer:
                                     timeout=datetime.timedelta(minutes=10))
         rank_rows(s, self.rank, self.world_size)
         self.dtype = pick_dtype(s, self.device)
-        self.model = GPT(s, self.dtype).to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
+        self.model = GPT(s, self.dtype, self.device).to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
         self.params = dict(self.model.named_parameters())
         self.groups = {name: p.group for name, p in param_table(s).items()}
         self.load_weights(weights)
         compiled = s.compile and self.device.type != "mps"  # Inductor on MPS is a prototype
         self.forward = torch.compile(self.model, fullgraph=True, dynamic=False) if compiled else self.model
         if self.world_size > 1:
-            self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True, broadcast_buffers=False)
+            self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True)
         self.muon = Muon({n: p for n, p in self.params.items() if self.groups[n] == "matrix"}, self.dtype, s.muon_backend_steps)
         lrs = {"embed": s.tied_embed_lr if s.tie_embeddings else s.embed_lr, "head": s.head_lr, "scalar": s.scalar_lr}
         self.adam = torch.optim.Adam(

@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import sys
 import time
 import zlib
@@ -83,6 +84,7 @@ def main(trainer_class, script):
         print(settings_help(kind, f"usage: python {Path(script).name} [--setting value ...]"))
         return 0
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         settings = load_settings(kind, sys.argv[1:], os.environ, lambda text: speaks and print(f"warning: {text}", file=sys.stderr))
         run(trainer_class, settings, script)
         return 0
@@ -91,7 +93,7 @@ def main(trainer_class, script):
     except KeyboardInterrupt:
         reason = "interrupted"
     except OSError as error:
-        reason = f"{error.filename or 'file system'}: {error.strerror or error}: free some space or choose another folder"
+        reason = f"{error}: is the disk full, or the folder not yours?"
     except RuntimeError as error:  # the frameworks' own out-of-memory errors
         if "memory" not in str(error).lower():
             raise
@@ -266,8 +268,8 @@ def common_clock(trainer, seconds):
 def finish(trainer, settings, data, code_bytes, folder, log):
     """Writes the model file, reads it back, scores what was read, accounts for the bytes. Summary text. Raises OverBudget."""
     weights = {name: np.asarray(w, np.float32) for name, w in trainer.weights().items()}
-    if not all(np.isfinite(w).all() for w in weights.values()):
-        raise NonFinite("a weight is not finite after training: lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR")
+    if not all((np.abs(w) < 8e6).all() for w in weights.values()):
+        raise NonFinite("a weight is not finite or 8e6 and more: lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR")
     if folder:
         model, payload = encode_model(settings, weights)
         path = folder.write("model.int8.zlib", model)
