@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 
-
 # MLX calls cblas_sgemm; in the wheel of OpenBLAS it is scipy_cblas_sgemm
 OPENBLAS_NAMES = """
 #define GEMM(name, real) \\
