@@ -17,8 +17,6 @@ from pathlib import Path
 from common.settings import UserError
 from parity import curves, ladder, portable, problem
 
-DTYPES = ("float64", "float32")
-
 
 def show(backend, task, dtype, **changes):
     def progress(rung):
@@ -43,7 +41,7 @@ def report(title, rows, names, as_json, started):
 def climb_here(options):
     task = problem.make_problem(problem.embedded_corpus(options.data), options.steps, tie_embeddings=not options.untied)
     held = True
-    for dtype in options.dtype or DTYPES:
+    for dtype in options.dtype or problem.DTYPES[:2]:
         started = time.perf_counter()
         torch, mlx = (show(backend, task, dtype, device="cpu", compile=options.compile) for backend in ("torch", "mlx"))
         rows = ladder.climb(dtype, torch, mlx)
@@ -56,18 +54,19 @@ def climb_here(options):
 
 
 def export(options):
+    if not options.file.parent.is_dir():
+        raise UserError(f"{options.file.parent} is no folder: make it, or name another file")
     task = problem.make_problem(problem.embedded_corpus(options.data), options.steps)
-    dtype = (options.dtype or ["float32"])[0]
-    shown = show(options.backend, task, dtype, device=options.device)
-    portable.write_fixture(options.file, task, shown, options.backend, dtype, options.device)
-    print(f"{options.file}: {options.file.stat().st_size:,} bytes, what {options.backend} shows in {dtype}")
+    shown = show(options.backend, task, options.dtype, device=options.device, compile=options.compile)
+    portable.write_fixture(options.file, task, shown, options.backend, options.dtype, options.device)
+    print(f"{options.file}: {options.file.stat().st_size:,} bytes, what {options.backend} shows in {options.dtype}")
     return True
 
 
 def compare_file(options):
     started = time.perf_counter()
     task, theirs, meta = portable.read_fixture(options.file)
-    ours = show(options.backend, task, meta["dtype"], device=options.device)
+    ours = show(options.backend, task, meta["dtype"], device=options.device, compile=options.compile)
     names = (f"{meta['backend']} (file)", f"{options.backend} (here)")
     print(f"the file: {meta['backend']} on {meta['machine']}")
     return report(f"{names[0]} against {names[1]}, {meta['dtype']}, {task.steps} steps", ladder.climb(meta["dtype"], theirs, ours), names,
@@ -77,22 +76,24 @@ def compare_file(options):
 def main(arguments=None):
     parser = argparse.ArgumentParser("python -m parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(run=climb_here)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--data", type=Path, default=Path("data/pydoc_sp1024"), help="data folder (default: the embedded corpus)")
-    common.add_argument("--dtype", action="append", choices=DTYPES, help="again for more (default: float64 and float32)")
-    common.add_argument("--steps", type=int, default=20, help="optimizer steps of the training rung (default: 20)")
-    common.add_argument("--json", action="store_true", help="one JSON object a ladder instead of the table")
-    for flag in ("--untied", "--compile"):
-        parser.add_argument(flag, action="store_true")
-    for action in common._actions:
-        parser._add_action(action)
     commands = parser.add_subparsers(title="commands")
-    for name, run, words in (("export", export, "write what one backend shows"), ("compare", compare_file, "climb against such a file")):
-        command = commands.add_parser(name, help=words, parents=[common])
+    exporter = commands.add_parser("export", help="write what one backend shows")
+    comparer = commands.add_parser("compare", help="climb against such a file")
+    for command, run in ((exporter, export), (comparer, compare_file)):
         command.add_argument("file", type=Path)
         command.add_argument("--backend", choices=("torch", "mlx"), required=True)
         command.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
         command.set_defaults(run=run)
+    for command in (parser, exporter):
+        command.add_argument("--data", type=Path, default=Path("data/pydoc_sp1024"), help="data folder (default: the embedded corpus)")
+        command.add_argument("--steps", type=curves.at_least(1), default=20, help="optimizer steps of the training rung (default: 20)")
+    parser.add_argument("--dtype", action="append", choices=problem.DTYPES, help="again for more (default: float64 and float32)")
+    exporter.add_argument("--dtype", choices=problem.DTYPES, default="float32", help="default: float32")
+    for command in (parser, exporter, comparer):
+        command.add_argument("--compile", action="store_true", help="compiled, as training is")
+    for command in (parser, comparer):
+        command.add_argument("--json", action="store_true", help="one JSON object a ladder instead of the table")
+    parser.add_argument("--untied", action="store_true", help="with a head of its own")
     curves.add_command(commands)
     options = parser.parse_args(arguments)
     try:

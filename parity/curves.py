@@ -1,4 +1,5 @@
 """Parity of real training: both backends side by side in their normal dtype, several seeds, one picture and one sentence."""
+import argparse
 import dataclasses
 import statistics
 import sys
@@ -66,16 +67,20 @@ def run(options):
     return True
 
 
-def seed_count(text):
-    if int(text) < 3:
-        raise ValueError
-    return int(text)
+def at_least(least):
+    """The type of an argument: an integer that is no smaller."""
+    def number(text):
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return int(text)
+    number.__name__ = "integer"  # argparse names it
+    return number
 
 
 def add_command(commands):
     command = commands.add_parser("curves", help="train both side by side and draw the losses")
     command.add_argument("--data", type=Path, default=Path("data/pydoc_sp1024"), help="data folder (default: the embedded corpus)")
-    command.add_argument("--steps", type=int, default=100)
-    command.add_argument("--seeds", type=seed_count, default=3, help="at least 3 (default: 3)")
+    command.add_argument("--steps", type=at_least(1), default=100, help="optimizer steps of each run (default: 100)")
+    command.add_argument("--seeds", type=at_least(3), default=3, help="at least 3 (default: 3)")
     command.add_argument("-o", "--output", type=Path, default=Path("parity_curves.png"))
     command.set_defaults(run=run)

@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from common.settings import Settings, UserError, load_settings
-from parity.problem import RUNGS, ByteTable, Problem
+from parity.problem import DTYPES, RUNGS, ByteTable, Problem
 
 FIXTURE_FORMAT = 1
 FIXTURE_LIMIT = 1 << 30  # bytes
@@ -72,7 +72,7 @@ def read_fixture(path):
 def check_problem(path, problem, meta):
     """What the ladder relies on. Raises UserError."""
     s, tokens = problem.settings, (problem.train, problem.val)
-    if meta["dtype"] not in ("float64", "float32"):
+    if meta["dtype"] not in DTYPES:
         raise UserError(f"{path}: dtype {meta['dtype']} is unknown")
     if not 0 < problem.steps <= 10_000 or s.num_layers * s.model_dim**2 > 1 << 28 or s.train_batch_tokens > 1 << 22:
         raise UserError(f"{path}: a problem of this size is not tried")

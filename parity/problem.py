@@ -9,10 +9,12 @@ from common import artifact, batches, bpb, params, quantize, schedule
 from common.dataset import open_data
 from common.settings import Settings, UserError
 
-RUNGS = ("initial weights", "batches", "bytes and windows", "logits", "loss", "gradients", "one step", "training losses", "validation",
-         "quantized payload", "compressed bytes")
-CPU_SIZE = {"num_layers": 4, "model_dim": 256, "num_heads": 4, "num_kv_heads": 2, "train_seq_len": 256, "train_batch_tokens": 4096,
-            "micro_batch_tokens": 4096, "muon_momentum_warmup_steps": 100, "max_wallclock_seconds": 0.0}
+RUNGS = ("initial weights", "batches", "bytes and windows", "logits", "token nats", "loss", "gradients", "one step", "training losses",
+         "validation", "quantized payload", "compressed bytes")
+DTYPES = ("float64", "float32", "bfloat16")
+# the model of `make train` on a CPU; half its batch, so that the ladder takes three minutes on slow cores too
+CPU_SIZE = {"num_layers": 4, "model_dim": 256, "num_heads": 4, "num_kv_heads": 2, "train_seq_len": 256, "train_batch_tokens": 2048,
+            "micro_batch_tokens": 2048, "muon_momentum_warmup_steps": 100, "max_wallclock_seconds": 0.0}
 
 
 def trainer_class(backend):
@@ -107,7 +109,7 @@ def observe(trainer_class, problem, dtype, progress=lambda rung: None, **changes
     progress("batches")
     steps = {0, 1, *(end // s.train_batch_tokens for end in stream.ends)}
     shown["batches"] = {f"step {step}, {ranks} ranks": np.concatenate([batches.step_rows(stream, s, step, rank, ranks) for rank in range(ranks)])
-                        for step in sorted(steps) for ranks in (1, 2, 4)}
+                        for step in sorted(steps) for ranks in (1, 2, 4, 8)}
 
     progress("bytes and windows")
     windows = bpb.eval_windows(len(problem.val), s.train_seq_len)
@@ -120,9 +122,12 @@ def observe(trainer_class, problem, dtype, progress=lambda rung: None, **changes
     rows = batches.step_rows(stream, s, 0)
     shown["logits"] = {"logits": trainer.logits(rows[:4, :-1])}
 
+    progress("token nats")
+    shown["token nats"] = {"nats": trainer.token_nats(rows[:4])}
+
     progress("loss")
     loss, grads = trainer.gradients(rows)
-    shown["loss"] = {"mean": np.array(loss), "nats": trainer.token_nats(rows[:4])}
+    shown["loss"] = {"mean": np.array(loss)}
 
     progress("gradients")
     shown["gradients"] = grads

@@ -35,6 +35,15 @@ def data_path(tmp_path_factory):
     return folder
 
 
+def pytest_runtest_setup(item):
+    """Tests marked `cuda` and `metal` run wherever there is such a device."""
+    import torch
+    here = {"cuda": torch.cuda.is_available(), "metal": train_gpt_mlx.mx.metal.is_available()}
+    for name, found in here.items():
+        if item.get_closest_marker(name) and not found:
+            pytest.skip(f"no {name} device")
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     """Each backend in turn; one that is not installed fails."""

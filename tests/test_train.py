@@ -110,16 +110,22 @@ def test_twice_and_from_the_bundle_the_same_bytes(backend, tmp_path, data_path):
     assert exact[0] == exact[1]
 
 
-def test_one_artifact_in_reference_mode(tmp_path, data_path):
-    """torch and MLX, compiled or not, one rank or two, any micro-batch, with warm-up or without."""
-    ranks = {"torch": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
-             "mlx": [sysconfig.get_path("scripts") + "/mlx.launch", "-n", "2", "--backend", "ring", "--", sys.executable]}
-    ways = [("torch", (), {}), ("mlx", (), {}), ("torch", (), {"micro_batch_tokens": 64, "warmup_steps": 0}),
-            ("mlx", (), {"micro_batch_tokens": 64, "compile": 1}), ("torch", ranks["torch"], {"micro_batch_tokens": 32}),
-            ("mlx", ranks["mlx"], {"micro_batch_tokens": 32})]
-    models = [train_alone(backend, tmp_path / str(i), data_path, launch=launch, compute_dtype="float64", **changes)[1]
-              for i, (backend, launch, changes) in enumerate(ways)]
-    assert [hashlib.sha256(model).hexdigest() for model in models] == [hashlib.sha256(models[0]).hexdigest()] * len(ways)
+@pytest.mark.parametrize("tied", [True, False])
+def test_one_artifact_in_reference_mode(tied, tmp_path, data_path):
+    """200 steps: torch and MLX, compiled or not, 1 to 8 ranks, any micro-batch, with warm-up or without, tied or untied. At the default
+    learning rates so small a model learns its text by heart and magnifies a difference in the last digit a hundred thousand times."""
+    calm = {"matrix_lr": 0.01, "tied_embed_lr": 0.01, "embed_lr": 0.05, "scalar_lr": 0.01}
+    ring = [sysconfig.get_path("scripts") + "/mlx.launch", "-n", "2", "--backend", "ring", "--", sys.executable]
+    ways = [("torch", (), {}), ("mlx", (), {}), ("mlx", ring, {"micro_batch_tokens": 64})]
+    for ranks in (2, 4, 8) if tied else (8,):
+        ways.append(("torch", ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"], {"micro_batch_tokens": 64}))
+    if tied:
+        ways += [("torch", (), {"compile": 1}), ("torch", (), {"micro_batch_tokens": 128, "warmup_steps": 0}),
+                 ("mlx", (), {"compile": 1, "micro_batch_tokens": 32})]
+    models = {f"{backend} {i}": train_alone(backend, tmp_path / str(i), data_path, launch=launch, compute_dtype="float64", iterations=200,
+                                            tie_embeddings=tied, **calm | changes)[1] for i, (backend, launch, changes) in enumerate(ways)}
+    digests = {way: hashlib.sha256(model).hexdigest() for way, model in models.items()}
+    assert set(digests.values()) == {digests["torch 0"]}, digests
 
 
 @pytest.mark.parametrize("changes", [{"tie_embeddings": False}, {"num_layers": 1}, {"num_layers": 2, "num_kv_heads": 4}, {"grad_clip_norm": 0.1},
