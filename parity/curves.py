@@ -1,9 +1,7 @@
 """Parity of real training: both backends side by side in their normal dtype, several seeds, one picture and one sentence."""
-import argparse
 import dataclasses
 import statistics
 import sys
-from pathlib import Path
 
 import numpy as np
 
@@ -25,14 +23,21 @@ def train_curve(trainer_class, problem, seed, progress):
     return np.array(losses), bpb.evaluate(trainer, s, val, problem.table, len(problem.val))[1]
 
 
-def draw(path, seeds, losses):
-    """losses: dict (backend, seed) -> curve. Raises UserError where matplotlib is missing."""
+def pyplot_for(path):
+    """matplotlib.pyplot. Raises UserError where it is missing or could not write that file."""
     try:
         import matplotlib
     except ModuleNotFoundError:
         raise UserError("the picture needs matplotlib: pip install '.[records]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    if path.suffix not in (".png", ".svg", ".pdf") or not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: name a .png, .svg or .pdf in a folder that is there")
+    return pyplot
+
+
+def draw(pyplot, path, seeds, losses):
+    """losses: dict (backend, seed) -> curve."""
     figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(8, 7), sharex=True, height_ratios=(2, 1), layout="constrained")
     for number, seed in enumerate(seeds):
         for backend, style in (("torch", "-"), ("mlx", "--")):
@@ -44,9 +49,12 @@ def draw(path, seeds, losses):
     bottom.axhline(0, color="black", linewidth=0.6)
     bottom.set(xlabel="optimizer step", ylabel="MLX - torch (nats)")
     figure.savefig(path, dpi=130)
+    pyplot.close(figure)
 
 
 def run(options):
+    """Trains, draws and tells the difference. Raises UserError."""
+    pyplot = pyplot_for(options.output)
     problem = make_problem(embedded_corpus(options.data), options.steps, warmdown_fraction=1.0)
     seeds, losses, scores = range(1, options.seeds + 1), {}, {}
 
@@ -59,28 +67,9 @@ def run(options):
             losses[backend, seed], scores[backend, seed] = train_curve(trainer_class(backend), problem, seed, progress)
         progress("")
         print(f"seed {seed}: val_bpb torch {scores['torch', seed]:.4f}  mlx {scores['mlx', seed]:.4f}", flush=True)
-    draw(options.output, seeds, losses)
+    draw(pyplot, options.output, seeds, losses)
     differences = [scores["mlx", seed] - scores["torch", seed] for seed in seeds]
     spread = statistics.stdev(scores["torch", seed] for seed in seeds)
     print(f"MLX - torch after {options.steps} steps: {statistics.mean(differences):+.4f} bits per byte on average over {options.seeds} seeds, "
           f"{max(map(abs, differences)):.4f} at most; from seed to seed torch differs by {spread:.4f} (standard deviation)\n{options.output}")
     return True
-
-
-def at_least(least):
-    """The type of an argument: an integer that is no smaller."""
-    def number(text):
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        return int(text)
-    number.__name__ = "integer"  # argparse names it
-    return number
-
-
-def add_command(commands):
-    command = commands.add_parser("curves", help="train both side by side and draw the losses")
-    command.add_argument("--data", type=Path, default=Path("data/pydoc_sp1024"), help="data folder (default: the embedded corpus)")
-    command.add_argument("--steps", type=at_least(1), default=100, help="optimizer steps of each run (default: 100)")
-    command.add_argument("--seeds", type=at_least(3), default=3, help="at least 3 (default: 3)")
-    command.add_argument("-o", "--output", type=Path, default=Path("parity_curves.png"))
-    command.set_defaults(run=run)

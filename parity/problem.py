@@ -1,4 +1,5 @@
 """What both sides are given: settings, tokens and byte table; and what each of them shows, rung by rung."""
+import contextlib
 import dataclasses
 import hashlib
 from pathlib import Path
@@ -19,17 +20,15 @@ CPU_SIZE = {"num_layers": 4, "model_dim": 256, "num_heads": 4, "num_kv_heads": 2
 
 def trainer_class(backend):
     """The trainer of a backend. Raises UserError where it is not installed."""
-    try:
-        # MLX first in either case: its OpenBLAS must be loaded before torch's libraries
+    with contextlib.suppress(ModuleNotFoundError):  # MLX first in either case: its OpenBLAS must be loaded before torch's libraries
         import train_gpt_mlx
+    try:
         if backend == "mlx":
+            import train_gpt_mlx
             return train_gpt_mlx.MlxTrainer
         import train_gpt
         return train_gpt.TorchTrainer
     except ModuleNotFoundError as error:
-        if backend == "torch" and error.name.startswith("mlx"):
-            import train_gpt
-            return train_gpt.TorchTrainer
         raise UserError(f"{error}: `make install BACKEND={backend}` or `pip install '.[{backend}]'` provides it") from None
 
 
@@ -95,8 +94,18 @@ def full_weights(settings):
     return weights
 
 
+def full_state(trainer):
+    """An optimizer state in which every part counts in the next step: as after ten steps, but drawn."""
+    state = trainer.optimizer_state()
+    for number, name in enumerate(sorted(state)):
+        noise = 1e-3 * np.random.Generator(np.random.Philox(key=[8, number])).standard_normal(state[name].shape)
+        state[name] = (noise**2 + 1e-8 if name.endswith("exp_avg_sq") else noise).astype(state[name].dtype)
+    return state | {"adam_step": np.float32(10)}
+
+
 def observe(trainer_class, problem, dtype, progress=lambda rung: None, **changes):
-    """dict rung -> dict name -> array of what one backend shows. progress(rung) is called before each."""
+    """(dict rung -> dict name -> array of what one backend shows, the trainer's description of its device); changes: of the settings.
+    progress(rung) is called before each rung. Raises UserError where the trainer cannot be built, ValueError where weights diverge."""
     s = dataclasses.replace(problem.settings, compute_dtype=dtype, **changes)
     own = trainer_class.settings_class(**{f.name: getattr(s, f.name) for f in dataclasses.fields(s)})
     shown, stream, val = {}, problem.shards(), batches.TokenStream([problem.val])
@@ -133,8 +142,9 @@ def observe(trainer_class, problem, dtype, progress=lambda rung: None, **changes
     shown["gradients"] = grads
 
     progress("one step")
+    trainer.load_optimizer_state(full_state(trainer))
     trainer.train_step(rows, 0.5, 0.9)
-    shown["one step"] = trainer.weights() | trainer.optimizer_state()
+    shown["one step"] = {name: w - full[name] for name, w in trainer.weights().items()} | trainer.optimizer_state()
 
     progress("training losses")
     trainer = trainer_class(own, first)
@@ -158,7 +168,7 @@ def observe(trainer_class, problem, dtype, progress=lambda rung: None, **changes
     shown["compressed bytes"] = {"SHA-256 of equal weights": digest(s, equal)}
     if dtype == "float64":
         shown["compressed bytes"][f"SHA-256 after {problem.steps} steps"] = digest(s, trained)
-    return shown
+    return shown, trainer.describe()
 
 
 def digest(settings, weights):

@@ -1,13 +1,17 @@
 """The ladder holds, and each defect planted in one side makes it fail at the right rung: `python -m pytest tests/test_parity.py`."""
 import dataclasses
 import json
+import re
 import sys
 import types
 
 import numpy as np
 import pytest
 
+import parity.problem
+import train_gpt_mlx
 from common import artifact, batches, bpb, params, quantize, schedule
+from common.settings import Settings, setting
 from parity import ladder, portable
 from parity.__main__ import main
 from parity.problem import DTYPES, RUNGS, first_rows, full_weights, make_problem, observe
@@ -22,7 +26,11 @@ def task(data_path):
 
 
 def show(task, trainer, dtype="float64"):
-    return observe(trainer, task, dtype, compile=False, device="cpu")
+    return observe(trainer, task, dtype, compile=False, device="cpu")[0]
+
+
+def climb(dtype, first, second):
+    return ladder.climb(dtype, first, second, ("torch", "mlx"))
 
 
 @pytest.fixture(scope="session")
@@ -36,20 +44,20 @@ def failing(rows):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_rung_holds(dtype, shown):
-    rows = ladder.climb(dtype, shown["torch", dtype], shown["mlx", dtype])
+    rows = climb(dtype, shown["torch", dtype], shown["mlx", dtype])
     assert [row.rung for row in rows if row.rung != "logits as float32"] == list(RUNGS)
     assert ("logits as float32" in [row.rung for row in rows]) == (dtype == "float64")
-    assert failing(rows) == [], ladder.table(rows, ("torch", "mlx"))
+    assert failing(rows) == [], ladder.table(rows)
 
 
 @pytest.mark.parametrize("device", [pytest.param("torch", marks=pytest.mark.cuda), pytest.param("mlx", marks=pytest.mark.metal)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_every_rung_holds_between_the_gpu_and_both_cpu_backends(device, dtype, compiled, shown, task):
-    gpu = observe(trainer_class(device), task, dtype, compile=compiled, device="gpu")
+    gpu, name = observe(trainer_class(device), task, dtype, compile=compiled, device="gpu")
     for backend in BACKENDS:
-        rows = ladder.climb(dtype, gpu, shown[backend, dtype])
-        assert failing(rows) == [], ladder.table(rows, (f"{device} on the GPU", f"{backend} on the CPU"))
+        rows = ladder.climb(dtype, gpu, shown[backend, dtype], (name, f"{backend} on the CPU"))
+        assert failing(rows) == [], ladder.table(rows)
 
 
 def test_bounds_are_at_most_four_times_what_was_measured():
@@ -61,16 +69,40 @@ def test_bounds_are_at_most_four_times_what_was_measured():
 def test_logits_that_round_apart_are_excused_at_a_rounding_border_only():
     border = 1 + 2.0**-24  # midway between two float32 neighbours
     a = np.array([[[0.5, border - 1e-15]]])
-    row = ladder.rounded_logits(a, np.array([[[0.5, border + 1e-15]]]))
+    row = ladder.rounded_logits(a, np.array([[[0.5, border + 1e-15]]]), ("a", "b"))
     assert row.passed and row.worst == 0 and "1 on a rounding border" in row.where
-    row = ladder.rounded_logits(a, np.array([[[0.5, border + 2.0**-23]]]))
+    row = ladder.rounded_logits(a, np.array([[[0.5, border + 2.0**-23]]]), ("a", "b"))
     assert not row.passed and row.worst == 0.5 and row.where == "logits[0, 0, 1]"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_both_are_the_model_that_is_defined(backend, dtype, shown, task):
-    row = ladder.against_definition(dtype, task.settings, full_weights(task.settings), first_rows(task), shown[backend, dtype])
+    row = ladder.against_definition(dtype, task.settings, full_weights(task.settings), first_rows(task), shown[backend, dtype], backend)
     assert row.passed, row
+
+
+def test_the_side_that_leaves_the_definition_is_named(shown, task):
+    wrong = shown["torch", "float64"] | {"logits": {"logits": -shown["torch", "float64"]["logits"]["logits"]}}
+    row = ladder.against_definition("float64", task.settings, full_weights(task.settings), first_rows(task), wrong, "torch")
+    assert row.rung == "definition: torch" and row.sides == ("definition", "torch")
+    assert float(row.first) == pytest.approx(-float(row.second))
+
+
+@pytest.mark.parametrize("value, says", [(np.full((2, 3), np.nan), "nan"), (np.ones((2, 3), np.complex64), "complex64"), (np.ones((0, 3)), "(0, 3)"),
+                                         (np.ones((3, 2)), "(3, 2)"), (np.ones((2, 3), bool), "bool")])
+@pytest.mark.parametrize("rung", ["initial weights", "logits", "one step"])
+def test_what_cannot_be_compared_fails(rung, value, says):
+    for second in (value, np.ones((2, 3))):
+        row = ladder.compare(rung, "float64", {"x": value}, {"x": second}, ("a", "b"))
+        same_kind = second is value and says in ("(3, 2)", "bool")
+        assert row.passed == same_kind and (row.worst is None) == (not same_kind)
+        assert same_kind or says in row.first
+
+
+def test_a_tensor_on_one_side_only_fails():
+    row = ladder.compare("gradients", "float64", {"x": np.ones(3), "y": np.ones(3)}, {"x": np.ones(3)}, ("a", "b"))
+    assert (row.passed, row.where, row.first, row.second) == (False, "y", "there", "absent")
+    assert not ladder.compare("gradients", "float64", {}, {}, ("a", "b")).passed
 
 
 def mutant(backend, old, new):
@@ -104,16 +136,16 @@ MUTANTS = [
     ("torch", "return x.transpose(1, 2) if tall else x", "return x.transpose(1, 2) if tall or x.shape[1] == x.shape[2] else x", "one step"),
     ("mlx", "g = g + momentum * buffer", "g = buffer", "one step"),
     ("mlx", "lr * max(1, rows / columns) ** 0.5 * u", "lr * u", "one step"),
-    ("mlx", "s.beta2 * state", "s.beta1 * state", "training losses"),  # the first step starts from zero
+    ("mlx", "s.beta2 * state", "s.beta1 * state", "one step"),
     ("torch", "betas=(s.beta1, s.beta2), eps=s.adam_eps", "betas=(s.beta1, s.beta2), eps=1e-6", "one step"),
 ]
 
 
 @pytest.mark.parametrize("backend, old, new, rung", MUTANTS, ids=[f"{m[0]}: {m[2][:40]}" for m in MUTANTS])
 def test_a_defect_in_a_trainer_fails_at_its_rung(backend, old, new, rung, shown, task):
-    rows = ladder.climb("float64", shown["mlx" if backend == "torch" else "torch", "float64"], show(task, mutant(backend, old, new)))
+    rows = climb("float64", shown["mlx" if backend == "torch" else "torch", "float64"], show(task, mutant(backend, old, new)))
     assert failing(rows)[0] == rung
-    assert f"first failing rung: {rung}" in ladder.table(rows, ("a", "b"))
+    assert f"first failing rung: {rung}" in ladder.table(rows)
 
 
 def late_rounding(weight):
@@ -154,7 +186,73 @@ def test_a_defect_on_one_side_of_common_fails_at_its_rung(module, name, defect, 
     monkeypatch.setattr(module, name, defect)
     theirs = show(task, trainer_class("mlx"))
     monkeypatch.undo()
-    assert failing(ladder.climb("float64", shown["torch", "float64"], theirs))[0] == rung
+    assert failing(climb("float64", shown["torch", "float64"], theirs))[0] == rung
+
+
+# the epsilon of MLX's fused kernel, which reference mode does not use
+FUSED = ("mlx", "mx.fast.rms_norm(x, None, s.rms_norm_eps)", "mx.fast.rms_norm(x, None, 1e-2)", "logits")
+
+
+def test_a_defect_outside_of_reference_mode_fails_at_its_rung(shown, task):
+    backend, old, new, rung = FUSED
+    assert failing(climb("float32", shown["torch", "float32"], show(task, mutant(backend, old, new), "float32")))[0] == rung
+
+
+@pytest.mark.parametrize("backend, old, new", [m[:3] for m in MUTANTS if m[3] == "one step" and "eps" not in m[1]], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_optimizer_defects_fail_in_every_dtype(backend, old, new, dtype, shown, task):
+    rows = climb(dtype, shown["mlx" if backend == "torch" else "torch", dtype], show(task, mutant(backend, old, new), dtype))
+    if dtype == "bfloat16" and "beta2" in old:
+        assert failing(rows) == []  # 5 % of a second moment: less than what bfloat16 differs by
+    else:
+        assert failing(rows)[0] == "one step", ladder.table(rows)
+
+
+# the command -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_ladder_of_the_command_holds(capsys, monkeypatch):
+    """On the embedded corpus, at the size of `make train`, in reference mode."""
+    monkeypatch.chdir(ROOT)
+    assert main(["--dtype", "float64", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=pytest.fail)
+    assert found["ladder"] == "torch against mlx, float64, CPU, 20 steps"
+    assert [row["rung"] for row in found["rungs"] if row["passed"]] == [
+        *RUNGS[:4], "logits as float32", *RUNGS[4:], "definition: torch", "definition: mlx"]
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--steps", "0"], "0 is less than 1"), (["--untied", "export", "--backend", "mlx", "f"], "unrecognized arguments"),
+    (["export", "f"], "--backend"), (["curves", "--seeds", "2"], "2 is less than 3")])
+def test_arguments_that_make_no_sense(arguments, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2 and says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--data", "nowhere"], "python -m common.data pydoc"), (["export", "--backend", "mlx", "/nowhere/f"], "/nowhere is no folder"),
+    (["compare", "nowhere", "--backend", "mlx"], "nowhere: No such file"), (["curves", "-o", "f.txt"], "f.txt cannot be written")])
+def test_what_cannot_be_tried_is_told_before_any_work(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["mlx", "torch"])
+def test_a_missing_backend_is_told(missing, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, f"train_gpt{'_mlx' * (missing == 'mlx')}", None)
+    assert main([]) == 2
+    assert f"make install BACKEND={missing}" in capsys.readouterr().err
+
+
+def test_curves_state_the_difference(tmp_path, data_path, monkeypatch, capsys):
+    monkeypatch.setattr(parity.problem, "CPU_SIZE", SIZE)
+    assert main(["curves", "--data", str(data_path), "--steps", "3", "-o", str(tmp_path / "c.png")]) == 0
+    text = capsys.readouterr().out
+    scores = [[float(x) for x in re.findall(r" (\d+\.\d{4})", line)] for line in text.splitlines() if line.startswith("seed ")]
+    assert len(scores) == 3 and all(abs(torch - mlx) < 0.05 for torch, mlx in scores)
+    assert "on average over 3 seeds" in text and (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
 
 
 # one file for two machines -----------------------------------------------------------------------------------------------
@@ -162,48 +260,97 @@ def test_a_defect_on_one_side_of_common_fails_at_its_rung(module, name, defect, 
 
 @pytest.fixture
 def fixture_file(task, shown, tmp_path):
-    portable.write_fixture(tmp_path / "f", task, shown["mlx", "float32"], "mlx", "float32", "cpu")
+    portable.write_fixture(tmp_path / "f", task, shown["mlx", "float32"], "mlx", "float32", "here")
     return tmp_path / "f"
 
 
 def test_a_file_compares_as_the_live_side_does(fixture_file, shown, capsys):
     _, theirs, _ = portable.read_fixture(fixture_file)
-    live, filed = (ladder.climb("float32", shown["torch", "float32"], side) for side in (shown["mlx", "float32"], theirs))
+    live, filed = (climb("float32", shown["torch", "float32"], side) for side in (shown["mlx", "float32"], theirs))
     assert [dataclasses.astuple(row) for row in live] == [dataclasses.astuple(row) for row in filed]
     assert main(["compare", str(fixture_file), "--backend", "torch", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
-    assert "mlx (file) against torch (here), float32, 6 steps" in text and "FAILED" not in text
+    assert "mlx (file) against torch (here), float32, 6 steps" in text and "FAILED" not in text and text.startswith("file: here, python ")
+
+
+def refused(capsys, path, says=""):
+    assert main(["compare", str(path), "--backend", "mlx", "--device", "cpu"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and says in err
 
 
 def test_a_damaged_file_gives_a_message_and_no_verdict(fixture_file, capsys):
     data = fixture_file.read_bytes()
     random = np.random.Generator(np.random.Philox(1))
     cuts = [data[:n] for n in (0, 7, 100, len(data) // 2, len(data) - 1)] + [data + b"x"]
-    flips = [data[:i] + bytes([data[i] ^ 1 << int(random.integers(8))]) + data[i + 1:] for i in random.integers(0, len(data), 40).tolist()]
+    size = 8 + int.from_bytes(data[:8], "little")
+    places = [data.index(word) + len(word) for word in (b'steps\\": ', b'seed\\": \\"', b'matrix_lr\\": \\"0.', b'dtype\\": \\"flo')]
+    places += random.integers(0, size, 200).tolist() + random.integers(size, len(data), 20).tolist()
+    flips = [data[:i] + bytes([data[i] ^ 1 << int(random.integers(8))]) + data[i + 1:] for i in places]
     for damaged in cuts + flips:
         fixture_file.write_bytes(damaged)
-        assert main(["compare", str(fixture_file), "--backend", "mlx", "--device", "cpu"]) == 2
-        out, err = capsys.readouterr()
-        assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+        refused(capsys, fixture_file)
     fixture_file.unlink()
-    assert main(["compare", str(fixture_file), "--backend", "mlx"]) == 2
+    refused(capsys, fixture_file)
 
 
-def test_a_file_of_other_settings_or_without_a_tensor_is_named(task, shown, tmp_path, capsys):
+def changed_settings(task, **changes):
+    return dataclasses.replace(task, settings=dataclasses.replace(task.settings, **changes))
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda t: changed_settings(t, mlp_mult=64, model_dim=16384), "a problem of this size"),
+    (lambda t: changed_settings(t, num_layers=10_000), "NUM_LAYERS=10000"),
+    (lambda t: changed_settings(t, train_seq_len=1 << 16, train_batch_tokens=1 << 19, micro_batch_tokens=1 << 19), "a problem of this size"),
+    (lambda t: changed_settings(t, train_batch_tokens=96), "8 rows"),
+    (lambda t: changed_settings(t, rms_norm_eps=0.0), "RMS_NORM_EPS"),
+    (lambda t: changed_settings(t, num_kv_heads=3), "NUM_KV_HEADS=3"),
+    (lambda t: dataclasses.replace(t, steps=10_001), "a problem of this size"),
+    (lambda t: dataclasses.replace(t, steps=6.5), "a problem of this size"),
+    (lambda t: dataclasses.replace(t, steps=float("inf")), "a problem of this size"),
+    (lambda t: dataclasses.replace(t, val=t.val + np.uint16(300)), "tokens do not fit"),
+    (lambda t: dataclasses.replace(t, val=t.val[:5]), "tokens do not fit"),
+    (lambda t: dataclasses.replace(t, train=t.train.astype(np.float32)), "tokens do not fit"),
+    (lambda t: dataclasses.replace(t, table=dataclasses.replace(t.table, byte_counts=t.table.byte_counts * np.nan)), "byte table"),
+    (lambda t: dataclasses.replace(t, table=dataclasses.replace(t.table, byte_counts=t.table.byte_counts * 0)), "byte table"),
+    (lambda t: dataclasses.replace(t, table=dataclasses.replace(t.table, boundary=t.table.boundary[:9])), "byte table")])
+def test_a_hostile_problem_is_refused(change, says, task, shown, tmp_path, capsys):
+    portable.write_fixture(tmp_path / "f", change(task), shown["mlx", "float32"], "mlx", "float32", "here")
+    refused(capsys, tmp_path / "f", says)
+
+
+def test_a_file_that_lacks_something_or_is_of_another_version(task, shown, tmp_path, capsys, monkeypatch):
     side = shown["mlx", "float32"]
-    portable.write_fixture(tmp_path / "f", task, {rung: values for rung, values in side.items() if rung != "gradients"}, "mlx", "float32", "cpu")
-    assert main(["compare", str(tmp_path / "f"), "--backend", "mlx"]) == 2
-    assert "gradients" in capsys.readouterr().err
     less = side | {"gradients": {name: g for name, g in side["gradients"].items() if name != "skip_weights"}}
-    portable.write_fixture(tmp_path / "g", task, less, "mlx", "float32", "cpu")
-    assert main(["compare", str(tmp_path / "g"), "--backend", "mlx", "--device", "cpu"]) == 1
-    assert "skip_weights is only on one side" in capsys.readouterr().out
-    other = dataclasses.replace(task, settings=dataclasses.replace(task.settings, qk_gain_init=2.0))
-    portable.write_fixture(tmp_path / "h", other, side, "mlx", "float32", "cpu")
-    assert main(["compare", str(tmp_path / "h"), "--backend", "mlx", "--device", "cpu"]) == 1
-    assert "first failing rung: initial weights" in capsys.readouterr().out
+    for wrong, says in (({rung: values for rung, values in side.items() if rung != "gradients"}, "lacks 'gradients"),
+                        (less, "lacks 'gradients/skip_weights'"), (side | {"new": {"x": np.ones(1)}}, "unknown here, 'new/x'")):
+        portable.write_fixture(tmp_path / "f", task, wrong, "mlx", "float32", "here")
+        refused(capsys, tmp_path / "f", says)
+    portable.write_fixture(tmp_path / "f", task, side, "mlx", "float16", "here")
+    refused(capsys, tmp_path / "f", "float16")
+    monkeypatch.setattr(portable, "FIXTURE_FORMAT", 2)
+    portable.write_fixture(tmp_path / "f", task, side, "mlx", "float32", "here")
+    monkeypatch.undo()
+    refused(capsys, tmp_path / "f", "format 2")
 
 
-def test_a_device_that_is_not_here(fixture_file, capsys):
+def test_a_file_of_other_settings_fails_at_the_rung_and_its_text_cannot_speak_to_a_terminal(task, shown, tmp_path, capsys):
+    portable.write_fixture(tmp_path / "f", changed_settings(task, qk_gain_init=2.0), shown["mlx", "float32"], "mlx", "float32", "\x1b[2J\nok \ud800")
+    assert main(["compare", str(tmp_path / "f"), "--backend", "mlx", "--device", "cpu"]) == 1
+    out = capsys.readouterr().out
+    assert "first failing rung: initial weights" in out and r"file: \x1b[2J\nok \ud800" in out and "\x1b" not in out
+
+
+def test_a_file_of_last_year_takes_the_default_of_a_new_setting(fixture_file, monkeypatch, capsys):
+    fields = dataclasses.fields(Settings)
+    newer = dataclasses.make_dataclass("Newer", [("new_setting", int, setting(1, "new"))], bases=(Settings,), frozen=True)
+    monkeypatch.setattr(portable, "Settings", newer)
+    task, _, _ = portable.read_fixture(fixture_file)
+    assert task.settings.new_setting == 1 and len(fields) + 1 == len(dataclasses.fields(task.settings))
+    assert "knows no new_setting" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_here(fixture_file, capsys, monkeypatch):
+    monkeypatch.setattr(train_gpt_mlx.mx, "is_available", lambda device: False)
     assert main(["compare", str(fixture_file), "--backend", "mlx", "--device", "gpu"]) == 2
     assert "DEVICE=gpu" in capsys.readouterr().err
