@@ -21,7 +21,7 @@ from common.data import fineweb
 from common.dataset import open_data
 from common.settings import Settings, UserError
 from common.shards import open_shard, write_shard
-from common.tokenizer import load_tokenizer
+from common.tokenizer import decode_ids, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 REPO, DATASET, VOCABULARY = "someone/golf", "datasets/datasets/fineweb10B_sp300", 300
@@ -220,7 +220,7 @@ def test_the_folder_serves_as_data_path(hub, export, tmp_path):
 
     data = open_data(Settings(data_path=str(out), vocab_size=VOCABULARY, train_seq_len=64))
     tokens = np.concatenate([open_shard(out / name) for name in VAL])
-    assert data.val.length == export.val_tokens and data.tokenizer.decode(tokens).decode() == export.val_text
+    assert data.val.length == export.val_tokens and decode_ids(data.tokenizer, tokens).decode() == export.val_text
 
 
 def test_a_second_run_fetches_only_what_is_missing_or_differs(hub, export, tmp_path):

@@ -4,10 +4,10 @@ import contextlib
 import signal
 import sys
 
-from common.data import export, fineweb, pydoc
+from common.data import check, export, fineweb, pydoc, samples, stats
 from common.settings import UserError
 
-COMMANDS = [pydoc, fineweb, export]  # each has add_command(subparsers), which sets `run`, a function of the parsed arguments
+COMMANDS = [pydoc, fineweb, export, check, stats, samples]  # each has add_command(subparsers), which sets `run`, a function of the parsed arguments
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -66,7 +66,7 @@ def sample_block(job: tuple[Block, str, bytes]):
 
 def sample_documents(pool, options, files) -> list[str]:
     """Training documents of about --sample-bytes: those with the smallest hashes, in their order. UserError: there are none."""
-    heap, size, count = [], 0, 0  # heap of (negative hash, number, text): the largest hash first
+    heap, size, count = [], 0, 0  # heap of (-hash, -number, text): the largest first
 
     def jobs():
         for block in read_blocks(files, options.text_key, options.separator):
@@ -76,14 +76,20 @@ def sample_documents(pool, options, files) -> list[str]:
         stop_at_bad(options, block, bad)
         for key, index, text in chosen:
             if count + index >= options.val_docs:
-                heapq.heappush(heap, (-int.from_bytes(key, "big"), count + index, text))
+                heapq.heappush(heap, (-int.from_bytes(key, "big"), -count - index, text))
                 size += len(text.encode())
                 while size - (largest := len(heap[0][2].encode())) >= options.sample_bytes:
                     heapq.heappop(heap)
                     size -= largest
         count += documents
     check_count(options, count)
-    return [text for _, text in sorted((number, text) for _, number, text in heap)]
+    return [text for _, _, text in sorted(heap, key=lambda found: -found[1])]
+
+
+def stop_at_bad(options, block: Block, bad) -> None:
+    """UserError: a line has no text, and such lines are not to be left out."""
+    if bad and not options.skip_bad:
+        raise UserError(f"{block.file}:{bad[0][0]} {bad[0][1]}; mend it, or leave such lines out with --skip-bad")
 
 
 def check_count(options, count: int) -> None:

@@ -21,6 +21,11 @@ PIECE_TOKENS = 1 << 20
 DOCUMENT_TOKENS = 1 << 24  # without a BOS for so long there are no documents
 
 
+def add_folder(parser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="data folder")
+    parser.add_argument("--tokenizer", help="SentencePiece model or `bytes`, for shards without a manifest.json of ours")
+
+
 def file_sha256(path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

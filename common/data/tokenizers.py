@@ -10,7 +10,7 @@ import sentencepiece
 
 from common.data.workers import Died, worker_pool
 from common.settings import UserError
-from common.tokenizer import Tokenizer, count_bytes, load_tokenizer
+from common.tokenizer import Tokenizer, count_bytes, decode_ids, load_tokenizer
 
 KINDS = "bpe", "unigram"
 
@@ -53,7 +53,7 @@ def try_model(path) -> None:
 
 def _use(path) -> None:
     tokenizer = load_tokenizer(path)
-    tokenizer.decode(tokenizer.encode("A text, \u4e2d\u6587 \U0001f600\n\n  and 42."))
+    decode_ids(tokenizer, tokenizer.encode("A text, \u4e2d\u6587 \U0001f600\n\n  and 42."))
 
 
 @functools.cache
@@ -79,7 +79,7 @@ def encode_document(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, int, b
     ids, raw = tokenizer.encode(text), text.encode()
     tokens = np.array([tokenizer.bos_id, *ids], np.uint16)
     size = int(count_bytes(tokenizer, tokens[:-1], tokens[1:]).sum(dtype=np.int64))
-    kept = size == len(raw) and tokenizer.decode(ids) == raw
+    kept = size == len(raw) and decode_ids(tokenizer, ids) == raw
     if not kept and is_lossless(tokenizer):
         raise UserError(f"the tokenizer does not keep this document: {text[:60]!r}...")
     return tokens, size, kept
