@@ -116,6 +116,9 @@ def _parquet(path, key):
     with parquet.ParquetFile(path, pre_buffer=False) as file:
         if key not in file.schema_arrow.names:
             raise UserError(f"{path}: no column {key}; there are: {', '.join(file.schema_arrow.names)}")
+        kind = file.schema_arrow.field(key).type
+        if not any(known in str(kind) for known in ("string", "binary")):
+            raise UserError(f"{path}: column {key} is {kind}, not a string")
         size, rows, number = path.stat().st_size, max(1, file.metadata.num_rows), 1
         groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
         mean = sum(group.total_byte_size for group in groups) / rows
