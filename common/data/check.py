@@ -16,7 +16,7 @@ from tqdm import tqdm
 from common.data.documents import add_input, find_files, read_blocks
 from common.data.encode import encode_block, place_documents, progress
 from common.data.fineweb import PUBLISHED
-from common.data.folder import DataFolder, add_folder, cached_stream, file_sha256, read_documents, where
+from common.data.folder import DOCUMENT_TOKENS, DataFolder, add_folder, cached_stream, file_sha256, read_documents, where
 from common.data.tokenizers import cached_tokenizer, is_lossless, tokenizer_entry
 from common.data.workers import add_workers, in_order, worker_pool
 from common.settings import UserError
@@ -24,6 +24,7 @@ from common.shards import check_ids, find_shards, open_shard
 from common.tokenizer import count_bytes, decode_ids
 
 SHOWN = 20  # disagreements that are printed
+PUBLISHED_SHARE = 0.0005  # of the bytes: so far may they be from the published number
 NATURAL_COPIES = 0.001  # of the validation documents: so many may be in training in a corpus that was not cleaned of copies
 
 
@@ -180,7 +181,7 @@ def check_published(report: Report, folder: DataFolder, total: Namespace) -> Non
         tail = folder.stream("val").read(scored, total.tokens - scored)
         counted = total.bytes - int(count_bytes(folder.tokenizer, tail[:-1], tail[1:]).sum())
         report.compare(f"scored tokens of {variant}", published=tokens, found=scored)
-        if abs(counted - size) > 0.0005 * size:
+        if abs(counted - size) > PUBLISHED_SHARE * size:
             report.disagree(f"bytes of the scored tokens of {variant}", f"published {size:,}, found {counted:,}")
         else:
             print(f"ok    bytes of the scored tokens of {variant}: {counted:,}, published {size:,}")
@@ -226,9 +227,10 @@ def compare_part(report: Report, folder: DataFolder, block, split: str, part, po
     stream = folder.stream(split)
     if position + len(part.tokens) <= stream.length and np.array_equal(stream.read(position, len(part.tokens)), part.tokens):
         return position + len(part.tokens)
-    for number, ids in zip(part.numbers, np.split(part.tokens, np.cumsum(part.lengths)[:-1])):
-        there = stream.read(position, max(0, min(len(ids) + 1, stream.length - position)))
-        if np.array_equal(there[:len(ids)], ids) and (len(there) == len(ids) or there[-1] == folder.tokenizer.bos_id):
+    documents = np.split(part.tokens, np.cumsum(part.lengths)[:-1])
+    for number, ids, after in zip(part.numbers, documents, [*documents[1:], None]):
+        there = read_up_to(stream, position, len(ids) + 1)
+        if stands_at(stream, position, ids):
             position += len(ids)
         elif "source" not in folder.manifest and position + len(there) == stream.length and np.array_equal(there, ids[:len(there)]):
             return stream.length  # the last published shard ends inside of a document
@@ -237,10 +239,20 @@ def compare_part(report: Report, folder: DataFolder, block, split: str, part, po
             ours, theirs = (str(array[same]) if same < len(array) else "none" for array in (there, ids))
             place = where(stream, position + same) if position + same < stream.length else "the end"
             report.disagree(f"{split}, {block.file}:{number}", f"{place} has id {ours}, the text gives {theirs} as its token {same:,}")
-            rest = stream.read(position + 1, max(0, stream.length - position - 1)) if position < stream.length else np.zeros(0)
-            starts = np.flatnonzero(rest == folder.tokenizer.bos_id)
-            position = position + 1 + int(starts[0]) if len(starts) else stream.length
+            if after is None or not stands_at(stream, position, after):  # else this document is missing
+                starts = np.flatnonzero(read_up_to(stream, position + 1, DOCUMENT_TOKENS) == ids[0])
+                position = position + 1 + int(starts[0]) if len(starts) else stream.length
     return position
+
+
+def read_up_to(stream, position: int, count: int) -> np.ndarray:
+    return stream.read(position, max(0, min(count, stream.length - position)))
+
+
+def stands_at(stream, position: int, ids: np.ndarray) -> bool:
+    """Whether a document, BOS first, is at a position, and no more than it."""
+    there = read_up_to(stream, position, len(ids) + 1)
+    return np.array_equal(there[:len(ids)], ids) and (len(there) == len(ids) or there[-1] == ids[0])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
