@@ -32,8 +32,10 @@ def count_bytes(t, previous_ids, ids):
 def decode_ids(t, ids):
     """The bytes of ids (tokens,), as if they followed BOS."""
     ids = np.append(t.bos_id, ids).astype(int)
-    cut = t.leading_space[ids[1:]] & t.boundary[ids[:-1]]  # no space at the start
-    return b"".join(t.token_bytes[i][first:] for i, first in zip(ids[1:].tolist(), cut.tolist()))
+    parts = [t.token_bytes[i] for i in ids[1:].tolist()]
+    for place in np.flatnonzero(t.leading_space[ids[1:]] & t.boundary[ids[:-1]]):
+        parts[place] = parts[place][1:]  # no space at the start
+    return b"".join(parts)
 
 
 def load_tokenizer(path):

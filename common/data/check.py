@@ -166,8 +166,10 @@ def check_overlap(report: Report, folder: DataFolder, copies: list, val_document
         return
     how = (f"{len(copies):,} training documents are copies of validation documents, the first: training {copies[0][0]:,} of "
            f"validation {copies[0][1]:,}")
-    if "source" not in folder.manifest and len({val for _, val in copies}) <= NATURAL_COPIES * val_documents:
-        print(f"note  {how}; so few are usual in a corpus that was not cleaned")
+    # Different texts may become equal by normalization.
+    exact = "source" in folder.manifest and is_lossless(folder.tokenizer)
+    if not exact and len({val for _, val in copies}) <= NATURAL_COPIES * val_documents:
+        print(f"note  {how}; so few are usual where copies were not left out or the tokenizer changes text")
     else:
         report.disagree("overlap", how)
 

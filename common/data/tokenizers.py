@@ -76,10 +76,9 @@ def is_lossless(tokenizer: Tokenizer) -> bool:
 def encode_document(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, int, bool]:
     """BOS and the ids of a document, uint16 (tokens,); the bytes that scoring counts for them; whether they stand for just the
     text's UTF-8 bytes. UserError: they do not, and the tokenizer promises it."""
-    ids, raw = tokenizer.encode(text), text.encode()
-    tokens = np.array([tokenizer.bos_id, *ids], np.uint16)
+    raw, tokens = text.encode(), np.array([tokenizer.bos_id, *tokenizer.encode(text)], np.uint16)
     size = int(count_bytes(tokenizer, tokens[:-1], tokens[1:]).sum(dtype=np.int64))
-    kept = size == len(raw) and decode_ids(tokenizer, ids) == raw
+    kept = size == len(raw) and decode_ids(tokenizer, tokens[1:]) == raw
     if not kept and is_lossless(tokenizer):
         raise UserError(f"the tokenizer does not keep this document: {text[:60]!r}...")
     return tokens, size, kept
