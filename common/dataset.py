@@ -32,10 +32,10 @@ def open_data(settings):
     if promised not in ("", digest):
         raise UserError(f"tokenizer {path} is not the one of the shards (SHA-256 {digest[:12]}, in {file} {promised[:12]}): "
                         "leave TOKENIZER_PATH empty, or make the data again")
-    if tokenizer.vocab_size != settings.vocab_size:
-        raise UserError(f"VOCAB_SIZE={settings.vocab_size}, but tokenizer {path} has {tokenizer.vocab_size} ids: change VOCAB_SIZE")
+    if settings.vocab_size not in (0, tokenizer.vocab_size):
+        raise UserError(f"VOCAB_SIZE={settings.vocab_size}, but tokenizer {path} has {tokenizer.vocab_size} ids: leave VOCAB_SIZE unset")
     for shard in val:
-        check_ids(shard, settings.vocab_size, shard.filename)
+        check_ids(shard, tokenizer.vocab_size, shard.filename)
     train, val = TokenStream(train), TokenStream(val)
     if val.length <= settings.train_seq_len:
         raise UserError(f"validation in {folder} has {val.length} tokens, too few for one row and its target: "

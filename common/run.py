@@ -108,6 +108,7 @@ def run(trainer_class, settings, script):
     started = time.perf_counter()
     code = bundle(script)
     data = open_data(settings)
+    settings = dataclasses.replace(settings, vocab_size=data.tokenizer.vocab_size)
     trainer = trainer_class(settings, initial_weights(settings))
     folder = RunFolder(settings, trainer, script, code) if trainer.rank == 0 else None
     log = folder.log if folder else lambda kind, **values: None

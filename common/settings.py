@@ -23,7 +23,7 @@ def setting(default, meaning, low=None, high=None, choices=None):
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
     """What rebuilds the model from its artifact."""
-    vocab_size: int = setting(1024, "token ids; must match the tokenizer", 2, 65536)
+    vocab_size: int = setting(0, "token ids; 0: as many as the tokenizer has", 0, 65536)
     num_layers: int = setting(9, "blocks", 1, 256)
     model_dim: int = setting(512, "width", 4, 16384)
     num_heads: int = setting(8, "query heads", 1, 256)

@@ -23,15 +23,19 @@ class Tokenizer:
         self.byte_counts = np.array(byte_counts, np.int32)
         self.leading_space, self.boundary = np.array(leading_space, bool), np.array(boundary, bool)
 
-    def decode(self, ids):
-        """The bytes of ids (tokens,), as if they followed BOS."""
-        return b"".join(self.token_bytes[i][int(self.leading_space[i] and self.boundary[before]):]
-                        for before, i in zip([self.bos_id, *ids], ids))
-
 
 def count_bytes(t, previous_ids, ids):
     """Bytes that each of ids stands for after previous_ids, int32, all of one shape; sum them as int64."""
     return t.byte_counts[ids] + (t.leading_space[ids] & ~t.boundary[previous_ids])
+
+
+def decode_ids(t, ids):
+    """The bytes of ids (tokens,), as if they followed BOS."""
+    ids = np.append(t.bos_id, ids).astype(int)
+    parts = [t.token_bytes[i] for i in ids[1:].tolist()]
+    for place in np.flatnonzero(t.leading_space[ids[1:]] & t.boundary[ids[:-1]]):
+        parts[place] = parts[place][1:]  # no space at the start
+    return b"".join(parts)
 
 
 def load_tokenizer(path):
@@ -84,6 +88,6 @@ def _sentencepiece_tokenizer(data):
 
     tokenizer = Tokenizer(encode, model.bos_id(), token_bytes, [*map(len, token_bytes)], [False] * len(ids), boundary)
     probe = f"  a\t {SPACE_MARKER}\n\0 \ufb01\U0010fffd "
-    if tokenizer.decode(encode(probe)) != probe.encode():
+    if b"".join(token_bytes[i] for i in encode(probe)) != probe.encode():
         raise ValueError("it changes text (normalization, dropped spaces, no byte fallback): bytes cannot be counted")
     return tokenizer

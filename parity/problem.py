@@ -70,6 +70,7 @@ def make_problem(data_path, steps, **changes):
     Raises UserError."""
     settings = dataclasses.replace(Settings(), **CPU_SIZE | {"data_path": str(data_path), "iterations": steps} | changes)
     data = open_data(settings)
+    settings = dataclasses.replace(settings, vocab_size=data.tokenizer.vocab_size)
     length = min(data.train.length, (steps + 2) * settings.train_batch_tokens + 333)  # no multiple of a row
     if length < 2 * settings.train_batch_tokens:
         raise UserError(f"{data_path} has {data.train.length} training tokens, fewer than two steps")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from common.data import fineweb
 from common.dataset import open_data
 from common.settings import Settings, UserError
 from common.shards import open_shard, write_shard
-from common.tokenizer import load_tokenizer
+from common.tokenizer import decode_ids, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 REPO, DATASET, VOCABULARY = "someone/golf", "datasets/datasets/fineweb10B_sp300", 300
@@ -146,6 +147,8 @@ class Answer(BaseHTTPRequestHandler):
         hub, data, wanted = self.server, self.server.files[path], self.headers.get("Range", "")
         hub.downloads.append((path.rpartition("/")[2], wanted))
         fault = hub.faults[path].pop(0) if hub.faults.get(path) else ""
+        if fault == "busy":
+            return self.send(503, b"busy")
         if fault == "corrupt":
             data = data[:-1] + bytes([data[-1] ^ 1])
         if wanted:
@@ -220,7 +223,7 @@ def test_the_folder_serves_as_data_path(hub, export, tmp_path):
 
     data = open_data(Settings(data_path=str(out), vocab_size=VOCABULARY, train_seq_len=64))
     tokens = np.concatenate([open_shard(out / name) for name in VAL])
-    assert data.val.length == export.val_tokens and data.tokenizer.decode(tokens).decode() == export.val_text
+    assert data.val.length == export.val_tokens and decode_ids(data.tokenizer, tokens).decode() == export.val_text
 
 
 def test_a_second_run_fetches_only_what_is_missing_or_differs(hub, export, tmp_path):
@@ -279,6 +282,9 @@ def test_an_interrupted_run_is_taken_up(hub, export, tmp_path):
     process = start(f"http://127.0.0.1:{hub.server_port}", out,
                     before="import signal; signal.signal(signal.SIGINT, signal.default_int_handler)")
     assert hub.stalled.wait(60)
+    deadline = time.monotonic() + 60
+    while not any(part.stat().st_size for part in out.rglob("*.incomplete")) and time.monotonic() < deadline:
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and "error: interrupted" in errors
@@ -288,7 +294,16 @@ def test_an_interrupted_run_is_taken_up(hub, export, tmp_path):
     hub.downloads.clear()
     run(hub, out)  # default: 80
     assert set(hub.names()) == {*TRAIN, *VAL} - whole
+    assert [wanted for name, wanted in hub.downloads if name == TRAIN[0]] == [f"bytes={10 << 20}-"], "goes on where it was"
     check_folder(hub, export, out, TRAIN)
+
+
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(hub, export, tmp_path):
+    hub.faults = {f"{DATASET}/{TRAIN[0]}": ["busy"], f"{DATASET}/{VAL[0]}": ["busy", "busy", "busy"]}
+    _, errors = run(hub, tmp_path / "data", "--train-shards", 1, code=2)
+    assert re.match(f"error: .*{VAL[0]}.*run this again.*503", errors)
+    run(hub, tmp_path / "data", "--train-shards", 1)
+    check_folder(hub, export, tmp_path / "data", TRAIN[:1])
 
 
 def test_a_changed_folder_has_no_manifest_until_it_is_whole(hub, export, tmp_path):

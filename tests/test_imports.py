@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TRAINERS = {"train_gpt": "torch", "train_gpt_mlx": "mlx"}
-DATA_LIBRARIES = {"sentencepiece", "huggingface_hub", "tqdm", "pyarrow"}
+DATA_LIBRARIES = {"sentencepiece", "huggingface_hub", "tqdm", "pyarrow", "matplotlib"}
 LIBRARIES = {"common.tokenizer": {"sentencepiece"}, "common.artifact": {"safetensors"}, "common.run": {"tqdm"}}
 
 

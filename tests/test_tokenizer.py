@@ -8,9 +8,9 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from common.data.pydoc import train_tokenizer
+from common.data.tokenizers import train_tokenizer
 from common.settings import UserError
-from common.tokenizer import MODEL_LIMIT, SPACE_MARKER, count_bytes, load_tokenizer
+from common.tokenizer import MODEL_LIMIT, SPACE_MARKER, count_bytes, decode_ids, load_tokenizer
 
 TEXT = "The quick brown fox, who was 42,\n    jumps over the lazy dog.\n\n\nAnd then? \u201cThe end\u201d, caf\u00e9.\n"
 OURS = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}
@@ -59,7 +59,7 @@ def for_odd_texts(test):
 @for_odd_texts
 def test_sentencepiece_is_lossless(ours, text):
     ids = ours.encode(text)
-    assert ours.decode(ids) == text.encode() == b"".join(ours.token_bytes[i] for i in ids)
+    assert decode_ids(ours, ids) == text.encode() == b"".join(ours.token_bytes[i] for i in ids)
     assert document_bytes(ours, ids) == len(text.encode())
 
 
@@ -68,7 +68,7 @@ def test_bytes_are_lossless(text):
     tokenizer = load_tokenizer("bytes")
     ids = tokenizer.encode(text)
     assert ids == [4 + byte for byte in text.encode()]
-    assert tokenizer.decode(ids) == text.encode() and document_bytes(tokenizer, ids) == len(ids)
+    assert decode_ids(tokenizer, ids) == text.encode() and document_bytes(tokenizer, ids) == len(ids)
 
 
 def test_byte_tokenizer_table():
@@ -126,7 +126,7 @@ def test_published_documents_count_their_bytes(published):
     stream = np.concatenate([[published.bos_id, *published.encode(text)] for text in documents]).astype(np.uint16)
     total = sum(len(text.encode()) for text in documents)
     assert count_bytes(published, stream[:-1], stream[1:]).sum() == total
-    assert [published.decode(published.encode(text)).decode() for text in documents] == documents
+    assert [decode_ids(published, published.encode(text)).decode() for text in documents] == documents
     assert published.leading_space[stream].sum() > len(documents) and not published.leading_space[published.bos_id]
     # Without BOS between them each further document would seem to begin with a space.
     joined = stream[stream != published.bos_id]

@@ -96,6 +96,13 @@ def test_a_run_learns_and_accounts_for_itself(backend, tmp_path, data_path):
     assert abs(score[0] - final["val_loss"]) < 1e-5 and abs(score[1] - final["val_bpb"]) < 1e-5
 
 
+def test_the_manifest_supplies_tokenizer_and_vocabulary(backend, tmp_path, data_path):
+    """What is not set comes from the data folder: the same run as with VOCAB_SIZE=260 (and TOKENIZER_PATH=bytes)."""
+    given = train_alone(backend, tmp_path / "given", data_path, iterations=2, tokenizer_path="bytes")
+    supplied = train_alone(backend, tmp_path / "supplied", data_path, iterations=2, vocab_size=0)
+    assert given[1] == supplied[1] and decode_model(supplied[1])[0].vocab_size == 260
+
+
 def test_twice_and_from_the_bundle_the_same_bytes(backend, tmp_path, data_path):
     """In the normal dtype: from the repository twice, and from the bundle as the only file of a folder."""
     (tmp_path / "bundle").mkdir()

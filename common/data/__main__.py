@@ -1,11 +1,13 @@
 """Make or fetch training data: `python -m common.data COMMAND --help`."""
 import argparse
+import contextlib
+import signal
 import sys
 
-from common.data import fineweb, pydoc
+from common.data import check, export, fineweb, pydoc, samples, stats
 from common.settings import UserError
 
-COMMANDS = [pydoc, fineweb]  # each has add_command(subparsers), which sets `run`, a function of the parsed arguments
+COMMANDS = [pydoc, fineweb, export, check, stats, samples]  # each has add_command(subparsers), which sets `run`, a function of the parsed arguments
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,15 +17,20 @@ def main(arguments: list[str] | None = None) -> int:
     for command in COMMANDS:
         command.add_command(subparsers)
     options = parser.parse_args(arguments)
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     if "run" not in options:
         parser.print_help()
         return 0
     try:
         options.run(options)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+    except KeyboardInterrupt:
+        error = "interrupted"
+    except (UserError, OSError) as problem:
+        error = problem
+    print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

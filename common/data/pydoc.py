@@ -11,7 +11,6 @@ import ast
 import contextlib
 import hashlib
 import importlib
-import io
 import json
 import os
 import platform
@@ -22,13 +21,14 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 
+from common.data.folder import FORMAT, file_sha256, write_manifest
+from common.data.stats import unigram_bits
+from common.data.tokenizers import encode_document, tokenizer_entry, train_tokenizer
 from common.settings import UserError
 from common.shards import write_shard
-from common.tokenizer import Tokenizer, load_tokenizer
+from common.tokenizer import load_tokenizer
 
-FORMAT = "parity-golf-data 1"
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 DOCUMENT_CHARACTERS = 4000  # a longer topic or module becomes several documents
 VALIDATION_SHARE = 0.08
@@ -128,48 +128,7 @@ def shingles(sequence: list[str]) -> set[str]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Tokenizer and shards
-
-def train_tokenizer(texts: list[str], vocab_size: int) -> bytes:
-    """A lossless SentencePiece BPE model; equal texts give equal bytes. UserError: vocab_size does not suit them."""
-    if not 260 <= vocab_size <= 65536:
-        raise UserError(f"vocabulary size {vocab_size}: must be 260 (control ids, bytes) to 65536 (16 bits)")
-    # SentencePiece skips texts with a character that it uses itself (NUL, tab, U+2581, U+2585). Whole documents go in,
-    # because only line ends inside a text become part of pieces: 3 % fewer tokens than from single lines. Of the
-    # settings tried, split_digits and this coverage are within 0.005 bits per byte of the best bigram model at 1024 and
-    # at 4096 ids.
-    reserved = str.maketrans("\0\t\u2581\u2585", "\n\n\n\n")
-    file = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(text.translate(reserved) for text in texts), model_writer=file, model_type="bpe",
-            vocab_size=vocab_size, pad_id=0, bos_id=1, eos_id=2, unk_id=3, normalization_rule_name="identity",
-            byte_fallback=True, add_dummy_prefix=False, remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True, character_coverage=0.995, split_digits=True,
-            max_sentence_length=1 << 30, num_threads=1, minloglevel=2)
-    except RuntimeError as error:
-        reason = str(error)
-        if limit := re.search(r"required_chars\. \d+ vs (\d+)", reason):
-            reason = f"the texts need at least {limit[1]}"
-        elif limit := re.search(r"to a value <= (\d+)", reason):
-            reason = f"the texts give at most {limit[1]}"
-        raise UserError(f"vocabulary size {vocab_size}: {reason}") from error
-    return file.getvalue()
-
-
-def encode_document(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """BOS and the ids of one document, uint16 (tokens,). UserError: the ids do not stand for just its UTF-8 bytes."""
-    ids, raw = tokenizer.encode(text), text.encode()
-    if tokenizer.byte_counts[ids].sum() != len(raw) or tokenizer.decode(ids) != raw:
-        raise UserError(f"the tokenizer does not keep this document: {text[:60]!r}...")
-    return np.array([tokenizer.bos_id, *ids], np.uint16)
-
-
-def unigram_bits(train: np.ndarray, val: np.ndarray, vocab_size: int) -> float:
-    """Bits that val's tokens cost under their frequencies in train, each id counted once more so that none has 0."""
-    counts = np.bincount(train, minlength=vocab_size) + 1
-    return -float(np.log2(counts / counts.sum())[val].sum())
-
+# Shards
 
 def build(folder: Path, vocab_size: int) -> list[str]:
     """Write the whole data set into an empty folder, the manifest last. Returns a summary in lines."""
@@ -179,25 +138,19 @@ def build(folder: Path, vocab_size: int) -> list[str]:
     tokenizer = load_tokenizer(model)
     tokens, splits, summary = {}, {}, []
     for name in ("train", "val"):
-        tokens[name] = np.concatenate([encode_document(tokenizer, text) for text in texts[name]])
+        tokens[name] = np.concatenate([encode_document(tokenizer, text)[0] for text in texts[name]])
         shard = folder / f"pydoc_{name}_000000.bin"
         write_shard(shard, tokens[name])
         size = sum(len(text.encode()) for text in texts[name])
         splits[name] = {"documents": len(texts[name]), "tokens": tokens[name].size, "bytes": size,
-                        "shards": [{"file": shard.name, "tokens": tokens[name].size, "sha256": _sha256(shard)}]}
+                        "shards": [{"file": shard.name, "tokens": tokens[name].size, "sha256": file_sha256(shard)}]}
         summary.append(f"{name}: {len(texts[name]):,} documents, {tokens[name].size:,} tokens, {size:,} bytes, "
                        f"{size / tokens[name].size:.3f} bytes per token")
-    bits = unigram_bits(tokens["train"], tokens["val"], vocab_size) / splits["val"]["bytes"]
+    bits = unigram_bits(*(np.bincount(tokens[name], minlength=vocab_size) for name in ("train", "val"))) / splits["val"]["bytes"]
     summary.append(f"unigram entropy of val under the frequencies of train: {bits:.3f} bits per byte")
-    manifest = {"format": FORMAT, "name": "pydoc", "python": platform.python_version(), "splits": splits,
-                "tokenizer": {"kind": "sentencepiece", "file": model.name, "sha256": _sha256(model),
-                              "vocab_size": vocab_size}}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    write_manifest(folder, {"name": "pydoc", "python": platform.python_version(), "splits": splits,
+                            "tokenizer": tokenizer_entry(model, tokenizer)})
     return summary
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -249,7 +202,7 @@ def _check(folder: Path, manifest: dict, vocab_size: int) -> None:
     try:
         found = manifest["tokenizer"]["vocab_size"]
         files = [manifest["tokenizer"], *(shard for part in manifest["splits"].values() for shard in part["shards"])]
-        whole = all(_sha256(folder / file["file"]) == file["sha256"] for file in files)
+        whole = all(file_sha256(folder / file["file"]) == file["sha256"] for file in files)
     except (OSError, TypeError, KeyError, AttributeError):
         found, whole = vocab_size, False
     if found != vocab_size:

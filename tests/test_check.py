@@ -1,0 +1,273 @@
+"""check, stats and samples of a data folder: `python -m pytest tests/test_check.py`."""
+import itertools
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from common.data import __main__ as command
+from common.data import check, documents, fineweb, folder, stats
+from common.data.folder import read_documents
+from common.shards import open_shard, write_shard
+from tests.test_export import texts, write_jsonl
+from tests.test_tokenizer import train
+
+CORPUS = ["first", *texts(150, seed=1)]
+
+
+def run(*arguments):
+    return command.main([*map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """{kind: folder} of the same documents, 40 of them validation, in shards of 2,000 tokens; and the documents."""
+    root = tmp_path_factory.mktemp("exported")
+    model = train(root / "published.model", vocab_size=330)
+    source = write_jsonl(root / "a.jsonl", CORPUS)
+    for kind, tokenizer in (("bpe", "bpe:400"), ("bytes", "bytes"), ("published", model)):
+        assert run("export", source, "--tokenizer", tokenizer, "--val-docs", 40, "--shard-tokens", 2000, "--workers", 1, "--out", root / kind) == 0
+    return root, source
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    """Makes a copy of one of the folders, to be damaged."""
+    def make(kind):
+        shutil.copytree(exported[0] / kind, tmp_path / kind)
+        return tmp_path / kind
+    return make
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(folder, "PIECE_TOKENS", 700)
+    monkeypatch.setattr(documents, "BLOCK_BYTES", 3000)
+
+
+def checked(capsys, *arguments, code=0):
+    capsys.readouterr()
+    assert run("check", *arguments, "--workers", 1) == code
+    shown = capsys.readouterr()
+    bad = [line for line in shown.out.splitlines() if line.startswith("BAD")]
+    assert bool(bad) == bool(code) and (f"error: {arguments[0]}: {len(bad)} disagreements" in shown.err) == bool(code)
+    return shown.out, bad
+
+
+def edit(path, place, value):
+    tokens = np.array(open_shard(path))
+    tokens[place] = value
+    write_shard(path, tokens)
+
+
+def change_manifest(path, change):
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def without_digests(path):
+    """So that what is wrong in the shards is looked for in the documents."""
+    change_manifest(path, lambda m: [shard.pop("sha256") for split in m["splits"].values() for shard in split["shards"]])
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bytes", "published"])
+def test_what_was_exported_agrees(small_pieces, exported, capsys, kind):
+    root, source = exported
+    manifest = json.loads((root / kind / "manifest.json").read_text())
+    shown, _ = checked(capsys, root / kind, "--docs", source)
+    for split in ("train", "val"):
+        found = manifest["splits"][split]
+        assert f"{split}, bytes of {found['documents']:,} documents in {found['tokens']:,} tokens: {found['bytes']:,}" in shown
+        assert f"{split}, tokens of the source text: {found['tokens']:,}" in shown
+        assert f"{split}, bytes of the source text: {found['text_bytes']:,}" in shown
+        assert (f"{split}: the tokenizer changes {found['changed_documents']}" in shown) == (kind == "published")
+    assert "no document of validation is in training" in shown
+    assert "the source text is not at hand" in checked(capsys, root / kind)[0]
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda path: (path / "docs_val_000000.bin").write_bytes(b"short"), r"val docs_val_000000.bin: 5 bytes, less than a shard's header"),
+    (lambda path: os.truncate(path / "docs_train_000001.bin", 2000), "docs_train_000001.bin.*truncated"),
+    (lambda path: (path / "docs_train_000001.bin").write_bytes(b"\x88\xd8\x34\x01\x02" + bytes(1100)), "magic 20240520, version 2"),
+    (lambda path: edit(path / "docs_train_000001.bin", 77, 400), r"docs_train_000001.bin: token 77 \(byte 1178\) is 400"),
+    (lambda path: edit(path / "docs_train_000001.bin", 77, 5), "docs_train_000001.bin: sha256 .*, in the manifest"),
+    (lambda path: (path / "docs_train_000001.bin").unlink(), "names of the shards"),
+    (lambda path: shutil.copy(path / "docs_val_000000.bin", path / "docs_val_000099.bin"), "names of the shards"),
+    (lambda path: change_manifest(path, lambda m: m["tokenizer"].update(vocab_size=401)), "vocab_size: manifest 401, file 400"),
+    (lambda path: change_manifest(path, lambda m: m["tokenizer"].update(sha256="0")), "tokenizer .*sha256: manifest 0"),
+])
+def test_damaged_files_are_found(copy, capsys, spoil, message):
+    path = copy("bpe")
+    spoil(path)
+    _, bad = checked(capsys, path, code=2)
+    assert any(re.search(message, line) for line in bad), bad
+
+
+def test_a_changed_token_is_located(small_pieces, copy, exported, capsys):
+    path = copy("bpe")
+    without_digests(path)
+    tokens = np.array(open_shard(path / "docs_train_000001.bin"))
+    place = int(np.flatnonzero(tokens[100:] == 1)[0]) + 103
+    edit(path / "docs_train_000001.bin", place, 4 + 0xff)  # a byte that is no UTF-8
+    _, bad = checked(capsys, path, "--docs", exported[1], code=2)
+    where = f"docs_train_000001.bin token {place:,}"
+    document = int((np.concatenate([open_shard(path / f"docs_train_00000{i}.bin")[:2000] for i in (0, 1)])[:2000 + place] == 1).sum()) - 1
+    assert any(line.startswith(f"BAD   train document {document:,}: {where} (byte ") and r"stands for b'\xff" in line for line in bad), bad
+    given = f"BAD   train, {exported[1]}:{40 + document + 1}: {where} has id 259, the text gives {tokens[place]}"
+    assert any(line.startswith(given) for line in bad), bad
+    assert any("train, digest of the texts" in line for line in bad) and not any("val" in line for line in bad)
+
+
+def test_a_missing_document_is_located_and_the_rest_still_compared(small_pieces, copy, exported, capsys):
+    path = copy("bytes")
+    without_digests(path)
+    paths = sorted(path.glob("docs_train_*.bin"))
+    whole = np.concatenate([open_shard(part) for part in paths])
+    starts = np.flatnonzero(whole == 1)
+    whole[starts[5]:starts[6]] = 4 + ord("x")  # document 5 becomes a part of document 4
+    for part, tokens in zip(paths, np.split(whole, range(2000, len(whole), 2000))):
+        write_shard(part, tokens)
+    _, bad = checked(capsys, path, "--docs", exported[1], code=2)
+    located = [re.search(r"a.jsonl:(\d+)", line)[1] for line in bad if "a.jsonl:" in line]
+    assert located == ["45", "46"] and any("train, documents: manifest 111, found 110" in line for line in bad)
+
+
+def test_a_wrong_table_is_located(copy, monkeypatch, capsys):
+    """In this process: the table says one byte more for a token, the decoders do not."""
+    path = copy("bpe")
+    tokenizer = check.cached_tokenizer(str(path / "tokenizer.model"))
+    tokens = open_shard(path / "docs_val_000000.bin")
+    place = int(np.flatnonzero(tokens[50:] > 4)[0]) + 50
+    tokenizer.byte_counts[tokens[place]] += 1
+    counted, decoded, _, problems = check.check_piece((str(path), str(path / "tokenizer.model"), "val", 0, len(tokens)))
+    wrong = int((tokens == tokens[place]).sum())
+    assert sum(counted) >= sum(decoded) + wrong and len(problems) > 0
+    length = len(tokenizer.token_bytes[tokens[place]])
+    assert f"(id {tokens[place]}): the table counts {length + 1} bytes, it stands for {length}" in problems[0][1]
+
+
+@pytest.mark.parametrize("key", ["documents", "tokens", "bytes", "documents_sha256"])
+def test_what_the_manifest_promises_is_compared(copy, capsys, key):
+    path = copy("bpe")
+    change_manifest(path, lambda m: m["splits"]["val"].update({key: 7}))
+    _, bad = checked(capsys, path, code=2)
+    assert len(bad) == 1 and "manifest 7" in bad[0]
+
+
+def test_overlap_is_located(copy, exported, capsys):
+    path = copy("bytes")
+    without_digests(path)
+    val = np.array(open_shard(path / "docs_val_000000.bin"))
+    end = int(np.flatnonzero(val == 1)[1])
+    write_shard(path / "docs_train_000099.bin", val[:end])
+    change_manifest(path, lambda m: m["splits"]["train"].update(documents=112, documents_sha256=None, shards=[
+        *m["splits"]["train"]["shards"], {"file": "docs_train_000099.bin", "tokens": end}]))
+    _, bad = checked(capsys, path, code=2)
+    assert any("1 training documents are copies of validation documents, the first: training 111 of validation 0" in line for line in bad), bad
+
+
+def test_published_numbers(copy, capsys, monkeypatch):
+    path = copy("published")
+    change_manifest(path, lambda m: (m.update(name="fineweb10B_sp330"), m.pop("source")))
+    val = json.loads((path / "manifest.json").read_text())["splits"]["val"]
+    scored = (val["tokens"] - 1) // 1024 * 1024
+    for tokens, size, says in ((scored, val["bytes"], []), (scored + 1024, val["bytes"], ["scored tokens of sp330"]),
+                               (scored, 10, ["bytes of the scored"])):
+        monkeypatch.setattr(check, "PUBLISHED", {"sp330": (tokens, size)})
+        monkeypatch.setattr(check, "PUBLISHED_SHARE", 0.2)  # the tail is much of so little text
+        _, bad = checked(capsys, path, code=2 if says else 0)
+        assert len(bad) == len(says) and all(word in line for word, line in zip(says, bad))
+    assert fineweb.PUBLISHED["sp1024"] == (62_021_632, 151_080_891)
+
+
+def test_shards_of_other_origin(exported, tmp_path, capsys):
+    """A prefix of the training shards, the documents beside them, and no manifest."""
+    root, source = exported
+    for name in ("docs_val_000000.bin", "docs_train_000000.bin"):
+        shutil.copy(root / "published" / name, tmp_path)
+    assert run("check", tmp_path, "--workers", 1) == 2
+    assert "manifest.json: No such file or directory" in capsys.readouterr().err
+    for path in (root / "published").glob("docs_val_*.bin"):
+        shutil.copy(path, tmp_path)
+    shutil.copy(source, tmp_path / "docs_selected.jsonl")
+    shown, _ = checked(capsys, tmp_path, "--tokenizer", root / "published.model")
+    assert "note  train: the tokenizer changes" in shown and "no document of validation" in shown
+    assert "40 documents" in shown
+
+
+@pytest.mark.parametrize("piece", [1, 3, 7, 100])
+def test_pieces_see_each_document_once(piece):
+    class Stream:
+        tokens = np.array([9, 9, 1, 5, 6, 1, 1, 7, 7, 7, 7, 7, 7, 7, 7, 1], np.int32)
+        length, ends = 16, [16]
+
+        def read(self, start, count):
+            return self.tokens[start:start + count]
+
+    found = []
+    for start in range(0, 16, piece):
+        first, tokens, borders = read_documents(Stream(), 1, start, min(start + piece, 16))
+        found += [(first + int(a), tokens[a:b].tolist()) for a, b in itertools.pairwise(borders)]
+    assert found == [(0, [9, 9]), (2, [1, 5, 6]), (5, [1]), (6, [1, *[7] * 8]), (15, [1])]
+
+
+# stats and samples -----------------------------------------------------------------------------------------------------
+
+
+def test_stats(small_pieces, exported, tmp_path, capsys):
+    root, _ = exported
+    assert run("stats", root / "bytes", "--workers", 1, "--png", tmp_path / "a.png") == 0
+    shown = capsys.readouterr().out
+    val = "".join(CORPUS[:40]).encode()
+    tokens = np.concatenate([open_shard(path) for path in sorted((root / "bytes").glob("*_val_*"))])
+    share = np.bincount(tokens)[np.bincount(tokens) > 0] / len(tokens)
+    entropy = -(share * np.log2(share)).sum() * len(tokens) / len(val)
+    assert f"val: {len(val) + 40:,} tokens, 40 documents, {len(val):,} bytes" in shown
+    assert f"unigram entropy: {entropy:.4f} bits per byte" in shown
+    lengths = [len(text.encode()) + 1 for text in CORPUS[:40]]
+    assert re.search(rf"128 to 255 +{sum(128 <= n < 256 for n in lengths)} ", shown.split("val: ")[1])
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_stats_says_what_is_wrong(copy, capsys):
+    path = copy("bytes")
+    edit(path / "docs_train_000000.bin", 3, 300)
+    assert run("stats", path, "--workers", 1) == 2
+    assert "ids beyond the tokenizer's 260" in capsys.readouterr().err
+    assert stats.unigram_bits(np.array([1, 0]), np.array([1, 1])) == pytest.approx(np.log2(3) + np.log2(1.5))
+
+
+def test_samples_show_borders(exported, copy, capsys):
+    root, _ = exported
+    assert run("samples", root / "bytes", "--at", 0, "--windows", 2, "--length", 8) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["--- docs_val_000000.bin token 0, 8 tokens", "<BOS>|f|i|r|s|t", "<BOS>|" + CORPUS[1][0]]
+    assert lines[3].startswith("--- docs_val_000000.bin token 8, 8 tokens")
+    path = copy("bytes")
+    write_shard(path / "docs_train_000000.bin", np.array([1, 4 + 0xe2, 4 + 10, 4 + ord("|"), 300, 2, 4 + ord("\\")]))
+    assert run("samples", path, "--split", "train", "--shard", 0) == 0
+    assert "<BOS>|\\xe2|\\n|\\||<id 300>|<control 2>|\\" in capsys.readouterr().out
+    shown = []
+    for seed in (0, 0, 1):
+        assert run("samples", root / "bpe", "--seed", seed) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != shown[2]
+    for arguments, message in ((["--shard", 99], "--shard 99: val has shards 0 to"), (["--at", 10**9], "--at 1000000000: there are"),
+                               (["--windows", 0], "--windows 0")):
+        assert run("samples", root / "bpe", *arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["check", "stats", "samples"])
+def test_no_data_folder(tmp_path, capsys, name):
+    assert run(name, tmp_path / "none") == 2 and "no such folder" in capsys.readouterr().err
+    (tmp_path / "manifest.json").write_text('{"format": "parity-golf-data 2", "tokenizer": {"file": "bytes"}}')
+    assert run(name, tmp_path) == 2 and "is of format parity-golf-data 2, not parity-golf-data 1" in capsys.readouterr().err
+    (tmp_path / "manifest.json").write_text("[]")
+    assert run(name, tmp_path) == 2 and "is no data manifest" in capsys.readouterr().err
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": "parity-golf-data 1", "tokenizer": {"file": "bytes"}}))
+    assert run(name, tmp_path) == 2 and "has no *_" in capsys.readouterr().err
