@@ -44,4 +44,7 @@ SPELLINGS = {
 
 # What the challenge itself published, as entries of ours that hold figures and no log or code. The digest of submission.json is pinned, so
 # that no other folder can claim to be one.
-FOUNDING = {}
+FOUNDING = {
+    "track_10min_16mb/2026-03-18_naive_baseline": "14e9e340eafa85295a90fff04b2644e444a85de4fe6c8ab5af415d1b57b4317b",
+    "track_non_record_16mb/2026-03-18_4_hour_baseline": "fa9bdbcc6ddafe8b9d52de99e827bf505c3b3fe828b59100b088e3ba307b4989",
+}

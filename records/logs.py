@@ -111,7 +111,7 @@ def read_log(name, data):
     except UnicodeDecodeError as error:
         log.problems.append(f"is not UTF-8 at byte {error.start}")
         text = data.decode(errors="replace")
-    in_settings = exact = False
+    in_settings = False
     plain_total = None
     for raw in re.split(r"[\r\n]+", text):
         line = _RANK.sub("", _NOISE.sub("", raw), count=1).rstrip() if raw[:1] in "\x1b[rd" else raw.rstrip()
@@ -126,10 +126,8 @@ def read_log(name, data):
                 continue
         if len(line) > LINE_LIMIT or not _FIRST.match(line):
             continue
-        for kind, pattern in _LINES.items():
-            if found := pattern.fullmatch(line):
-                break
-        else:
+        kind, found = next(((kind, m) for kind, pattern in _LINES.items() if (m := pattern.fullmatch(line))), ("", None))
+        if not found:
             _take_own(log, line)
             continue
         f = found.groupdict()
@@ -186,9 +184,9 @@ def _partial(rest):
 def _append(log, rows, row, of):
     if rows and row == rows[-1]:
         return  # another rank's echo
-    if rows and (row[0] <= rows[-1][0] or (row[-1] is not None and rows[-1][-1] is not None and row[-1] < rows[-1][-1])):
-        if not any("order" in p for p in log.problems):
-            log.problems.append(f"steps or times are out of order at step {row[0]}, after {rows[-1][0]}")
+    back = rows and (row[0] <= rows[-1][0] or (None not in (row[-1], rows[-1][-1]) and row[-1] < rows[-1][-1]))
+    if back and not any("order" in p for p in log.problems):
+        log.problems.append(f"steps or times are out of order at step {row[0]}, after {rows[-1][0]}")
     log.iterations = log.iterations or int(of)
     rows.append(row)
 
