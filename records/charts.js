@@ -1,7 +1,7 @@
 "use strict";
 // Line and dot charts in plain SVG, shared by the two pages. Text of the data only ever becomes text nodes.
 const SVG = "http://www.w3.org/2000/svg";
-const color = (i) => `var(--c${i % 6})`;
+const color = (i) => i === "ink" ? "var(--ink)" : `var(--c${i % 6})`;
 const commas = (n) => n === null || n === undefined ? "?" : Math.round(n).toLocaleString("en-US");
 
 function h(tag, attributes = {}, ...children) {
@@ -135,7 +135,7 @@ function chart(series, options) {
 }
 
 const PARTS = ["embedding", "attention", "mlp", "head", "controls", "scales", "model", "code"];
-const PART_COLORS = {embedding: 0, attention: 2, mlp: 3, head: 4, controls: 5, scales: 1, model: 0, code: 4};
+const PART_COLORS = {embedding: 0, attention: 2, mlp: 3, head: 4, controls: 5, scales: 1, model: 0, code: "ink"};
 
 // The byte budget of one run as a bar: parts {name: bytes}, cap
 function budgetBar(parts, cap) {

@@ -125,9 +125,9 @@ def check_clock(folder, rules):
         if spent > EVAL_SECONDS * SECOND and folder.track in CAP_SECONDS:
             yield Finding(FAIL, f"evaluation took {spent / SECOND:,.1f} s", f"at most {EVAL_SECONDS:.0f} s", log.name)
         if folder.track not in CAP_SECONDS and "README.md" in folder.files:
-            stated = folder.text("README.md")
-            seconds = f"{log.cap_seconds:g}" if log.cap_seconds is not None else "600"
-            if not re.search(r"MAX_WALLCLOCK_SECONDS|compute", stated, re.IGNORECASE) or (log.cap_seconds is not None and seconds not in stated):
+            seconds = f"{log.cap_seconds or 0:g}"
+            stated = r"MAX_WALLCLOCK_SECONDS\s*=\s*0\b" if seconds == "0" else rf"(?<![\d.,]){re.escape(seconds)}(?![\d])"
+            if not re.search(stated, folder.text("README.md").replace(",", "")):
                 yield Finding(rules.lenient, "the compute is not stated", f"MAX_WALLCLOCK_SECONDS={seconds}", "README.md")
     runs = [log for log in folder.seed_logs() if log.train_ms is not None]
     for name, values, scale in (("wallclock_seconds", [log.train_ms for log in runs], SECOND), ("step_stop", [log.last_step for log in runs], 1)):

@@ -58,8 +58,8 @@ def describe(path, track, ruleset):
         "seeds": len(scores), "mean": round(statistics.mean(scores), 8) if scores else None,
         "sd": round(statistics.stdev(scores), 8) if len(scores) > 1 else None, "founding": founding,
         "verdict": PUBLISHED if founding else word, "checks": [] if founding else names,
-        "why": [] if founding else [f"{name}: {clean(f.where)} {clean(f.observed)} (expected: {clean(f.expected)})" for name in names for f in result[name]
-                                    if f.status == status_of(result[name]) != PASS][:6],
+        "why": [] if founding else [f"{name}: {clean(f.where)} {clean(f.observed)} (expected: {clean(f.expected)})" for name in names
+                                    for f in result[name] if f.status == status_of(result[name]) != PASS][:6],
         "curves": [curves_of(log, folder.score_label) for log in folder.seed_logs()[:CURVE_SEEDS]], "budget": budget_of(folder),
     }
 
@@ -105,7 +105,8 @@ def leaderboard_table(entries):
             return "?" if e[key] is None else f"{e[key]:,}"
         spread = f"<br>{e['seeds']} seeds, {e['mean']:.4f} &plusmn; {e['sd']:.4f}" if e["sd"] is not None else ""
         why = f": {', '.join(e['checks'])}" if e["checks"] else ""
-        link = f"[{markdown(e['name'])}]({e['track']}/{e['folder']}/README.md)" if re.fullmatch(r"[\w.+-]+", e["folder"], re.ASCII) else markdown(e["name"])
+        plain = re.fullmatch(r"[\w.+-]+", e["folder"], re.ASCII)
+        link = f"[{markdown(e['name'])}]({e['track']}/{e['folder']}/README.md)" if plain else markdown(e["name"])
         score = f"{e['val_bpb']:.4f}" if e["val_bpb"] < 100 else "?"
         rows.append(f"| {e['rank'] or '&ndash;'} | {link} | **{score}**{spread} | {markdown(e['author'])} | {markdown(e['blurb'])} | "
                     f"{markdown(e['date'])} | {size('total')} = {size('model')} + {size('code')} | {markdown(e['dataset'] or e['data'])} | "
@@ -115,10 +116,14 @@ def leaderboard_table(entries):
 
 def records_readme(entries):
     """The text of records/README.md."""
-    parts = ["# Records", "", "Made by `python -m records leaderboard` from the folders beside it; do not edit. `index.html`, in any browser, shows the "
-             "same with\ncurves. [GUIDE.md](GUIDE.md) is the life of a submission, from the idea to the pull request.",
-             "", "The score is val_bpb: bits per byte of raw validation text, lower is better, after the int8+zlib round trip. What a check fails has no "
-             "rank.", "Runs that were *published by the challenge* are what there is to beat: their figures, without log or code, not reproduced here.", ""]
+    parts = ["""# Records
+
+Made by `python -m records leaderboard` from the folders beside it; do not edit. `index.html`, in any browser, shows the same with
+curves. [GUIDE.md](GUIDE.md) is the life of a submission, from the idea to the pull request.
+
+The score is val_bpb: bits per byte of raw validation text, lower is better, after the int8+zlib round trip. What a check fails has no
+rank. Runs that were *published by the challenge* are what there is to beat: their figures, without log or code, not reproduced here.
+"""]
     for track, title in TITLES.items():
         parts += [f"## {title}", ""]
         here = [e for e in entries if e["track"] == track]

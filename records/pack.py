@@ -26,26 +26,28 @@ class Run:
     """One finished run folder. Raises UserError."""
 
     def __init__(self, path):
+        if not path.is_dir():
+            raise UserError(f"{path} is no folder: give runs/<id> of a finished run")
+        self.path, self.script = path, next((name for name in SCRIPTS if (path / name).is_file()), SCRIPTS[0])
         try:
-            if not path.is_dir():
-                raise Refused("is no folder: give runs/<id> of a finished run")
-            self.path = path
-            self.status = load_json(read_bounded(path / "status.json", JSON_LIMIT)).get("status")
-            if self.status not in ("finished", "capped"):
-                raise Refused(f"ended with status {self.status}: only a finished run can be packed")
-            self.log_bytes = read_bounded(path / "train.log", LOG_LIMIT)
-            self.model = read_bounded(path / MODEL_FILE, 1 << 28)
-            script = next((name for name in SCRIPTS if (path / name).is_file()), None)
-            if not script:
-                raise Refused(f"holds neither {' nor '.join(SCRIPTS)}")
-            self.script, self.code = script, read_bounded(path / script, CODE_LIMIT)
-        except (Refused, ValueError) as error:
-            raise UserError(f"{path}: {error}") from None
+            self.status = load_json(self.read("status.json", JSON_LIMIT)).get("status")
+        except ValueError as error:
+            raise UserError(f"{path / 'status.json'} {error}") from None
+        if self.status not in ("finished", "capped"):
+            raise UserError(f"{path} ended with status {self.status}: only a finished run can be packed")
+        self.log_bytes, self.model = self.read("train.log", LOG_LIMIT), self.read(MODEL_FILE, 1 << 28)
+        self.code = self.read(self.script, CODE_LIMIT)
         self.log = read_log("train.log", self.log_bytes)
         if self.log.problems or not self.log.score() or not self.log.pre_quant or self.log.total_bytes is None:
             raise UserError(f"{path}/train.log: {'; '.join(self.log.problems) or 'is not the whole log of one run'}")
         if self.log.partial:
             raise UserError(f"{path} was scored on part of validation ({self.log.partial} tokens): run it again with VAL_TOKENS_LIMIT=0")
+
+    def read(self, name, limit):
+        try:
+            return read_bounded(self.path / name, limit)
+        except Refused as error:
+            raise UserError(f"{self.path / name} {error}") from None
 
     @property
     def configuration(self):

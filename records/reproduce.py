@@ -30,7 +30,7 @@ def instructions(folder):
     elif log and log.backend in ("torch", "mlx"):
         settings = {name.upper(): int(value) if isinstance(value, bool) else value for name, value in log.settings.items() if name != "run_id"}
         backend, ranks, script = log.backend, log.world_size or 1, str(folder.path / "train_gpt.py")
-        code = [f"# the code is the record's own, {log.code_bytes:,} bytes; `python -m records verify --smoke {shlex.quote(str(folder.path))}` tries it boxed in"]
+        code = [f"# the code is the record's own, {log.code_bytes:,} bytes; `python -m records verify --smoke` tries it in a sandbox first"]
     else:
         raise UserError(f"{folder.path}: its log is not one of this repository's trainers: follow its README.md")
     dataset = log.dataset if log else raw["dataset"]
@@ -46,9 +46,9 @@ def instructions(folder):
              "mlx": "python" if ranks == 1 else f"mlx.launch -n {ranks} -- python"}[backend]
     words = " ".join(f"{name}={shlex.quote(clean(str(value)))}" for name, value in sorted(settings.items()))
     machine = log.device if log else raw["hardware"]
-    return "\n".join([f"# {clean(fields['name'])}: val_bpb {fields['val_bpb']:.4f}, {fields['step_stop']:,} steps in {fields['wallclock_seconds']:,} s",
-                      f"# machine: {clean(machine)}; a slower one makes fewer steps in the same time", f"make install BACKEND={backend}", *data, *code,
-                      f"{words} {start} {shlex.quote(script)}"])
+    head = f"# {clean(fields['name'])}: val_bpb {fields['val_bpb']:.4f}, {fields['step_stop']:,} steps in {fields['wallclock_seconds']:,} s"
+    return "\n".join([head, f"# machine: {clean(machine)}; a slower one makes fewer steps in the same time", f"make install BACKEND={backend}", *data,
+                      *code, f"{words} {start} {shlex.quote(script)}"])
 
 
 def run(options):
