@@ -21,6 +21,9 @@ ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst",
 MODEL_NAMES = re.compile(r"[^/]*(\.int8\.|\.int6\.|model\.(zlib|zst|br|bin)|final_model)[^/]*|[^/]*\.(ptz|pt|pth|pkl|safetensors)")
 
 
+PAYLOAD_LIMIT = 1 << 27  # bytes of a model file inflated: a bit for each of 16,000,000 bytes would be this much
+
+
 @dataclasses.dataclass
 class Finding:
     status: str
@@ -148,7 +151,7 @@ def check_artifact(folder, rules):
             yield Finding(UNVERIFIED, f"{len(data):,} bytes of another format, not opened", "model.int8.zlib", name)
             continue
         try:
-            settings, _ = decode_model(data)
+            settings, _ = decode_model(data, PAYLOAD_LIMIT)
         except UserError as error:
             yield Finding(FAIL, str(error), "a canonical model file", name)
             continue

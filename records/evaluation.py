@@ -45,7 +45,8 @@ def check_evaluation(folder, data_path, backend=None):
     kind = trainer_class(backend)
     rows = max(1, 8192 // settings.train_seq_len) * settings.train_seq_len
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    values |= {"data_path": str(data_path), "compile": False, "train_batch_tokens": rows, "micro_batch_tokens": rows}
+    values |= {"data_path": str(data_path), "compile": False, "compute_dtype": log.run_settings.compute_dtype,
+               "train_batch_tokens": rows, "micro_batch_tokens": rows}
     own = kind.settings_class(**values)
     data = open_data(own)
     if log.manifest_sha256 and data.manifest_sha256 != log.manifest_sha256:

@@ -183,6 +183,8 @@ def _list_files(folder):
                 continue
             if shown != name or any(c < " " for c in name):
                 folder.problems.append(("a name that is not plain text", ascii(shown)))
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                folder.problems.append(("a symbolic link to nothing", name))
             elif entry.is_symlink() and not os.path.realpath(entry.path).startswith(root + os.sep):
                 folder.problems.append(("a symbolic link that leaves the folder", name))
             elif entry.is_symlink() and entry.is_dir():

@@ -9,8 +9,6 @@ import statistics
 import sys
 from pathlib import Path
 
-from scipy import stats
-
 from common.settings import UserError
 from records.challenge import RECORD_ALPHA, RECORD_MARGIN_NATS, SP1024_NATS_PER_BPB
 from records.folder import Refused, declared_seeds, open_folder, read_bounded
@@ -31,6 +29,7 @@ class Test:
 
 def welch_test(baseline, candidate, margin=0.0):
     """Test of two lists of at least two numbers, lower is better. ValueError where neither list varies."""
+    from scipy import stats  # here, since it takes longer than all of `verify`
     a, b = (statistics.variance(side) / len(side) for side in (baseline, candidate))
     if a + b <= 0:
         raise ValueError("neither side varies")
@@ -41,11 +40,13 @@ def welch_test(baseline, candidate, margin=0.0):
 
 def one_sample_p(candidate, constant, margin=0.0):
     """p of H0: constant - mean(candidate) <= margin, against a baseline taken as exact."""
+    from scipy import stats
     return float(stats.ttest_1samp(candidate, constant - margin, alternative="less").pvalue)
 
 
 def interval(baseline, candidate, confidence=0.99):
     """(low, high) of the difference of the means."""
+    from scipy import stats
     test = welch_test(baseline, candidate)
     half = float(stats.t.ppf(0.5 + confidence / 2, test.df)) * test.difference / test.t if test.t else math.inf
     return test.difference - abs(half), test.difference + abs(half)
@@ -53,6 +54,7 @@ def interval(baseline, candidate, confidence=0.99):
 
 def power_of(difference, margin, sd_baseline, sd_candidate, runs_baseline, runs_candidate, alpha=RECORD_ALPHA):
     """Probability that the test rejects where the true difference and spreads are these."""
+    from scipy import stats
     a, b = sd_baseline**2 / runs_baseline, sd_candidate**2 / runs_candidate
     df = (a + b) ** 2 / (a**2 / (runs_baseline - 1) + b**2 / (runs_candidate - 1))
     power = stats.nct.sf(stats.t.ppf(1 - alpha, df), df, (difference - margin) / math.sqrt(a + b))

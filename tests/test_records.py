@@ -275,7 +275,7 @@ def test_output_as_json_is_the_same_twice(made, capsys):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_real_run_is_packed_smoked_and_scored_again_on_both_backends(tmp_path, data_path, capsys, backend):
-    done = run_script([ROOT / BACKENDS[backend]], tmp_path, environment(data_path, run_id="real"))
+    done = run_script([ROOT / BACKENDS[backend]], tmp_path, environment(data_path, run_id="real", compute_dtype="float32"))
     assert done.returncode == 0, done.stderr
     given = ["pack", str(tmp_path / "runs/real"), "--track", "non-record", "--name", "Real", "--author", "a", "--github-id", "a"]
     assert main([*given, "--records", str(tmp_path)]) == 1
