@@ -94,7 +94,7 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
     "compile": [
         ("plain", write("train_gpt.py", "def f(:"), "does not compile"), ("plain", write("train_gpt.py", "(" * 5000), "too"),
         ("plain", write("train_gpt.py", b"x = 1\0"), "NUL"), ("plain", write("train_gpt.py", wrapped(b"def f(:")), "does not compile"),
-        ("plain", write("train_gpt.py", "import zlib\nexec(zlib.decompress(%r))" % zlib.compress(b" " * (100 << 20), 9)), "expands to more"),
+        ("plain", write("train_gpt.py", "import zlib\nexec(zlib.decompress({!r}))".format(zlib.compress(b" " * (100 << 20), 9))), "expands to more"),
     ],
     "code bytes": [
         ("plain", write("train_gpt.py", SCRIPT + b"\n"), "shipped"), ("plain", field(bytes_code=1), "bytes_code"),
@@ -102,32 +102,38 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
         ("plain", lambda f: write("train_gpt.py", "import helper")(f) or write("helper.py", "x = 1")(f), "helper.py"),
     ],
     "artifact": [
-        ("plain", write("model.int8.zlib", zlib.compress(b"\0" * (300 << 20), 9)), "expands to more"), ("plain", field(bytes_total=16_000_000), "bytes_total"),
+        ("plain", write("model.int8.zlib", zlib.compress(b"\0" * (300 << 20), 9)), "expands to more"),
+        ("plain", field(bytes_total=16_000_000), "bytes_total"),
         ("plain", write("model.int8.zlib", b"\0" * BUDGET_BYTES + b"\0"), "more than"), ("plain", write("model.int8.zlib", b"zip"), "no zlib stream"),
-        ("plain", edit("train.log", r"(?<=submission size int8\+zlib: )\d+", "16000000"), "16,000,000"), ("plain", field(bytes_model_int8_zlib=1), "model"),
+        ("plain", edit("train.log", r"(?<=submission size int8\+zlib: )\d+", "16000000"), "16,000,000"),
+        ("plain", field(bytes_model_int8_zlib=1), "model"),
         ("plain", lambda f: write("model.int8.zlib", (f / "model.int8.zlib").read_bytes() + b"x")(f), "after its end"),
     ],
     "logs": [
         ("plain", copy_log, "is a copy of"), ("plain", edit("train_seed1.log", '"seed": 1', '"seed": 4'), "seed 4"),
         ("plain", write("train.log", b"nothing\n"), "no line of a training run"), ("plain", write("train.log", b"\xff\xfe"), "UTF-8"),
         ("plain", edit("train.log", "step_avg", "step_avg\0"), "NUL"), ("plain", remove("train_seed1.log"), "declared and has no log"),
-        ("plain", edit("train.log", r"step:598/", "step:5/"), "out of order"), ("plain", edit("train.log", r"train_loss:\S+", "train_loss:nan"), "finite"),
+        ("plain", edit("train.log", r"step:598/", "step:5/"), "out of order"),
+        ("plain", edit("train.log", r"train_loss:\S+", "train_loss:nan"), "finite"),
         ("plain", edit("train.log", r"(?<=code: bytes:)(\d+) sha256:\w+", "99 sha256:00"), "of train_gpt.py"),
-        ("plain", edit("train.log", r"(?m)^(final_\S+ val_loss:\S+ val_bpb:\S+)$", "final_int8_zlib_roundtrip_exact val_loss:1 val_bpb:1 partial:9/99"),
-         "partial"),
-        ("plain", write("train_seed7.log", b"x" * (5 << 20)), "more than"), ("plain", edit("train.log", "status=capped", "status=nonfinite"), "nonfinite"),
+        ("plain", edit("train.log", r"(?m)^(final_\S+_exact .*)$", "final_int8_zlib_roundtrip_exact val_loss:1 val_bpb:1 partial:9/99"), "partial"),
+        ("plain", write("train_seed7.log", b"x" * (5 << 20)), "more than"),
+        ("plain", edit("train.log", "status=capped", "status=nonfinite"), "nonfinite"),
     ],
     "score": [
-        ("plain", field(val_bpb=1.8299), "1.8299 claimed"), ("plain", field(val_loss=1.0), "val_loss"), ("plain", field(pre_quant_val_bpb=1.0), "pre_quant"),
-        ("plain", edit("train.log", r"scored: tokens:\d+", "scored: tokens:99999"), "imply"), ("plain", edit("train.log", "final_", "last_", 9), "no final"),
+        ("plain", field(val_bpb=1.8299), "1.8299 claimed"), ("plain", field(val_loss=1.0), "val_loss"),
+        ("plain", field(pre_quant_val_bpb=1.0), "pre_quant"),
+        ("plain", edit("train.log", r"scored: tokens:\d+", "scored: tokens:99999"), "imply"),
+        ("plain", edit("train.log", "final_", "last_", 9), "no final"),
         ("record", edit("train.log", r"scored: tokens:\d+ bytes:\d+\n", "val_tokens: 45508608\n"), "FineWeb"),
-        ("plain", lambda f: write("README.md", "Some other data, MAX_WALLCLOCK_SECONDS=600")(f), "does not say"),
+        ("plain", write("README.md", "Some other data, MAX_WALLCLOCK_SECONDS=600"), "does not say"),
     ],
     "clock": [
         ("record", edit("train.log", r"train_time:\d+ms step:5998", "train_time:700000ms step:5998"), "over"),
-        ("plain", edit("train.log", r"step_avg:100.00ms", "step_avg:90.00ms"), "90.0 ms a step"), ("plain", field(wallclock_seconds=5.0), "wallclock"),
+        ("plain", edit("train.log", r"step_avg:100.00ms", "step_avg:90.00ms"), "90.0 ms a step"),
+        ("plain", field(wallclock_seconds=5.0), "wallclock"),
         ("plain", field(step_stop=5), "step_stop"), ("record", edit("train.log", r"eval_time:\d+", "eval_time:600001"), "evaluation took"),
-        ("plain", lambda f: write("README.md", "Trained on pydoc_sp1024 for a while")(f), "the compute is not stated"),
+        ("plain", write("README.md", "Trained on pydoc_sp1024 for a while"), "the compute is not stated"),
     ],
 }
 
@@ -153,7 +159,8 @@ def test_a_spoiled_folder_fails_the_check(copy_of, check, number):
 @pytest.mark.parametrize(("source", "words"), [
     ("import urllib.request", "network"), ("import subprocess", "other processes"), ("import torch\ntorch.load('x')", "pickle"),
     ("import os\nos.system('ls')", "os.system"), ("for x in val_tokens:\n    def f(): pass\n", None),
-    ("def adapt():\n    for chunk in val_tokens:\n        loss(chunk).backward()\n", "before they are trained on"), (wrapped(b"import socket"), "(unwrapped)"),
+    ("def adapt():\n    for chunk in val_tokens:\n        loss(chunk).backward()\n", "before they are trained on"),
+    (wrapped(b"import socket"), "(unwrapped)"),
 ])
 def test_hazards_are_reported_with_file_and_line(copy_of, source, words):
     folder = copy_of("plain")
@@ -250,7 +257,8 @@ def test_unlimited_compute_is_stated(tmp_path):
 
 
 @pytest.mark.parametrize(("spoil", "words"), [
-    (write("status.json", '{"status": "over_budget"}'), "over_budget"), (remove("model.int8.zlib"), "model.int8.zlib"), (remove("status.json"), "missing"),
+    (write("status.json", '{"status": "over_budget"}'), "over_budget"), (remove("model.int8.zlib"), "model.int8.zlib"),
+    (remove("status.json"), "missing"),
     (write("train.log", "cut"), "not the whole log"), (edit("train.log", '"train_seq_len": 16', '"train_seq_len": 32'), "differ in train_seq_len"),
     (write("train_gpt.py", "other"), "other code"), (edit("train.log", '"seed": 2', '"seed": 1'), "one run a seed"),
     (edit("train.log", r"(?m)^(scored: .*)$", "scored: tokens:9 bytes:20 partial:9/99"), "part of validation"),
@@ -258,8 +266,8 @@ def test_unlimited_compute_is_stated(tmp_path):
 def test_pack_says_what_is_wrong(tmp_path, capsys, spoil, words):
     runs = [make_run(tmp_path / "runs", seed, 1.8 + seed / 100) for seed in (1, 2)]
     spoil(runs[1])
-    given = ["pack", *map(str, runs), "--track", "non-record", "--name", "X", "--author", "a", "--github-id", "a", "--records", str(tmp_path / "records")]
-    assert main(given) == 2
+    given = ["pack", *map(str, runs), "--track", "non-record", "--name", "X", "--author", "a", "--github-id", "a"]
+    assert main([*given, "--records", str(tmp_path / "records")]) == 2
     error = capsys.readouterr().err
     assert words in error and error.startswith("error: ") and not list(tmp_path.glob("records/*/*"))
 

@@ -1,4 +1,5 @@
 """Hostile record folders end in a failed check, in bounded time and memory; the sandbox holds: `python -m pytest tests/test_records_hostile.py`."""
+import contextlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from pathlib import Path
 
 import pytest
 
@@ -58,7 +60,7 @@ HOSTILE = {  # name -> (check that must fail, what spoils the folder)
     "code nested too deeply": ("compile", lambda f: (f / "train_gpt.py").write_text("-" * 900_000 + "1")),
     "code of deep calls": ("compile", lambda f: (f / "train_gpt.py").write_text("f(" * 150 + ")" * 150 + "\n" + "a." * 200_000 + "b")),
     "code that is a bomb": ("compile", lambda f: (f / "train_gpt.py").write_text(
-        "import zlib\nexec(zlib.decompress(bytes.fromhex('%s')))" % zlib.compress(bytes(1 << 28), 9).hex())),
+        f"import zlib\nexec(zlib.decompress(bytes.fromhex('{zlib.compress(bytes(1 << 28), 9).hex()}')))")),
     "code in another coding": ("compile", lambda f: (f / "train_gpt.py").write_bytes(b"# coding: utf-7\n+AGE-\xff")),
     "model that is a bomb": ("artifact", lambda f: (f / "model.int8.zlib").write_bytes(zlib.compress(bytes(1 << 30), 9))),
     "model of another layout": ("artifact", lambda f: (f / "model.int8.zlib").write_bytes(zlib.compress(b"\xff" * 8 + b"{}"))),
@@ -76,7 +78,8 @@ def judged(clean, tmp_path_factory):
     command = f"import resource, sys; resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}))\n" \
               "from records.__main__ import main; sys.exit(main(['verify', '--json', *sys.argv[1:]]))"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", command, *map(str, folders.values())], env=environment, capture_output=True, check=False, timeout=300)
+    given = [sys.executable, "-c", command, *map(str, folders.values())]
+    done = subprocess.run(given, env=environment, capture_output=True, check=False, timeout=300)
     assert (done.returncode, done.stderr) == (1, b""), done.stderr
     found = json.loads(done.stdout)
     return {name: {check: found[str(path)]["checks"][check]["status"] for check in NAMES} for name, path in folders.items()}
@@ -125,7 +128,7 @@ def test_memory_is_bounded(try_script, monkeypatch):
 def test_nothing_outside_the_copy_can_be_written_and_no_network_is_there(try_script, tmp_path):
     (tmp_path / "mine").write_text("mine")
     server = socket.create_server(("127.0.0.1", 0))
-    threading.Thread(target=lambda: server.accept(), daemon=True).start()
+    threading.Thread(target=server.accept, daemon=True).start()
     status, observed = try_script(f"""
 import os, socket
 for path in ({str(tmp_path / 'mine')!r}, {str(ROOT / 'README.md')!r}):
@@ -146,8 +149,9 @@ def test_what_a_script_leaves_running_is_ended_with_it(try_script, tmp_path):
 import subprocess, sys
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", {name!r}], start_new_session=True){SCORE}""")
     assert (status, observed) == ("PASS", "")
-    commands = [open(f"/proc/{p}/cmdline").read() for p in os.listdir("/proc") if p.isdecimal() and os.path.exists(f"/proc/{p}/cmdline")]
-    assert not any(name in command for command in commands)
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            assert name.encode() not in path.read_bytes()
 
 
 def test_without_a_sandbox_nothing_runs(clean, monkeypatch, capsys):
