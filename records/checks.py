@@ -164,8 +164,10 @@ def check_artifact(folder, rules):
             yield Finding(FAIL, f"SHA-256 {digest[:12]}", f"{main.model_sha256[:12]} of {main.name}", name)
         if log and model_settings(settings) != model_settings(log.run_settings):
             yield Finding(FAIL, "holds a model of other sizes", f"the settings in {log.name}", name)
-        if log is main and size is not None and len(data) != size:
+        if log in (main, None) and size is not None and len(data) != size:
             yield Finding(FAIL, f"{len(data):,} bytes", f"{size:,} as bytes_model_int8_zlib says", name)
+        if len(data) + (code_size or 0) >= CAP_BYTES:
+            yield Finding(FAIL, f"{len(data):,} bytes and {code_size or 0:,} of code", f"less than {CAP_BYTES:,}", name)
     if size is not None and fields.get("bytes_code") is not None and "bytes_total" in fields and size + fields["bytes_code"] != fields["bytes_total"]:
         yield Finding(rules.lenient, f"bytes_total {fields['bytes_total']:,}", f"{size + fields['bytes_code']:,} = model + code", "submission.json")
     if "bytes_total" in fields and fields["bytes_total"] >= CAP_BYTES:

@@ -1,11 +1,12 @@
 """The code of a record, read and never run: it compiles, wrappers are opened, what it reaches is found, hazards are named.
 
-    python records/code.py FOLDER FILE...       JSON on standard output
+    python records/code.py < JSON       [folder, .py files, other files that count where a source names them]; JSON on standard output
 
 A process of its own with hard limits does this, since a hostile source can exhaust the compiler. Standard library only."""
 import ast
 import base64
 import bz2
+import contextlib
 import json
 import lzma
 import os
@@ -26,12 +27,13 @@ class Unreadable(Exception):
     pass
 
 
-def inspect_code(folder, names):
-    """dict name -> {"error" or "": why it does not compile, "wrapped": list of what was opened, "reaches": names of .py files of the
-    folder, "hazards": [[line, text]]} of .py files, from a process with limits. Raises RuntimeError where that process died."""
-    command = [sys.executable, "-I", "-S", os.path.abspath(__file__), str(folder), *names]
+def inspect_code(folder, names, others=()):
+    """dict name -> {"error" or "": why it does not compile, "wrapped": list of what was opened, "reaches": those of `names` and `others`
+    that it imports or names, "hazards": [[line, text]]} of .py files, from a process with limits. Raises RuntimeError where that died."""
+    given = json.dumps([str(folder), list(names), list(others)]).encode()
+    command = [sys.executable, "-I", "-S", os.path.abspath(__file__)]
     try:
-        done = subprocess.run(command, capture_output=True, check=False, timeout=2 * LIMIT_SECONDS, env={}, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, check=False, timeout=2 * LIMIT_SECONDS, env={}, input=given)
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"reading it took more than {2 * LIMIT_SECONDS} s") from None
     if done.returncode:
@@ -216,18 +218,19 @@ def _trains_on_validation(function):
             return
 
 
-def main(folder, names):
+def main(folder, names, others):
     import resource
-    resource.setrlimit(resource.RLIMIT_AS, (LIMIT_MEMORY, LIMIT_MEMORY))
+    with contextlib.suppress(ValueError, OSError):  # macOS does not limit the address space
+        resource.setrlimit(resource.RLIMIT_AS, (LIMIT_MEMORY, LIMIT_MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_SECONDS, LIMIT_SECONDS + 1))
     found = {}
     for name in names:
         with open(os.path.join(folder, name), "rb") as file:
-            found[name] = examine(file.read(), set(names) - {name})
+            found[name] = examine(file.read(), {*names, *others} - {name})
     json.dump(found, sys.stdout, sort_keys=True)
 
 
 if __name__ == "__main__":
     import warnings
     warnings.simplefilter("ignore")
-    main(sys.argv[1], sys.argv[2:])
+    main(*json.load(sys.stdin))

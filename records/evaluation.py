@@ -6,11 +6,11 @@ from common.artifact import BUDGET_BYTES, decode_model
 from common.bpb import evaluate
 from common.dataset import open_data
 from common.settings import UserError
-from records.checks import FAIL, UNVERIFIED, Finding
+from records.checks import FAIL, PASS, UNVERIFIED, Finding
 from records.folder import Refused
 
 SAME_BACKEND, ACROSS = 5e-5, 5e-4  # bits per byte
-MODEL_FILE = "model.int8.zlib"
+MODEL_FILE, LONGEST_ROW = "model.int8.zlib", 8192
 
 
 def trainer_class(backend):
@@ -41,6 +41,9 @@ def check_evaluation(folder, data_path, backend=None):
     if not log or not log.score():
         yield Finding(UNVERIFIED, "no log names this model's SHA-256 and a score", "the log of the run that wrote it", MODEL_FILE)
         return
+    if settings.train_seq_len > LONGEST_ROW:
+        yield Finding(UNVERIFIED, f"rows of {settings.train_seq_len:,} tokens", f"at most {LONGEST_ROW:,}, for the sake of memory", MODEL_FILE)
+        return
     backend = backend or log.backend or "torch"
     kind = trainer_class(backend)
     rows = max(1, 8192 // settings.train_seq_len) * settings.train_seq_len
@@ -48,7 +51,11 @@ def check_evaluation(folder, data_path, backend=None):
     values |= {"data_path": str(data_path), "compile": False, "compute_dtype": log.run_settings.compute_dtype,
                "train_batch_tokens": rows, "micro_batch_tokens": rows}
     own = kind.settings_class(**values)
-    data = open_data(own)
+    try:
+        data = open_data(own)
+    except UserError as error:
+        yield Finding(UNVERIFIED, str(error), "the data of the log", str(data_path))
+        return
     if log.manifest_sha256 and data.manifest_sha256 != log.manifest_sha256:
         yield Finding(UNVERIFIED, f"{data_path} is other data: manifest {data.manifest_sha256[:12]}", f"{log.manifest_sha256[:12]} of {log.name}",
                       str(data_path))
@@ -61,4 +68,4 @@ def check_evaluation(folder, data_path, backend=None):
     if not abs(bpb - claimed) <= bound:
         yield Finding(FAIL, words, f"{claimed:.8f} within {bound:.0e}", MODEL_FILE)
     else:
-        yield Finding("PASS", words, f"{claimed:.8f} within {bound:.0e}", MODEL_FILE)
+        yield Finding(PASS, words, f"{claimed:.8f} within {bound:.0e}", MODEL_FILE)

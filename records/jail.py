@@ -1,22 +1,24 @@
 """The inside of the sandbox: `python jail.py FOLDER SECONDS MEMORY COMMAND...`, as first process of its own namespaces.
 
-It leaves FOLDER alone writable, starts COMMAND in it in a second user namespace, which cannot undo that, watches the number of processes
-and their memory, and when it ends the kernel ends everything in it. Linux only, standard library only.
+It puts a small file system in memory over FOLDER, with a copy of what lies there, as the one writable place, starts COMMAND in it in a
+second user namespace, which cannot undo that, watches the number of processes and their memory, and when it ends the kernel ends everything
+in it. Linux only, standard library only.
 """
 import ctypes
 import fcntl
 import os
 import resource
+import shutil
 import socket
 import struct
 import subprocess
 import sys
 import time
 
-MS_NOSUID, MS_NODEV, MS_BIND = 2, 4, 4096
+MS_NOSUID, MS_NODEV = 2, 4
 MOUNT_ATTR_RDONLY, AT_FDCWD, AT_RECURSIVE, SYS_MOUNT_SETATTR = 1, -100, 0x8000, 442
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
-PROCESSES, PIDS, FILE_BYTES, OPEN_FILES = 128, 400, 256 << 20, 1024
+PROCESSES, PIDS, FILE_BYTES, DISK_BYTES, OPEN_FILES = 128, 400, 128 << 20, 512 << 20, 1024
 TOO_LONG, TOO_MANY, TOO_LARGE, NO_SANDBOX = 124, 125, 126, 127  # exit codes
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -33,14 +35,20 @@ def set_read_only(path, on, deep):
     must(libc.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), deep * AT_RECURSIVE, attributes, len(attributes)), f"mount_setattr {path}")
 
 
+def mount_memory(path, size):
+    must(libc.mount(b"tmpfs", path.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, f"size={size}".encode()), f"tmpfs on {path}")
+
+
 def close_doors(folder):
-    """Everything but the folder becomes read-only, /dev/shm new, and of the network only loopback is there."""
-    where = folder.encode()
-    must(libc.mount(where, where, None, MS_BIND, None), "bind mount")
+    """Everything but the folder becomes read-only, the folder and /dev/shm new and small, and of the network only loopback is there."""
+    below = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    mount_memory(folder, DISK_BYTES)
+    shutil.copytree(f"/proc/self/fd/{below}", folder, dirs_exist_ok=True)
+    os.close(below)
     set_read_only("/", True, True)
     set_read_only(folder, False, False)
     set_read_only("/proc", False, False)  # for the maps of the second user namespace
-    must(libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", MS_NOSUID | MS_NODEV, b"size=256m"), "tmpfs")
+    mount_memory("/dev/shm", DISK_BYTES)
     try:  # newer kernels keep this limit per namespace; elsewhere the watch below and RLIMIT_NPROC, which root escapes, must do
         with open("/proc/sys/kernel/pid_max", "w") as file:
             file.write(str(PIDS))

@@ -33,8 +33,8 @@ function detail(e) {
   const seed = (c, i) => `seed ${c.seed ?? i + 1}`;
   const clip = (values) => { const v = [...values].sort((a, b) => a - b); return v[Math.floor(0.97 * (v.length - 1))] * 1.1; };
   const charts = e.curves.length ? [
-    chart(e.curves.map((c, i) => ({name: seed(c, i), color: i, line: true, points: c.train.map(([x, y]) => [x, y])})), {title: "Training loss", x: "step", y: "nats per token", yTick: (v) => `${+v.toFixed(3)}`, yClip: clip}),
-    chart(e.curves.map((c, i) => ({name: seed(c, i), color: i, line: true, dots: c.val.length < 25, points: c.val.map(([x, , y]) => [x, y])})), {title: "Validation", x: "step", y: "bits per byte", yTick: (v) => `${+v.toFixed(3)}`}),
+    chart(e.curves.map((c, i) => ({name: seed(c, i), color: i, line: true, points: c.train})), {title: "Training loss", x: "step", y: "nats per token", yTick: (v) => `${+v.toFixed(3)}`, yClip: clip}),
+    chart(e.curves.map((c, i) => ({name: seed(c, i), color: i, line: true, dots: c.val.length < 25, points: c.val})), {title: "Validation", x: "step", y: "bits per byte", yTick: (v) => `${+v.toFixed(3)}`}),
   ] : [];
   return h("tr", {class: "detail"}, h("td", {colspan: COLUMNS.length},
     h("p", {}, e.blurb), e.founding ? h("p", {class: "soft"}, "Figures that the challenge published. There is no log here, and it was not run here.") : null,

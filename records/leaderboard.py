@@ -3,6 +3,7 @@
 The order, the verdicts and every byte of the output depend on the folders only. Words of submissions are escaped: they are shown, and
 never markup.
 """
+import math
 import re
 import statistics
 
@@ -25,7 +26,7 @@ def read_entries(records, ruleset="strict"):
     entries = []
     for track in TRACKS.values():
         for path in sorted((records / track).iterdir()) if (records / track).is_dir() else []:
-            if path.is_dir() and not path.name.startswith("."):
+            if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
                 entries.append(describe(path, track, ruleset))
     entries.sort(key=lambda e: (e["data"] != FINEWEB, e["data"], e["verdict"] == "fails", e["val_bpb"], e["date"], e["folder"]))
     counts = {}
@@ -42,19 +43,19 @@ def describe(path, track, ruleset):
     result, folder = verify_folder(path, ruleset), open_folder(path)
     fields, founding = folder.fields, is_founding(folder)
     word, names = verdict(result)
-    dataset = next((log.dataset for log in folder.logs if log.dataset), "") or str(folder.raw.get("dataset", ""))[:80]
-    scores = [bpb for _, bpb in folder.seed_scores()]
+    dataset = plain(next((log.dataset for log in folder.logs if log.dataset), "") or folder.raw.get("dataset"))[:80]
+    scores = [bpb for _, bpb in folder.seed_scores() if math.isfinite(bpb)]
     main = folder.logs[0] if folder.logs else None
     return {
-        "folder": clean(path.name), "track": track, "name": fields.get("name", clean(path.name)), "author": fields.get("author", ""),
-        "github": fields.get("github_id", ""), "blurb": fields.get("blurb", "")[:BLURB], "date": fields.get("date", path.name)[:10],
+        "folder": clean(path.name), "track": track, "name": plain(fields.get("name", path.name)), "author": plain(fields.get("author")),
+        "github": plain(fields.get("github_id")), "blurb": plain(fields.get("blurb"))[:BLURB], "date": plain(fields.get("date", path.name))[:10],
         "val_bpb": float(fields.get("val_bpb", 100.0)), "val_loss": number(fields.get("val_loss")),
         "before": number(fields.get("pre_quant_val_bpb", main and main.pre_quant and main.pre_quant[1])),
         "total": fields.get("bytes_total", main and main.total_bytes), "model": fields.get("bytes_model_int8_zlib", main and main.model_bytes),
         "code": fields.get("bytes_code", main and main.code_bytes), "steps": fields.get("step_stop", main and main.last_step),
         "seconds": number(fields.get("wallclock_seconds", main and main.train_ms and main.train_ms / 1e3)),
         "data": FINEWEB if "fineweb" in dataset.lower() or (not dataset and track == TRACKS["10min"]) else dataset or "not stated",
-        "dataset": dataset, "hardware": main.device if main and main.device else str(folder.raw.get("hardware", ""))[:120],
+        "dataset": dataset, "hardware": plain(main.device if main and main.device else folder.raw.get("hardware"))[:120],
         "seeds": len(scores), "mean": round(statistics.mean(scores), 8) if scores else None,
         "sd": round(statistics.stdev(scores), 8) if len(scores) > 1 else None, "founding": founding,
         "verdict": PUBLISHED if founding else word, "checks": [] if founding else names,
@@ -64,16 +65,20 @@ def describe(path, track, ruleset):
     }
 
 
+def plain(value):
+    """One line of printable text: no control characters, none that turn the direction of writing. Empty for what is no text."""
+    return " ".join("".join(c if c.isprintable() else " " for c in value).split()) if isinstance(value, str) else ""
+
+
 def number(value):
     return None if value is None else float(value)
 
 
 def curves_of(log, label):
     """Loss and validation of one log, thinned."""
-    score = log.score(label)
-    return {"seed": log.seed, "train": [[step, round(loss, 4)] for step, loss, _ in thinned(log.train)],
-            "val": [[step, round(loss, 4), round(bpb, 4)] for step, loss, bpb, _ in thinned(log.val)], "final": score and round(score[1], 6),
-            "step": log.last_step}
+    train, val = ([row for row in rows if math.isfinite(row[1]) and math.isfinite(row[2] or 0)] for rows in (log.train, log.val))
+    return {"seed": log.seed, "train": [[step, round(loss, 4)] for step, loss, _ in thinned(train)],
+            "val": [[step, round(bpb, 4)] for step, _, bpb, _ in thinned(val)]}
 
 
 def thinned(rows, most=CURVE_POINTS):
@@ -93,8 +98,7 @@ def budget_of(folder):
 
 def markdown(text):
     """Text of a stranger as plain words in a Markdown table cell."""
-    text = " ".join(clean("".join(c if c.isprintable() else " " for c in str(text))).split())
-    text = re.sub(r"[&<>|\[\]`*_\\~@!#$]", lambda m: f"&#{ord(m[0])};", text)
+    text = re.sub(r"[&<>|\[\]`*_\\~@!#$]", lambda m: f"&#{ord(m[0])};", plain(text))
     return text.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 

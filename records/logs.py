@@ -3,6 +3,7 @@ warnings and the echoes of several ranks. A line counts only where the whole of 
 import dataclasses
 import hashlib
 import json
+import math
 import re
 
 from common.runlog import parse_line
@@ -38,7 +39,6 @@ _FIRST = re.compile(r"(?:step:)?\d{1,9}/\d|stopping_early:|final_|quantized|lega
                     r"seed:|val_|train_|peak |model_params:|world_size:|run:|versions:|command:|settings:|data:|tokenizer:|code:|throughput:|"
                     r"scored:|status=|warmup_steps:")
 _SETTING = re.compile(r"  (\w{1,60}):(?: (.{0,400}))?")  # under the heading "Hyperparameters:"
-_MS = {"ms": 1.0, "s": 1e3, "m": 6e4}
 
 
 @dataclasses.dataclass
@@ -81,14 +81,13 @@ class RunLog:
     @property
     def last_step(self):
         """Optimizer steps made, or None."""
-        steps = [self.stop[0]] if self.stop else [row[0] for row in (self.val[-1:] + self.train[-1:])]
-        return max(steps, default=None)
+        return max([row[0] for row in self.val + self.train] + ([self.stop[0]] if self.stop else []), default=None)
 
     @property
     def train_ms(self):
         """Training time in milliseconds, or None."""
-        times = [self.stop[1]] if self.stop else [row[-1] for row in self.val[-1:] + self.train[-1:] if row[-1] is not None]
-        return max(times, default=None)
+        times = [row[-1] for row in self.val + self.train if row[-1] is not None]
+        return max(times + ([self.stop[1]] if self.stop else []), default=None)
 
     @property
     def run_settings(self):
@@ -132,17 +131,17 @@ def read_log(name, data):
             continue
         f = found.groupdict()
         if kind == "train":
-            row = int(f["step"]), float(f["loss"]), float(f["time"]) * _MS[f["unit"]]
+            row = int(f["step"]), float(f["loss"]), _milliseconds(f)
             _append(log, log.train, row, f["of"])
             _average(log, row[0], row[2], line)
         elif kind == "val":
-            row = int(f["step"]), float(f["loss"]), float(f["bpb"]), float(f["time"]) * _MS[f["unit"]] if f["time"] else None
+            row = int(f["step"]), float(f["loss"]), float(f["bpb"]), _milliseconds(f) if f["time"] else None
             _append(log, log.val, row, f["of"])
             if f["time"]:
                 _average(log, row[0], row[3], line)
             log.partial = log.partial or _partial(f["rest"])
         elif kind == "stop":
-            log.stop = int(f["step"]), float(f["time"]) * _MS[f["unit"]]
+            log.stop = int(f["step"]), _milliseconds(f)
         elif kind == "score":
             label, exact = f["label"].removesuffix("_exact"), f["label"].endswith("_exact")
             eval_ms = re.search(r"eval_time:(\d{1,12}(?:\.\d+)?)ms", f["rest"])
@@ -174,6 +173,11 @@ def read_log(name, data):
     if log.pre_quant is None and log.val and log.val[-1][0] == log.last_step:
         log.pre_quant = log.val[-1][1:3]
     return log
+
+
+def _milliseconds(f):
+    """Of minutes, which logs round to a tenth, the earliest time that they can mean."""
+    return max(0.0, 6e4 * (float(f["time"]) - 0.05)) if f["unit"] == "m" else float(f["time"]) * (1e3 if f["unit"] == "s" else 1.0)
 
 
 def _partial(rest):
@@ -214,6 +218,17 @@ def _take_setting(log, name, value):
         log.world_size = int(value[:6])
 
 
+def _checked_settings(settings):
+    """A dict of settings whose known names have values of their type. Raises TypeError or ValueError."""
+    for name, value in settings.items():
+        default = getattr(Settings, name, None)
+        if default is not None and type(value) is not type(default) and not (type(default) is float and type(value) is int):
+            raise TypeError(name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(name)
+    return settings
+
+
 def _take_own(log, line):
     """Lines that only our trainers print."""
     kind, values = parse_line(line) or ("", {})
@@ -223,10 +238,10 @@ def _take_own(log, line):
         setattr(log, kind, values[kind])
     elif kind == "settings":
         try:
-            log.settings = dict(json.loads(values["settings"]))
+            log.settings = _checked_settings(json.loads(values["settings"]))
             s = log.run_settings
             log.seed, log.cap_seconds = int(s.seed), float(s.max_wallclock_seconds)
-        except (ValueError, TypeError, RecursionError):
+        except (AttributeError, ValueError, TypeError, RecursionError):
             log.settings = {}
             log.problems.append("its line of settings cannot be read")
     elif kind == "data":

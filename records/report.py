@@ -1,4 +1,5 @@
 """`python -m records report runs/<id>...`: curves, bytes and rounding errors of runs side by side, as one page and one picture."""
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,13 +26,15 @@ def read_run(path):
         raise UserError(f"{path}: {error}") from None
     if not log.train and not log.val:
         raise UserError(f"{path}/train.log has no line of a training run")
+    log.train = [row for row in log.train if math.isfinite(row[1])]
+    log.val = [row for row in log.val if math.isfinite(row[1]) and math.isfinite(row[2])]
     budget = []
     if (path / MODEL_FILE).is_file():
         try:
             budget = model_budget(read_bounded(path / MODEL_FILE, 1 << 28))
         except (Refused, UserError) as error:
             raise UserError(f"{path / MODEL_FILE}: {error}") from None
-    score = log.score()
+    score = log.score() if log.score() and math.isfinite(log.score()[1]) else None
     return {
         "name": path.resolve().name, "backend": log.backend, "device": log.device, "seed": log.seed, "status": log.status, "steps": log.last_step,
         "seconds": log.train_ms and round(log.train_ms / 1e3, 3), "memory": log.memory_mib, "params": log.params,

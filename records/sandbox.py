@@ -1,8 +1,8 @@
 """The smoke run: two steps of a record's train_gpt.py on tiny data, from a copy of its folder, in namespaces of its own (Linux, `unshare`).
 
-Inside there is no network but loopback, an environment of our choice, one writable folder (the copy), and limits on time, processes, memory
-and file size. This stops accidents and lazy cheating. It is no virtual machine: the kernel is shared, files of yours that everybody may
-read can be read, and what it prints you will see. Where it cannot be set up, nothing is run.
+Inside there is no network but loopback, an environment of our choice, one writable folder (the copy, in memory), and limits on time,
+processes, memory and what is written. This stops accidents and lazy cheating. It is no virtual machine: the kernel is shared, files that
+you may read can be read, and what it prints you will see. Where it cannot be set up, nothing is run.
 """
 import hashlib
 import json
@@ -20,7 +20,7 @@ from records.checks import FAIL, UNVERIFIED, Finding
 from records.jail import NO_SANDBOX, TOO_LARGE, TOO_LONG, TOO_MANY
 from records.logs import read_log
 
-SECONDS, MEMORY, OUTPUT_LIMIT, COPY_LIMIT = 240, 8 << 30, 1 << 20, 64 << 20
+SECONDS, MEMORY, OUTPUT_LIMIT, COPY_LIMIT = 300, 8 << 30, 1 << 20, 64 << 20
 UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--ipc", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child")
 TINY = {"ITERATIONS": 2, "WARMUP_STEPS": 0, "VOCAB_SIZE": 260, "NUM_LAYERS": 2, "MODEL_DIM": 64, "NUM_HEADS": 4, "NUM_KV_HEADS": 2,
         "TRAIN_SEQ_LEN": 64, "TRAIN_BATCH_TOKENS": 256, "MICRO_BATCH_TOKENS": 256,

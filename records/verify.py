@@ -20,7 +20,6 @@ from records.significance import side_of
 
 NAMES = ("layout", "schema", "compile", "code bytes", "artifact", "logs", "score", "clock", "significance", "smoke run", "re-evaluation", "hazards")
 ORDER = (PASS, NOT_RUN, WARN, UNVERIFIED, FAIL)  # the worst last
-HELD = {PASS: "as required"}
 
 
 def verify_folder(path, ruleset="strict", smoke=False, data=None, backend=None, baseline=None):
@@ -30,8 +29,6 @@ def verify_folder(path, ruleset="strict", smoke=False, data=None, backend=None, 
         raise UserError(f"{path} is no folder: give a record's folder, records/<track>/<date>_<name>")
     rules, folder = RULESETS[ruleset], open_folder(path)
     code, code_failure = read_code(folder)
-    def asked(wanted, check, flag):
-        return check if wanted else lambda: [Finding(NOT_RUN, f"{flag} makes it")]
     made = {
         "layout": lambda: checks.check_layout(folder, rules),
         "schema": lambda: checks.check_schema(folder, rules),
@@ -42,8 +39,8 @@ def verify_folder(path, ruleset="strict", smoke=False, data=None, backend=None, 
         "score": lambda: claims.check_score(folder, rules),
         "clock": lambda: claims.check_clock(folder, rules),
         "significance": lambda: claims.check_significance(folder, rules, baseline),
-        "smoke run": asked(smoke, lambda: check_smoke(folder), "--smoke"),
-        "re-evaluation": asked(data, lambda: check_evaluation(folder, data, backend), "--data DIR"),
+        "smoke run": lambda: check_smoke(folder) if smoke else [Finding(NOT_RUN, "--smoke makes it")],
+        "re-evaluation": lambda: check_evaluation(folder, data, backend) if data else [Finding(NOT_RUN, "--data DIR makes it")],
         "hazards": lambda: code_failure or checks.check_hazards(code),
     }
     return {name: _make(made[name]) for name in NAMES}
@@ -51,7 +48,7 @@ def verify_folder(path, ruleset="strict", smoke=False, data=None, backend=None, 
 
 def _make(check):
     try:
-        return list(check()) or [Finding(PASS, HELD[PASS])]
+        return list(check()) or [Finding(PASS, "as required")]
     except UserError:
         raise
     except (Exception, MemoryError) as error:  # a folder that no check foresaw is a failed check, not a crash
@@ -59,13 +56,16 @@ def _make(check):
 
 
 def read_code(folder):
-    """(what inspect_code says of the .py files, findings where it could not say it)."""
+    """(what inspect_code says of the .py files, findings where it could not say it). Any other file that a source names counts as code,
+    but for the model and what a record folder always holds."""
     names = sorted(n for n in folder.files if n.endswith(".py") and folder.files[n])
     large = [n for n in names if folder.files[n] > CODE_LIMIT]
     if large:
         return {}, [Finding(FAIL, f"has {folder.files[large[0]]:,} bytes", f"at most {CODE_LIMIT:,} bytes of source", large[0])]
     try:
-        return (inspect_code(folder.path, names) if names else {}), []
+        others = [n for n in sorted(folder.files) if n not in names and not n.endswith((".log", ".md", "submission.json", "requirements.txt"))
+                  and not checks.MODEL_NAMES.fullmatch(n)]
+        return (inspect_code(folder.path, names, others) if names else {}), []
     except (RuntimeError, OSError, ValueError) as error:
         return {}, [Finding(FAIL, str(error), "source that can be compiled", ".")]
 
@@ -113,6 +113,8 @@ def clean(text):
 def run(options):
     if options.backend and not options.data:
         raise UserError("--backend says on what --data is scored: give --data DIR too")
+    if options.data and not options.data.is_dir():
+        raise UserError(f"--data {options.data} is no folder: give the one with the *_val_*.bin shards")
     baseline = side_of("baseline", options.baseline, "nats") if options.baseline else None
     results = {}
     for path in options.folders:

@@ -152,6 +152,7 @@ def hostile_board(folder):
     (path / "submission.json").write_text(json.dumps(fields))
     for log in path.glob("*.log"):
         text = log.read_text().replace("data/pydoc_sp1024", "data/" + PAYLOAD.replace("/", "")).replace("1 x cpu, float32", PAYLOAD)
+        text = text.replace("train_loss:", "train_loss:nan ", 1).replace("step_avg", "\u202e step_avg", 1)
         log.write_text(text)
     (path / "README.md").write_text(PAYLOAD)
     (path / (PAYLOAD[:60].replace("/", "") + ".py")).write_text("x = (")
@@ -181,7 +182,7 @@ def test_words_of_strangers_are_plain_in_markdown():
 def test_a_hundred_records_stay_small(board, tmp_path):
     entries = read_entries(board)
     steps = [round(20_000 * i / CURVE_POINTS) for i in range(CURVE_POINTS)]
-    dense = {"seed": 1337, "train": [[s, 2.1234] for s in steps], "val": [[s, 2.1234, 1.2345] for s in steps], "final": 1.234567, "step": 20_000}
+    dense = {"seed": 1337, "train": [[s, 2.1234] for s in steps], "val": [[s, 1.2345] for s in steps]}
     many = [{**entries[i % len(entries)], "folder": f"2026-05-01_{i}", "blurb": "b" * BLURB, "curves": [dense] * CURVE_SEEDS} for i in range(100)]
     page = tmp_path / "many.html"
     assert write_page(page, "many", "leaderboard.js", {"entries": many, "titles": TITLES, "cap": 16_000_000}) < 10**6

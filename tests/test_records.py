@@ -94,7 +94,7 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
     "compile": [
         ("plain", write("train_gpt.py", "def f(:"), "does not compile"), ("plain", write("train_gpt.py", "(" * 5000), "too"),
         ("plain", write("train_gpt.py", b"x = 1\0"), "NUL"), ("plain", write("train_gpt.py", wrapped(b"def f(:")), "does not compile"),
-        ("plain", write("train_gpt.py", "import zlib\nexec(zlib.decompress({!r}))".format(zlib.compress(b" " * (100 << 20), 9))), "expands to more"),
+        ("plain", write("train_gpt.py", "import zlib\nexec(zlib.decompress({!r}))".format(zlib.compress(bytes(16 << 20), 1))), "expands to more"),
     ],
     "code bytes": [
         ("plain", write("train_gpt.py", SCRIPT + b"\n"), "shipped"), ("plain", field(bytes_code=1), "bytes_code"),
@@ -102,7 +102,7 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
         ("plain", lambda f: write("train_gpt.py", "import helper")(f) or write("helper.py", "x = 1")(f), "helper.py"),
     ],
     "artifact": [
-        ("plain", write("model.int8.zlib", zlib.compress(b"\0" * (300 << 20), 9)), "expands to more"),
+        ("plain", write("model.int8.zlib", zlib.compress(bytes(160 << 20), 1)), "expands to more"),
         ("plain", field(bytes_total=16_000_000), "bytes_total"),
         ("plain", write("model.int8.zlib", b"\0" * BUDGET_BYTES + b"\0"), "more than"), ("plain", write("model.int8.zlib", b"zip"), "no zlib stream"),
         ("plain", edit("train.log", r"(?<=submission size int8\+zlib: )\d+", "16000000"), "16,000,000"),
@@ -126,6 +126,7 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
         ("plain", edit("train.log", r"scored: tokens:\d+", "scored: tokens:99999"), "imply"),
         ("plain", edit("train.log", "final_", "last_", 9), "no final"),
         ("record", edit("train.log", r"scored: tokens:\d+ bytes:\d+\n", "val_tokens: 45508608\n"), "FineWeb"),
+        ("plain", field(val_bpb_std=0.5), "val_bpb_std"), ("plain", field(seed_results={"1": {"val_bpb": 1.25}}), "of seed 1"),
         ("plain", write("README.md", "Some other data, MAX_WALLCLOCK_SECONDS=600"), "does not say"),
     ],
     "clock": [
@@ -229,7 +230,7 @@ final_int6_sliding_window val_loss:2.5077 val_bpb:1.0898 stride:64 eval_time:765
 final_int6_sliding_window_exact val_loss:2.50771838 val_bpb:1.08982552
 """
     log = read_log("train_seed42.log", text.encode())
-    assert [row[0] for row in log.train] == [10, 20, 30] and log.train[-1][2] == 6000 and not log.problems
+    assert [row[0] for row in log.train] == [10, 20, 30] and log.train[-1][2] == 3000 and not log.problems
     assert (log.seed, log.cap_seconds, log.val_tokens, log.stop, log.code_bytes, log.model_bytes, log.total_bytes) == \
         (42, 600.0, 45_508_608, (5449, 590_088.0), 24_584, 15_968_168, 15_992_752)
     assert log.pre_quant == (2.52391662, 1.09686509) and list(log.scores) == ["final_int6_roundtrip", "final_int6_sliding_window"]

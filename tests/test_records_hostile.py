@@ -60,9 +60,9 @@ HOSTILE = {  # name -> (check that must fail, what spoils the folder)
     "code nested too deeply": ("compile", lambda f: (f / "train_gpt.py").write_text("-" * 900_000 + "1")),
     "code of deep calls": ("compile", lambda f: (f / "train_gpt.py").write_text("f(" * 150 + ")" * 150 + "\n" + "a." * 200_000 + "b")),
     "code that is a bomb": ("compile", lambda f: (f / "train_gpt.py").write_text(
-        f"import zlib\nexec(zlib.decompress(bytes.fromhex('{zlib.compress(bytes(1 << 28), 9).hex()}')))")),
+        f"import zlib\nexec(zlib.decompress(bytes.fromhex('{zlib.compress(bytes(16 << 20), 1).hex()}')))")),
     "code in another coding": ("compile", lambda f: (f / "train_gpt.py").write_bytes(b"# coding: utf-7\n+AGE-\xff")),
-    "model that is a bomb": ("artifact", lambda f: (f / "model.int8.zlib").write_bytes(zlib.compress(bytes(1 << 30), 9))),
+    "model that is a bomb": ("artifact", lambda f: (f / "model.int8.zlib").write_bytes(zlib.compress(bytes(160 << 20), 1))),
     "model of another layout": ("artifact", lambda f: (f / "model.int8.zlib").write_bytes(zlib.compress(b"\xff" * 8 + b"{}"))),
 }
 
