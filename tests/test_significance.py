@@ -8,7 +8,7 @@ from scipy import stats
 
 from records.__main__ import main
 from records.challenge import SP1024_NATS_PER_BPB
-from records.significance import MIN_RUNS, Side, compare, explain, interval, power_of, runs_needed, welch_test
+from records.significance import MIN_RUNS, Side, compare, explain, interval, one_sample_p, power_of, runs_needed, welch_test
 from tests.made_records import FINEWEB, make_record, make_run
 
 # published runs of 2026-03-23 and 2026-03-25, nats per token
@@ -28,6 +28,8 @@ def test_against_scipy():
         expected = stats.ttest_ind(np.array(baseline) - 0.005, candidate, equal_var=False, alternative="greater")
         test = welch_test(baseline, candidate, 0.005)
         assert (test.t, test.df, test.p) == pytest.approx((expected.statistic, expected.df, expected.pvalue))
+        alone = stats.ttest_1samp(candidate, 1.995, alternative="less").pvalue
+        assert one_sample_p(candidate, 2.0, 0.005) == pytest.approx(alone)
         both = stats.ttest_ind(baseline, candidate, equal_var=False).confidence_interval(0.99)
         assert interval(baseline, candidate) == pytest.approx((both.low, both.high))
 
