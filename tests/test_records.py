@@ -94,7 +94,7 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
     "compile": [
         ("plain", write("train_gpt.py", "def f(:"), "does not compile"), ("plain", write("train_gpt.py", "(" * 5000), "too"),
         ("plain", write("train_gpt.py", b"x = 1\0"), "NUL"), ("plain", write("train_gpt.py", wrapped(b"def f(:")), "does not compile"),
-        ("plain", write("train_gpt.py", "import zlib\nexec(zlib.decompress({!r}))".format(zlib.compress(bytes(16 << 20), 1))), "expands to more"),
+        ("plain", write("train_gpt.py", f"import zlib\nexec(zlib.decompress({zlib.compress(bytes(16 << 20), 1)!r}))"), "expands to more"),
     ],
     "code bytes": [
         ("plain", write("train_gpt.py", SCRIPT + b"\n"), "shipped"), ("plain", field(bytes_code=1), "bytes_code"),
