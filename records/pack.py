@@ -98,8 +98,13 @@ def requirements(log):
     """requirements.txt: the packages whose versions the log names."""
     pinned = re.findall(r"\b(numpy|sentencepiece|safetensors) (\d[\w.+-]*)", log.versions)
     framework = re.search(r"\b(torch|mlx) (\d[\w.]*)", log.device)
-    pinned += [framework.groups()] if framework else []
-    return "".join(f"{name}=={version}\n" for name, version in pinned) + "tqdm\n"
+    lines = [f"{name}=={version}" for name, version in pinned] + ["tqdm"]
+    if framework and framework[1] == "mlx":  # on Linux the backend and a fast BLAS are packages of their own
+        lines += [f"mlx=={framework[2]}; sys_platform == 'darwin'", f"mlx[cpu]=={framework[2]}; sys_platform == 'linux'",
+                  "scipy-openblas32; sys_platform == 'linux'"]
+    elif framework:
+        lines.append(f"torch=={framework[2]}")
+    return "\n".join(lines) + "\n"
 
 
 def command_of(run):
@@ -158,7 +163,7 @@ val_bpb **{fields['val_bpb']:.4f}** on `{log.dataset}`, {fields['bytes_total']:,
 
 ## Command
 
-From within this folder, after `pip install -r requirements.txt`:
+From within this folder, after `pip install -r requirements.txt`; `DATA_PATH` is where the data lies as seen from here:
 
 ```
 {command_of(main)}
