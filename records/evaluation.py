@@ -48,8 +48,9 @@ def check_evaluation(folder, data_path, backend=None):
     kind = trainer_class(backend)
     rows = max(1, 8192 // settings.train_seq_len) * settings.train_seq_len
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    values |= {"data_path": str(data_path), "compile": False, "compute_dtype": log.run_settings.compute_dtype,
-               "train_batch_tokens": rows, "micro_batch_tokens": rows}
+    ran = log.run_settings  # bfloat16 rounds otherwise where it is compiled: 6e-4 measured, so the same backend runs as it ran
+    how = {"compile": ran.compile, "compute_dtype": ran.compute_dtype} if backend == log.backend else {"compile": False, "compute_dtype": "float32"}
+    values |= how | {"data_path": str(data_path), "train_batch_tokens": rows, "micro_batch_tokens": rows}
     own = kind.settings_class(**values)
     try:
         data = open_data(own)
