@@ -27,7 +27,7 @@ function detail(e) {
     ["training", e.seconds === null ? "?" : `${e.seconds.toLocaleString("en-US")} s`], ["machine", e.hardware || "?"], ["val_loss", e.val_loss === null ? "?" : `${e.val_loss.toFixed(4)} nats per token`],
     ["before quantization", e.before === null ? "?" : `${e.before.toFixed(4)} bits per byte`],
     ["seeds", e.seeds ? `${e.seeds}` + (e.sd !== null ? `, mean ${e.mean.toFixed(4)} \u00b1 ${e.sd.toFixed(4)}` : "") : "no log here"], ["folder", idOf(e)]];
-  const list = h("dl", {}, ...facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+  const list = h("dl", {}, ...facts.map(([name, value]) => h("div", {class: name === "folder" ? "wide" : null}, h("dt", {}, name), h("dd", {}, value))));
   const parts = e.budget ? {...e.budget} : e.model ? {model: e.model} : {};
   if (e.code) parts.code = e.code;
   const seed = (c, i) => `seed ${c.seed ?? i + 1}`;
