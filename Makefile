@@ -49,7 +49,7 @@ install: .venv/.$(BACKEND)
 data: install
 	@case "$(DATA_PATH)" in data/pydoc_sp*) $(BIN)/python -m common.data pydoc --vocab-size $(VOCAB_SIZE) --out $(DATA_PATH);; esac
 
-test: .venv/.torch .venv/.mlx .venv/.data .venv/.dev lint
+test: .venv/.torch .venv/.mlx .venv/.data .venv/.records .venv/.dev lint
 	env -i HOME="$$HOME" PATH="$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.dev

@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TRAINERS = {"train_gpt": "torch", "train_gpt_mlx": "mlx"}
+BLAS = {"train_gpt_mlx": {"scipy_openblas32"}}  # what MLX computes with on Linux
 DATA_LIBRARIES = {"sentencepiece", "huggingface_hub", "tqdm", "pyarrow", "matplotlib"}
+RECORDS_TESTS = {"made_records.py", "test_records.py", "test_records_hostile.py", "test_significance.py", "test_leaderboard.py"}
 LIBRARIES = {"common.tokenizer": {"sentencepiece"}, "common.artifact": {"safetensors"}, "common.run": {"tqdm"}}
 
 
@@ -47,7 +49,7 @@ def test_common_imports_numpy_and_itself(name):
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_trainer_imports_its_framework_and_common(name):
-    assert packages(ROOT / f"{name}.py") <= {TRAINERS[name], "scipy_openblas32" if name == "train_gpt_mlx" else "", "numpy", "common"}
+    assert packages(ROOT / f"{name}.py") <= {TRAINERS[name], "numpy", "common"} | BLAS.get(name, set())
 
 
 def test_common_is_acyclic():
@@ -84,3 +86,14 @@ def test_importing_has_no_side_effect(tmp_path, name):
 def test_length(name):
     lines = (ROOT / f"{name}.py" if name in TRAINERS else COMMON[name]).read_text(encoding="utf-8").count("\n")
     assert lines < (700 if name in TRAINERS else 300)
+
+
+@pytest.mark.parametrize("folder", [".", "common", "parity", "tests"])
+def test_nothing_imports_records(folder):
+    """Only its own tests do."""
+    files = [path for path in (ROOT / folder).glob("*.py") if path.name not in RECORDS_TESTS]
+    assert files and not [path for path in files if any(name.split(".")[0] == "records" for name in imported_names(path))]
+
+
+def test_records_modules_are_short():
+    assert all(path.read_text(encoding="utf-8").count("\n") < 300 for path in (ROOT / "records").glob("*.py"))

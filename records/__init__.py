@@ -1,0 +1,1 @@
+"""Records: pack, verify, compare and rank submissions. `python -m records --help`."""

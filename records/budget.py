@@ -1,0 +1,54 @@
+"""Where the bytes of a model file go, and what rounding to int8 costs, tensor by tensor, from the file alone."""
+import dataclasses
+
+import numpy as np
+import safetensors.numpy
+
+from common.artifact import decode_model, inflate_bounded
+from common.params import param_table
+
+GROUPS = ("embedding", "attention", "mlp", "head", "controls", "scales")
+
+
+@dataclasses.dataclass
+class TensorBytes:
+    """One stored tensor. bytes: its share of the file, by the order-0 entropy of its bytes; error: the expected rounding error, step /
+    sqrt(12), as root mean square relative to that of the weights, None for what is not rounded."""
+    name: str
+    group: str
+    numbers: int
+    bytes: float
+    error: float | None
+
+
+def entropy_bytes(array):
+    """Order-0 entropy of an array's bytes, in bytes."""
+    counts = np.bincount(np.frombuffer(array.tobytes(), np.uint8), minlength=256).astype(np.float64)
+    counts = counts[counts > 0]
+    return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
+
+
+def model_budget(data):
+    """list of TensorBytes of a model file's bytes, in reading order; together they have the file's size. Raises UserError."""
+    settings, _ = decode_model(data)
+    stored = safetensors.numpy.load(inflate_bounded(data, 1 << 28))
+    found = []
+    for name, param in param_table(settings).items():
+        group = {"embed": "embedding", "head": "head", "scalar": "controls"}.get(param.group, "attention" if ".attn." in name else "mlp")
+        if param.group == "scalar":
+            found.append(TensorBytes(name, group, stored[name].size, entropy_bytes(stored[name]), None))
+            continue
+        step = stored[f"{name}.scale"].astype(np.float64)
+        square = np.square(step) * np.square(stored[name].astype(np.float64)).sum(1)
+        error = float(np.sqrt(np.square(step).sum() / 12 * stored[name].shape[1] / square.sum())) if square.sum() else 0.0
+        found.append(TensorBytes(name, group, stored[name].size, entropy_bytes(stored[name]), error))
+        found.append(TensorBytes(f"{name}.scale", "scales", step.size, entropy_bytes(stored[f"{name}.scale"]), None))
+    scale = len(data) / sum(t.bytes for t in found)
+    return [dataclasses.replace(t, bytes=t.bytes * scale) for t in found]
+
+
+def group_bytes(budget):
+    """dict group -> bytes, whole numbers that add up to the file's size."""
+    totals = {group: sum(t.bytes for t in budget if t.group == group) for group in GROUPS}
+    edges = np.rint(np.cumsum([0.0, *totals.values()])).astype(int)
+    return {group: int(high - low) for group, low, high in zip(totals, edges, edges[1:]) if high > low}

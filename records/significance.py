@@ -1,0 +1,233 @@
+"""Is a candidate better than a baseline by the margin that the rules ask? A one-sided Welch test over seeds.
+
+H0: mean(baseline) - mean(candidate) <= margin, in nats per token; alpha 0.01. Welch's test does not assume that both spread alike (Welch,
+1947); power comes from the noncentral t distribution.
+"""
+import dataclasses
+import math
+import statistics
+import sys
+from pathlib import Path
+
+from common.settings import UserError
+from records.challenge import RECORD_ALPHA, RECORD_MARGIN_NATS, SP1024_NATS_PER_BPB
+from records.folder import Refused, declared_seeds, open_folder, read_bounded
+from records.logs import LOG_LIMIT, read_log
+
+MIN_RUNS, POWER, MOST_RUNS = 3, 0.9, 200
+
+
+@dataclasses.dataclass
+class Test:
+    """One Welch test. difference = mean(baseline) - mean(candidate); p of H0: difference <= margin."""
+    margin: float
+    difference: float
+    t: float
+    df: float
+    p: float
+
+
+def welch_test(baseline, candidate, margin=0.0):
+    """Test of two lists of at least two numbers, lower is better. ValueError where neither list varies."""
+    from scipy import stats  # here, since it takes longer than all of `verify`
+    a, b = (statistics.variance(side) / len(side) for side in (baseline, candidate))
+    if a + b <= 0:
+        raise ValueError("neither side varies")
+    difference, df = statistics.mean(baseline) - statistics.mean(candidate), (a + b) ** 2 / (a**2 / (len(baseline) - 1) + b**2 / (len(candidate) - 1))
+    t = (difference - margin) / math.sqrt(a + b)
+    return Test(margin, difference, t, df, float(stats.t.sf(t, df)))
+
+
+def one_sample_p(candidate, constant, margin=0.0):
+    """p of H0: constant - mean(candidate) <= margin, against a baseline taken as exact."""
+    from scipy import stats
+    error = statistics.stdev(candidate) / math.sqrt(len(candidate))
+    gain = constant - margin - statistics.mean(candidate)
+    return float(stats.t.sf(gain / error, len(candidate) - 1)) if error else float(gain <= 0)
+
+
+def interval(baseline, candidate, confidence=0.99):
+    """(low, high) of the difference of the means."""
+    from scipy import stats
+    test = welch_test(baseline, candidate)
+    half = float(stats.t.ppf(0.5 + confidence / 2, test.df)) * test.difference / test.t if test.t else math.inf
+    return test.difference - abs(half), test.difference + abs(half)
+
+
+def power_of(difference, margin, sd_baseline, sd_candidate, runs_baseline, runs_candidate, alpha=RECORD_ALPHA):
+    """Probability that the test rejects where the true difference and spreads are these."""
+    from scipy import stats
+    a, b = sd_baseline**2 / runs_baseline, sd_candidate**2 / runs_candidate
+    df = (a + b) ** 2 / (a**2 / (runs_baseline - 1) + b**2 / (runs_candidate - 1))
+    power = stats.nct.sf(stats.t.ppf(1 - alpha, df), df, (difference - margin) / math.sqrt(a + b))
+    return float(power) if math.isfinite(power) else 1.0
+
+
+def runs_needed(baseline, candidate, margin):
+    """(more candidate runs, more runs on both sides) for 90 % power at the spread and difference seen; None where more than
+    MOST_RUNS would not do."""
+    difference = statistics.mean(baseline) - statistics.mean(candidate)
+    spreads = statistics.stdev(baseline), statistics.stdev(candidate)
+    needed = []
+    for both in (0, 1):
+        counts = ((len(baseline) + both * more, len(candidate) + more) for more in range(MOST_RUNS))
+        enough = (more for more, runs in enumerate(counts) if power_of(difference, margin, *spreads, *runs) >= POWER)
+        needed.append(next(enough, None) if difference > margin else None)
+    return tuple(needed)
+
+
+@dataclasses.dataclass
+class Side:
+    """Runs of one side. losses: nats per token, or None where only bits per byte are known; problems: why it is no evidence."""
+    label: str
+    losses: list | None = None
+    bpbs: list | None = None
+    problems: list = dataclasses.field(default_factory=list)
+
+    @property
+    def ratio(self):
+        """Nats per token that one bit per byte is; None where unknown."""
+        return statistics.mean(self.losses) / statistics.mean(self.bpbs) if self.losses and self.bpbs else None
+
+
+def compare(baseline, candidate, margin=RECORD_MARGIN_NATS, alpha=RECORD_ALPHA):
+    """dict of everything that is printed of two Sides; "decision" is "significant", "not significant" or "not verified", "because" a
+    list of sentences."""
+    ratio = baseline.ratio or candidate.ratio or SP1024_NATS_PER_BPB
+    same_tokens = not (baseline.ratio and candidate.ratio) or abs(baseline.ratio / candidate.ratio - 1) < 2e-3
+    in_nats = bool(baseline.losses and candidate.losses and same_tokens)
+    ours, theirs = ((baseline.losses, candidate.losses) if in_nats else (baseline.bpbs, candidate.bpbs))
+    result = {"unit": "nats per token" if in_nats else "bits per byte", "ratio": ratio, "baseline": ours, "candidate": theirs, "because": [],
+              "ratio_assumed": not (baseline.ratio or candidate.ratio)}
+    because = result["because"]
+    if not ours or not theirs:
+        because.append("one side has no score in the unit of the other")
+    else:
+        because += [f"{side.label}: {p}" for side in (baseline, candidate) for p in side.problems]
+        because += [f"{side.label} has {len(runs)} run{'s' * (len(runs) > 1)}, {MIN_RUNS} are needed: {MIN_RUNS - len(runs)} more"
+                    for side, runs in ((baseline, ours), (candidate, theirs)) if len(runs) < MIN_RUNS]
+        because += [f"{side.label}: all {len(runs)} runs have the same score, which seeds do not give"
+                    for side, runs in ((baseline, ours), (candidate, theirs)) if len(runs) >= MIN_RUNS and len(set(runs)) == 1]
+    result["decision"] = "not verified"
+    if not ours or not theirs or min(len(ours), len(theirs)) < 2 or (len(set(ours)) == 1 and len(set(theirs)) == 1):
+        return result
+    scale = 1.0 if in_nats else 1 / ratio  # from nats per token
+    readings = {"nats per token": margin * scale, "nats per byte": margin * ratio / math.log(2) * scale, "bits per byte": margin * ratio * scale,
+                "no margin": 0.0}
+    result["readings"] = {name: dataclasses.asdict(welch_test(ours, theirs, value)) for name, value in readings.items()}
+    main = result["readings"]["nats per token"]
+    result["margin"], result["one_sample_p"] = main["margin"], one_sample_p(theirs, statistics.mean(ours), main["margin"])
+    result["interval"] = interval(ours, theirs)
+    result["needed"] = runs_needed(ours, theirs, main["margin"])
+    result["power"] = power_of(main["difference"], main["margin"], statistics.stdev(ours), statistics.stdev(theirs), len(ours), len(theirs))
+    if not because:
+        result["decision"] = "significant" if main["p"] < alpha else "not significant"
+    return result
+
+
+def explain(result):
+    """The text of a comparison, the decision first."""
+    words = {"significant": "SIGNIFICANT: the candidate is better by more than the margin",
+             "not significant": "NOT SIGNIFICANT: the runs do not show that the candidate is better by the margin",
+             "not verified": "NOT VERIFIED: the runs given do not allow the test"}
+    lines = [words[result["decision"]], *(f"  {text}" for text in result["because"])]
+    if "readings" not in result:
+        return "\n".join(lines)
+    main, unit = result["readings"]["nats per token"], result["unit"]
+    low, high = result["interval"]
+    for side in ("baseline", "candidate"):
+        runs = result[side]
+        lines.append(f"  {side:<10} {len(runs)} runs  mean {statistics.mean(runs):.6f}  sd {statistics.stdev(runs):.6f} {unit}")
+    lines += [f"  difference {main['difference']:.6f} {unit}, 99 % interval {low:.6f} to {high:.6f}",
+              f"  one-sided Welch test at margin {main['margin']:.6f} {unit}, the deciding one: "
+              f"t = {main['t']:.4f}, df = {main['df']:.4f}, p = {main['p']:.4g} (must be below {RECORD_ALPHA})",
+              "  the margin of 0.005 read otherwise, and none:"]
+    for name, test in result["readings"].items():
+        if name != "nats per token":
+            lines.append(f"    {name:<14} margin {test['margin']:.6f}  t = {test['t']:8.4f}  p = {test['p']:.4g}")
+    lines.append(f"    baseline as a constant, margin {main['margin']:.6f}: one-sample p = {result['one_sample_p']:.4g}")
+    lines.append(f"  1 bit per byte = {result['ratio']:.4f} nats per token" + " (assumed: FineWeb sp1024)" * result["ratio_assumed"])
+    lines.append(f"  power at this difference and spread: {100 * result['power']:.1f} %; {still_needed(result)}")
+    return "\n".join(lines)
+
+
+def still_needed(result):
+    alone, both = result["needed"]
+    gap = result["margin"] - result["readings"]["nats per token"]["difference"]
+    if gap >= 0:
+        return f"more seeds do not help, the mean is {gap:.6f} {result['unit']} short of the margin"
+    if alone == 0:
+        return "no more seeds are needed"
+    if alone is None and both is None:
+        return f"{MOST_RUNS} more seeds on both sides would not give 90 %"
+    def seeds(n):
+        return f"{n} more seed{'s' * (n > 1)}"
+    words = ([f"{seeds(alone)} of the candidate"] if alone else []) + ([f"{seeds(both)} on both sides"] if both else [])
+    return " or ".join(words) + " at this spread would give 90 %"
+
+
+def side_of(label, arguments, unit):
+    """Side of command-line arguments: numbers in `unit`, logs, or record folders. Raises UserError."""
+    numbers, pairs, problems, digests = [], [], [], set()
+    for text in arguments:
+        try:
+            numbers.append(float(text))
+            if not 0 < numbers[-1] < 100:
+                raise UserError(f"{label}: {text} is no score: nats per token or bits per byte between 0 and 100")
+            continue
+        except ValueError:
+            path = Path(text)
+        if path.is_dir() and not (path / "submission.json").is_file() and (path / "train.log").is_file():
+            path = path / "train.log"  # runs/<id>
+        try:
+            if path.is_dir():
+                folder = open_folder(path)
+                logs, score_label = folder.seed_logs(), folder.score_label
+                problems += [f"{path.name}: {what}" for what in missing_seeds(folder) + copied_logs(folder)]
+            else:
+                logs, score_label = [read_log(path.name, read_bounded(path, LOG_LIMIT))], None
+        except Refused as error:
+            raise UserError(f"{text}: {error}; give record folders, logs or numbers") from None
+        scored = [(log, log.score(score_label)) for log in logs if log.score(score_label)]
+        if not scored:
+            raise UserError(f"{text}: no log with a final score in it")
+        for log, score in scored:
+            if log.sha256 in digests:
+                problems.append(f"{log.name} has the bytes of another log: one run counts once")
+                continue
+            digests.add(log.sha256)
+            pairs.append(score)
+    if numbers and pairs:
+        raise UserError(f"{label}: numbers and logs together; give one kind")
+    if pairs:
+        return Side(label, [p[0] for p in pairs], [p[1] for p in pairs], problems)
+    return Side(label, numbers, None) if unit == "nats" else Side(label, None, numbers)
+
+
+def missing_seeds(folder):
+    """list[str]: seeds that submission.json declares and no log shows."""
+    declared, shown = declared_seeds(folder) or set(), {log.seed for log in folder.logs}
+    return [f"seed {seed} is declared and has no log" for seed in sorted(declared - shown)]
+
+
+def copied_logs(folder):
+    """list[str]: logs that are copies of another. train.log may be the copy of one log that is named by its seed."""
+    first, copies = {}, []
+    for log in folder.logs:
+        if log.name != "train.log" and log.sha256 in first:
+            copies.append(f"{log.name} is a copy of {first[log.sha256]}")
+        elif log.name != "train.log":
+            first[log.sha256] = log.name
+    return copies
+
+
+def run(options):
+    """Exit code: 0 significant, 1 not, 3 not verified."""
+    result = compare(side_of("baseline", options.baseline, options.unit), side_of("candidate", options.candidate, options.unit))
+    if options.json:
+        import json
+        json.dump(result, sys.stdout, sort_keys=True, indent=1)
+        print()
+    else:
+        print(explain(result))
+    return {"significant": 0, "not significant": 1, "not verified": 3}[result["decision"]]

@@ -1,0 +1,303 @@
+"""Pack and verify: every check on a folder that passes and on folders that fail it: `python -m pytest tests/test_records.py`."""
+import base64
+import json
+import lzma
+import re
+import shutil
+import zlib
+
+import pytest
+
+from common.artifact import BUDGET_BYTES
+from records.__main__ import main
+from records.checks import PLACEHOLDER
+from records.verify import NAMES, exit_code, read_code, status_of, table, verdict, verify_folder
+from tests.conftest import BACKENDS, ROOT, environment, run_script
+from tests.made_records import FINEWEB, SCRIPT, make_record, make_run
+
+BASELINE, CANDIDATE = (1.2246, 1.2250, 1.2243), (1.2101, 1.2094, 1.2098)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A clean folder in the non-record track, and two in the record track, the second a record."""
+    folder = tmp_path_factory.mktemp("made")
+    make_record(folder, BASELINE, "10min", "Before", "2026-05-01", FINEWEB)
+    record = make_record(folder, CANDIDATE, "10min", "Better", "2026-05-02", FINEWEB)
+    return {"plain": make_record(folder, (1.83, 1.85, 1.84)), "record": record}
+
+
+@pytest.fixture
+def copy_of(made, tmp_path):
+    """A copy of one of them, neighbours and all, to be spoiled."""
+    def call(kind):
+        shutil.copytree(made[kind].parent, tmp_path / made[kind].parent.name, symlinks=True)
+        return tmp_path / made[kind].parent.name / made[kind].name
+    return call
+
+
+def edit(name, old, new, count=1):
+    """Replaces text in a file of the folder; the old text must be there."""
+    def spoil(folder):
+        text = (folder / name).read_text()
+        assert re.search(old, text), (name, old)
+        (folder / name).write_text(re.sub(old, lambda _: new, text, count=count))
+    return spoil
+
+
+def write(name, data):
+    def spoil(folder):
+        (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    return spoil
+
+
+def field(**changes):
+    """Sets fields of submission.json; None takes one away."""
+    def spoil(folder):
+        path = folder / "submission.json"
+        fields = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
+    return spoil
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def rename_folder(folder):
+    return folder.rename(folder.with_name("may_1_made"))
+
+
+def copy_log(folder):
+    shutil.copyfile(folder / "train_seed1.log", folder / "train_seed9.log")
+
+
+def wrapped(source):
+    packed = base64.b85encode(lzma.compress(source, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2}])).decode()
+    return f'import lzma as L,base64 as B\nexec(L.decompress(B.b85decode("{packed}"),format=L.FORMAT_RAW,filters=[{{"id":L.FILTER_LZMA2}}]))'
+
+
+FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
+    "layout": [
+        ("plain", remove("README.md"), "is missing"), ("plain", write("train_gpt.py", b""), "is empty"), ("plain", rename_folder, "may_1_made"),
+        ("plain", lambda folder: (folder / "secret").symlink_to("/etc/passwd"), "symbolic link"), ("plain", write("README.md", b"\xff"), "UTF-8"),
+        ("plain", edit("README.md", "Written", PLACEHOLDER), PLACEHOLDER),
+    ],
+    "schema": [
+        ("plain", remove("submission.json"), "is missing"), ("plain", write("submission.json", '{"name": "a", "name": "b"}'), "twice"),
+        ("plain", write("submission.json", '{"val_bpb": NaN}'), "NaN"), ("plain", write("submission.json", '{"val_bpb": 1e400}'), "1e400"),
+        ("plain", write("submission.json", "[" * 100_000), "nested too deeply"), ("plain", field(blurb=None), "without blurb"),
+        ("plain", write("submission.json", '{"name": "\\ud800"}'), "surrogate"), ("plain", field(bytes_total=-1), "-1"),
+        ("plain", field(val_bpb="1.8"), "a number"), ("plain", field(date="May 1"), "May 1"), ("record", field(track="non-record"), "non-record"),
+        ("plain", write("submission.json", b" " * (1 << 20) + b"{}"), "more than"),
+    ],
+    "compile": [
+        ("plain", write("train_gpt.py", "def f(:"), "does not compile"), ("plain", write("train_gpt.py", "(" * 5000), "too"),
+        ("plain", write("train_gpt.py", b"x = 1\0"), "NUL"), ("plain", write("train_gpt.py", wrapped(b"def f(:")), "does not compile"),
+        ("plain", write("train_gpt.py", f"import zlib\nexec(zlib.decompress({zlib.compress(bytes(16 << 20), 1)!r}))"), "expands to more"),
+    ],
+    "code bytes": [
+        ("plain", write("train_gpt.py", SCRIPT + b"\n"), "shipped"), ("plain", field(bytes_code=1), "bytes_code"),
+        ("plain", lambda f: write("train_gpt.py", "exec(open('model_code.py').read())")(f) or write("model_code.py", "pass")(f), "model_code.py"),
+        ("plain", lambda f: write("train_gpt.py", "import helper")(f) or write("helper.py", "x = 1")(f), "helper.py"),
+    ],
+    "artifact": [
+        ("plain", write("model.int8.zlib", zlib.compress(bytes(160 << 20), 1)), "expands to more"),
+        ("plain", field(bytes_total=16_000_000), "bytes_total"),
+        ("plain", write("model.int8.zlib", b"\0" * BUDGET_BYTES + b"\0"), "more than"), ("plain", write("model.int8.zlib", b"zip"), "no zlib stream"),
+        ("plain", edit("train.log", r"(?<=submission size int8\+zlib: )\d+", "16000000"), "16,000,000"),
+        ("plain", field(bytes_model_int8_zlib=1), "model"),
+        ("plain", lambda f: write("model.int8.zlib", (f / "model.int8.zlib").read_bytes() + b"x")(f), "after its end"),
+    ],
+    "logs": [
+        ("plain", copy_log, "is a copy of"), ("plain", edit("train_seed1.log", '"seed": 1', '"seed": 4'), "seed 4"),
+        ("plain", write("train.log", b"nothing\n"), "no line of a training run"), ("plain", write("train.log", b"\xff\xfe"), "UTF-8"),
+        ("plain", edit("train.log", "step_avg", "step_avg\0"), "NUL"), ("plain", remove("train_seed1.log"), "declared and has no log"),
+        ("plain", edit("train.log", r"step:598/", "step:5/"), "out of order"),
+        ("plain", edit("train.log", r"train_loss:\S+", "train_loss:nan"), "finite"),
+        ("plain", edit("train.log", r"(?<=code: bytes:)(\d+) sha256:\w+", "99 sha256:00"), "of train_gpt.py"),
+        ("plain", edit("train.log", r"(?m)^(final_\S+_exact .*)$", "final_int8_zlib_roundtrip_exact val_loss:1 val_bpb:1 partial:9/99"), "partial"),
+        ("plain", write("train_seed7.log", b"x" * (5 << 20)), "more than"),
+        ("plain", edit("train.log", "status=capped", "status=nonfinite"), "nonfinite"),
+    ],
+    "score": [
+        ("plain", field(val_bpb=1.8299), "1.8299 claimed"), ("plain", field(val_loss=1.0), "val_loss"),
+        ("plain", field(pre_quant_val_bpb=1.0), "pre_quant"),
+        ("plain", edit("train.log", r"scored: tokens:\d+", "scored: tokens:99999"), "imply"),
+        ("plain", edit("train.log", "final_", "last_", 9), "no final"),
+        ("record", edit("train.log", r"scored: tokens:\d+ bytes:\d+\n", "val_tokens: 45508608\n"), "FineWeb"),
+        ("plain", field(val_bpb_std=0.5), "val_bpb_std"), ("plain", field(seed_results={"1": {"val_bpb": 1.25}}), "of seed 1"),
+        ("plain", write("README.md", "Some other data, MAX_WALLCLOCK_SECONDS=600"), "does not say"),
+    ],
+    "clock": [
+        ("record", edit("train.log", r"train_time:\d+ms step:5998", "train_time:700000ms step:5998"), "over"),
+        ("plain", edit("train.log", r"step_avg:100.00ms", "step_avg:90.00ms"), "90.0 ms a step"),
+        ("plain", field(wallclock_seconds=5.0), "wallclock"),
+        ("plain", field(step_stop=5), "step_stop"), ("record", edit("train.log", r"eval_time:\d+", "eval_time:600001"), "evaluation took"),
+        ("plain", write("README.md", "Trained on pydoc_sp1024 for a while"), "the compute is not stated"),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", ["plain", "record"])
+def test_a_packed_folder_passes(made, kind):
+    result = verify_folder(made[kind])
+    assert verdict(result) == ("passes", []), table(made[kind], result)
+    assert exit_code([result]) == 0 and list(result) == list(NAMES)
+
+
+@pytest.mark.parametrize(("check", "number"), [(check, n) for check, cases in FAILING.items() for n in range(len(cases))])
+def test_a_spoiled_folder_fails_the_check(copy_of, check, number):
+    kind, spoil, words = FAILING[check][number]
+    folder = copy_of(kind)
+    folder = spoil(folder) or folder
+    result = verify_folder(folder)
+    assert status_of(result[check]) == "FAIL", table(folder, result)
+    assert any(words in f.observed + f.expected for f in result[check] if f.status == "FAIL"), table(folder, result)
+    assert exit_code([result]) == 1
+
+
+@pytest.mark.parametrize(("source", "words"), [
+    ("import urllib.request", "network"), ("import subprocess", "other processes"), ("import torch\ntorch.load('x')", "pickle"),
+    ("import os\nos.system('ls')", "os.system"), ("for x in val_tokens:\n    def f(): pass\n", None),
+    ("def adapt():\n    for chunk in val_tokens:\n        loss(chunk).backward()\n", "before they are trained on"),
+    (wrapped(b"import socket"), "(unwrapped)"),
+])
+def test_hazards_are_reported_with_file_and_line(copy_of, source, words):
+    folder = copy_of("plain")
+    write("train_gpt.py", source)(folder)
+    found = verify_folder(folder)["hazards"]
+    assert (status_of(found) == "WARN") == bool(words)
+    assert not words or any(words in f.observed and re.fullmatch(r"train_gpt\.py:\d+", f.where) for f in found), found
+
+
+def test_wrapped_source_is_opened_and_reported(copy_of):
+    from records.folder import open_folder
+    folder = copy_of("plain")
+    write("train_gpt.py", wrapped(SCRIPT))(folder)
+    code, failure = read_code(open_folder(folder))
+    assert not failure and f"hold {len(SCRIPT):,} bytes" in code["train_gpt.py"]["wrapped"][0] and not code["train_gpt.py"]["error"]
+    assert status_of(verify_folder(folder)["compile"]) == "WARN"
+
+
+def test_significance_needs_runs_a_margin_and_independent_logs(copy_of, tmp_path):
+    folder = copy_of("record")
+    assert "p = " in verify_folder(folder)["significance"][0].observed
+    shutil.rmtree(folder.with_name("2026-05-01_before"))
+    assert status_of(verify_folder(folder)["significance"]) == "NOT VERIFIED" and main(["verify", str(folder)]) == 3
+    assert main(["verify", str(folder), "--baseline", "2.0695", "2.0702", "2.0690"]) == 0
+    same = make_record(tmp_path, (1.2240, 1.2245, 1.2249), "10min", "Same", "2026-05-03", FINEWEB)
+    make_record(tmp_path, BASELINE, "10min", "Before", "2026-05-01", FINEWEB)
+    assert status_of(verify_folder(same)["significance"]) == "FAIL"
+    one = make_record(tmp_path, (1.2,), "10min", "One", "2026-05-04", FINEWEB)
+    assert status_of(verify_folder(one)["significance"]) == "NOT VERIFIED"
+
+
+def test_other_spellings_and_what_the_challenge_accepted(copy_of):
+    folder = copy_of("record")
+    fields = json.loads((folder / "submission.json").read_text())
+    fields["mean_val_bpb"], fields["artifact_bytes"] = fields.pop("val_bpb"), fields.pop("bytes_total")
+    del fields["step_stop"]
+    (folder / "submission.json").write_text(json.dumps(fields))
+    (folder / "train_gpt.py").write_bytes(SCRIPT + b"\n")
+    strict, upstream = verify_folder(folder), verify_folder(folder, "upstream-2026-04")
+    assert {f.observed for f in strict["schema"]} >= {"spelled mean_val_bpb", "spelled artifact_bytes", "without step_stop"}
+    assert exit_code([strict]) == 1 and status_of(upstream["schema"]) == status_of(upstream["code bytes"]) == "WARN"
+
+
+def test_a_log_like_the_challenges_is_read():
+    from records.logs import read_log
+    text = """print(f"final_int8_zlib_roundtrip_exact val_loss:{q_val_loss:.8f} val_bpb:{q_val_bpb:.8f}")
+    final_int8_zlib_roundtrip_exact val_loss:9.0 val_bpb:9.0
+# step:1/2 train_loss:9.0 train_time:1ms step_avg:1.00ms
+Hyperparameters:
+  max_wallclock_seconds: 600.0
+  run_id:
+  seed: 42
+val_tokens: 45508608
+\x1b[32mstep:10/20000 train_loss:3.5000 train_time:435ms step_avg:43.50ms\x1b[0m
+[rank0]:step:20/20000 train_loss:3.4000 train_time:870ms step_avg:43.50ms
+[rank1]:step:20/20000 train_loss:3.4000 train_time:870ms step_avg:43.50ms
+30/20000 train_loss: 3.3000 train_time: 0.1m tok/s: 8485990
+30/20000 val_loss: 3.3000 val_bpb: 1.9500
+stopping_early: wallclock_cap train_time: 590088ms step: 5449/20000
+pre-quantization post-ema val_loss:2.52391662 val_bpb:1.09686509 eval_time:2006ms
+Code size: 24584 bytes
+Serialized model int6+brotli: 15968168 bytes
+Total submission size int6+brotli: 15992752 bytes
+final_int6_roundtrip val_loss:2.55060505 val_bpb:1.10846357 eval_time:7667ms
+final_int6_sliding_window val_loss:2.5077 val_bpb:1.0898 stride:64 eval_time:76573ms
+final_int6_sliding_window_exact val_loss:2.50771838 val_bpb:1.08982552
+"""
+    log = read_log("train_seed42.log", text.encode())
+    assert [row[0] for row in log.train] == [10, 20, 30] and log.train[-1][2] == 3000 and not log.problems
+    assert (log.seed, log.cap_seconds, log.val_tokens, log.stop, log.code_bytes, log.model_bytes, log.total_bytes) == \
+        (42, 600.0, 45_508_608, (5449, 590_088.0), 24_584, 15_968_168, 15_992_752)
+    assert log.pre_quant == (2.52391662, 1.09686509) and list(log.scores) == ["final_int6_roundtrip", "final_int6_sliding_window"]
+    assert log.score() == (2.50771838, 1.08982552) and log.scores["final_int6_sliding_window"][2] == 76_573.0
+
+
+def test_pack_takes_the_middle_run_and_every_figure_from_the_logs(tmp_path):
+    folder = make_record(tmp_path, (1.90, 1.80, 1.85, 1.87), written=False)
+    fields = json.loads((folder / "submission.json").read_text())
+    assert fields["val_bpb"] == 1.87 and fields["seeds"] == [4, 1, 2, 3] and fields["val_bpb_mean"] == 1.855
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "model.int8.zlib", "requirements.txt", "submission.json", "train.log",
+                                                        "train_gpt.py", "train_seed1.log", "train_seed2.log", "train_seed3.log"]
+    assert (folder / "train_gpt.py").read_bytes() == SCRIPT and "MAX_WALLCLOCK_SECONDS=600" in (folder / "README.md").read_text()
+    assert {"torch==2.13.0", "numpy==2.4.6", "tqdm"} <= set((folder / "requirements.txt").read_text().split())
+    result = verify_folder(folder)
+    assert verdict(result) == ("fails", ["layout"]) and PLACEHOLDER in result["layout"][0].observed
+
+
+def test_unlimited_compute_is_stated(tmp_path):
+    folder = make_record(tmp_path, (1.9,))
+    edit("train.log", '"max_wallclock_seconds": 600.0', '"max_wallclock_seconds": 0.0')(folder)
+    assert "MAX_WALLCLOCK_SECONDS=0" in [f.expected for f in verify_folder(folder)["clock"] if f.status == "FAIL"]
+    edit("README.md", "MAX_WALLCLOCK_SECONDS=600", "MAX_WALLCLOCK_SECONDS=0")(folder)
+    assert status_of(verify_folder(folder)["clock"]) == "PASS"
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    (write("status.json", '{"status": "over_budget"}'), "over_budget"), (remove("model.int8.zlib"), "model.int8.zlib"),
+    (remove("status.json"), "missing"),
+    (write("train.log", "cut"), "not the whole log"), (edit("train.log", '"train_seq_len": 16', '"train_seq_len": 32'), "differ in train_seq_len"),
+    (write("train_gpt.py", "other"), "other code"), (edit("train.log", '"seed": 2', '"seed": 1'), "one run a seed"),
+    (edit("train.log", r"(?m)^(scored: .*)$", "scored: tokens:9 bytes:20 partial:9/99"), "part of validation"),
+])
+def test_pack_says_what_is_wrong(tmp_path, capsys, spoil, words):
+    runs = [make_run(tmp_path / "runs", seed, 1.8 + seed / 100) for seed in (1, 2)]
+    spoil(runs[1])
+    given = ["pack", *map(str, runs), "--track", "non-record", "--name", "X", "--author", "a", "--github-id", "a"]
+    assert main([*given, "--records", str(tmp_path / "records")]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.startswith("error: ") and not list(tmp_path.glob("records/*/*"))
+
+
+def test_output_as_json_is_the_same_twice(made, capsys):
+    printed = []
+    for _ in range(2):
+        assert main(["verify", "--json", str(made["plain"])]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] and list(json.loads(printed[0])[str(made["plain"])]["checks"]) == sorted(NAMES)
+    assert main(["verify", str(made["plain"] / "no")]) == 2 and main(["verify", str(made["plain"]), "--backend", "mlx"]) == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_real_run_is_packed_smoked_and_scored_again_on_both_backends(tmp_path, data_path, capsys, backend):
+    done = run_script([ROOT / BACKENDS[backend]], tmp_path, environment(data_path, run_id="real", compute_dtype="float32"))
+    assert done.returncode == 0, done.stderr
+    given = ["pack", str(tmp_path / "runs/real"), "--track", "non-record", "--name", "Real", "--author", "a", "--github-id", "a"]
+    assert main([*given, "--records", str(tmp_path)]) == 1
+    [folder] = tmp_path.glob("track_non_record_16mb/*")
+    readme = folder / "README.md"
+    readme.write_text(readme.read_text().replace(PLACEHOLDER, "Written"))
+    result = verify_folder(folder, smoke=True, data=data_path)
+    assert exit_code([result]) == 0 and result["re-evaluation"][0].status == result["smoke run"][0].status == "PASS", table(folder, result)
+    other = {"torch": "mlx", "mlx": "torch"}[backend]
+    assert main(["verify", str(folder), "--data", str(data_path), "--backend", other]) == 0, capsys.readouterr()
+    edit("train.log", r"(?<=roundtrip_exact val_loss:)(\S+) val_bpb:\S+", "2.00000000 val_bpb:1.00000000")(folder)
+    assert status_of(verify_folder(folder, data=data_path)["re-evaluation"]) == "FAIL"
+    other_data = tmp_path / "other"
+    shutil.copytree(data_path, other_data)
+    (other_data / "manifest.json").write_text((data_path / "manifest.json").read_text() + "\n")
+    assert status_of(verify_folder(folder, data=other_data)["re-evaluation"]) == "NOT VERIFIED"
