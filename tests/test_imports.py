@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TRAINERS = {"train_gpt": "torch", "train_gpt_mlx": "mlx"}
 DATA_LIBRARIES = {"sentencepiece", "huggingface_hub", "tqdm", "pyarrow"}
-LIBRARIES = {"common.tokenizer": {"sentencepiece"}, "common.artifact": {"safetensors"}, "common.run": {"tqdm"}}
+LIBRARIES = {"common.tokenizer": {"sentencepiece"}, "common.artifact": {"safetensors"}, "common.checkpoint": {"safetensors"},
+             "common.folder": {"tqdm"}, "common.loop": {"tqdm"}}
 
 
 def module_name(path):
