@@ -49,11 +49,11 @@ def read_json(path):
     return found if isinstance(found, dict) else {}
 
 
-def end_run(path, status, reason, hint, **more):
+def end_run(path, status, reason, hint, step):
     """The last line of train.log, and status.json: what became of a run, why, and how to go on. Any process can write them."""
     line = log_line("status", status=status, reason=reason, hint=hint)
     for write in (lambda: append(path / "train.log", line),
-                  lambda: write_json(path / "status.json", {"status": status, "reason": reason, "hint": hint} | more)):
+                  lambda: write_json(path / "status.json", {"status": status, "reason": reason, "hint": hint, "step": step})):
         with contextlib.suppress(OSError):  # on a full disk the one may succeed and the other not
             write()
     return line
@@ -93,7 +93,7 @@ class RunFolder:
         free, need = shutil.disk_usage(".").free, disk_need(settings)
         if free < need:
             raise UserError(f"{os.getcwd()} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some space", "disk_full")
-        self.path, self.last = path, {}
+        self.path = path
         try:
             if not settings.resume:
                 path.mkdir(parents=True)
@@ -112,14 +112,13 @@ class RunFolder:
             self.file.write(b"\n")
 
     def log(self, kind, **values):
-        self.last |= {"step": values["step"]} if "step" in values else {}
         line = log_line(kind, **values)
         with contextlib.suppress(OSError):  # a full disk does not end the training
             self.file.write(f"{line}\n".encode())
         tqdm.write(line)
 
-    def end(self, status, reason, hint=""):
-        tqdm.write(end_run(self.path, status, reason, hint, **self.last))
+    def end(self, status, reason, hint, step):
+        tqdm.write(end_run(self.path, status, reason, hint, step))
         self.file.close()
 
 

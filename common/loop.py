@@ -77,7 +77,7 @@ def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed
         value = float(trainer.train_step(tokens, scale, muon_momentum(settings, step)))
         if not math.isfinite(value):
             raise Agreed(nonfinite_reason(trainer, settings, tokens, step, value), "nonfinite")
-        step += 1
+        watch.steps = step = step + 1
         now = time.perf_counter()
         (elapsed, stop), clock = agree(trainer, elapsed + now - clock, interrupt.asked > 0), now
         if saver and (stop or saver.due(step, elapsed)):

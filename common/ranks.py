@@ -35,7 +35,7 @@ class RankWatch:
     there how far it is. The lowest rank in order speaks. Ranks whose file is not seen, on another machine, are not watched."""
 
     def __init__(self, path, rank, world_size, timeout):
-        self.path, self.rank, self.timeout = path, rank, timeout
+        self.path, self.rank, self.timeout, self.steps = path, rank, timeout, 0  # steps made
         self.state = {"pid": os.getpid(), "host": platform.node(), "step": 0, "phase": 0, "ended": "", "reason": "", "beat": 0}
         self.marked, self.limit, self.peers, self.thread = 0.0, float("inf"), {}, None
         if world_size > 1:
@@ -53,7 +53,8 @@ class RankWatch:
             self.thread.start()
 
     def mark(self, step, phase, limit):
-        """Called as the run goes on: step, 0 before its data are read and 1 after, and for how many seconds that may stay so."""
+        """Called as the run goes on: steps made, 0 before its data are read and 1 after, and for how many seconds that may stay so."""
+        self.steps = step
         if self.thread:
             self.state |= {"step": step + 1, "phase": phase}
             self.marked, self.limit = time.monotonic(), limit
@@ -125,7 +126,7 @@ class RankWatch:
                 if not state["ended"] and state["host"] == platform.node() and not self.unlocked(self.peers[rank][0]):
                     os.kill(state["pid"], signal.SIGKILL)
             print(f"error: {reasons}", file=sys.stderr)
-            print(end_run(self.path, status, reasons, f"continue with --resume {self.path}", step=max(0, self.state["step"] - 1)), flush=True)
+            print(end_run(self.path, status, reasons, f"continue with --resume {self.path}", self.steps), flush=True)
             sys.stderr.flush()
         else:
             time.sleep(4 * BEAT_SECONDS)

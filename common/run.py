@@ -168,7 +168,7 @@ def run(trainer_class, settings, script, interrupt):
         if saver:
             saver.collect()
         if folder:
-            folder.end(status, reason, f"continue with --resume {path}" if checkpoints(path) else "")
+            folder.end(status, reason, f"continue with --resume {path}" if checkpoints(path) else "", watch.steps)
             error.told = True
         if isinstance(error, Agreed):
             trainer.close()
@@ -178,7 +178,7 @@ def run(trainer_class, settings, script, interrupt):
         saver.collect()
         for old in checkpoints(path):
             old.unlink()
-        folder.end(status, "the wall-clock cap was reached" if status == "capped" else "all steps were made")
+        folder.end(status, "the wall-clock cap was reached" if status == "capped" else "all steps were made", "", watch.steps)
         print(f"\n{summary}\n  {path}/ holds the log, the code, the settings and the model")
     trainer.close()
     if folder:

@@ -12,47 +12,54 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
-from common.checkpoint import checkpoints
+from common.bundle import bundle
 from common.runlog import parse_log
 from tests.conftest import BACKENDS, ROOT, TINY, trainer_class
 
 CONTEXT = multiprocessing.get_context("forkserver")
+SCRIPTS = None
 SECONDS = 60  # for anything that a test waits for
 
 
-def preload(backend):
-    """The modules that the server imports; once, before the first process."""
-    CONTEXT.set_forkserver_preload(["tests.faults", BACKENDS[backend].removesuffix(".py"), "common.run"])
-    before = os.environ.get("PYTHONPATH")
+def start_server():
+    """The process that the ranks are forked from, and one file of each trainer, which needs no bundling at every start."""
+    CONTEXT.set_forkserver_preload(["tests.faults", "train_gpt", "torch._dynamo", "common.run"])
+    before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = str(ROOT)
     multiprocessing.forkserver.ensure_running()
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
+    os.environ["PYTHONPATH"] = before
+    folder = Path(tempfile.mkdtemp())
+    for name in BACKENDS.values():
+        (folder / name).write_bytes(bundle(ROOT / name))
+    folder.chmod(0o755)
+    return folder
 
 
 def settings(data_path, **changes):
     """dict of environment variables of a tiny run in float64: a step takes a few milliseconds."""
-    values = TINY | {"data_path": data_path, "compute_dtype": "float64", "run_id": "r", "warmup_steps": 0, "iterations": 40,
+    values = TINY | {"data_path": data_path, "compute_dtype": "float64", "run_id": "r", "warmup_steps": 0, "iterations": 24,
                      "checkpoint_every": "5", "omp_num_threads": 1, "openblas_num_threads": 1} | changes
     return {name.upper(): str(int(value) if isinstance(value, bool) else value) for name, value in values.items()}
 
 
-def rank_main(backend, rank, world_size, port, folder, env, fault):
+def rank_main(backend, rank, world_size, ports, folder, script, env, fault):
     """One rank, in a process of its own: never returns."""
     os.chdir(folder)
     out = os.open(f"rank{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.environ.update(env)
-    if world_size > 1:
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if world_size > 1 and backend == "torch":
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(ports[0]))
+    if world_size > 1 and backend == "mlx":
+        Path("hosts.json").write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
+        os.environ.update(MLX_RANK=str(rank), MLX_HOSTFILE="hosts.json")
     sys.argv = [BACKENDS[backend]]
     code = 1
     try:
@@ -64,7 +71,7 @@ def rank_main(backend, rank, world_size, port, folder, env, fault):
         if fault:
             name, *arguments = fault
             kind = globals()[name](kind, rank, *arguments) or kind
-        code = main(kind, ROOT / BACKENDS[backend])
+        code = main(kind, script)
     except BaseException:
         import traceback
         traceback.print_exc()
@@ -74,17 +81,26 @@ def rank_main(backend, rank, world_size, port, folder, env, fault):
         os._exit(code)
 
 
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
 class Run:
     """The ranks of one run, under way."""
 
     def __init__(self, backend, folder, data_path, fault=None, world_size=1, **changes):
+        global SCRIPTS
+        SCRIPTS = SCRIPTS or start_server()
         folder.mkdir(exist_ok=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         self.folder, self.path = folder, folder / "runs" / "r"
+        ports = free_ports(world_size)
         self.ranks = [CONTEXT.Process(target=rank_main, daemon=True, args=(
-            backend, rank, world_size, port, str(folder), settings(data_path, **changes), fault)) for rank in range(world_size)]
+            backend, rank, world_size, ports, str(folder), str(SCRIPTS / BACKENDS[backend]), settings(data_path, **changes), fault))
+            for rank in range(world_size)]
         for process in self.ranks:
             process.start()
 
@@ -289,10 +305,6 @@ def overwrite_shard(path, content):
 
 def replace_shard(path, other):
     os.replace(other, path)
-
-
-def newest(run):
-    return checkpoints(run.path)[0]
 
 
 def flip_bit(path, bit):

@@ -107,8 +107,8 @@ def test_twice_and_from_the_bundle_the_same_bytes(backend, tmp_path, data_path):
                               (("first", None), ("second", None), ("bundled", alone)))
     assert first[1] == second[1] == bundled[1]
     timed = {"run", "command", "warmup", "params", "memory", "throughput", "final"}
-    exact = [[(kind, {k: v for k, v in values.items() if k not in ("ms", "avg", "rate", "seconds")}) for kind, found in lines.items() if kind not in timed
-              for values in found] for lines, *_ in (first, bundled)]
+    exact = [[(kind, {k: v for k, v in values.items() if k not in ("ms", "avg", "rate", "seconds")})
+              for kind, found in lines.items() if kind not in timed for values in found] for lines, *_ in (first, bundled)]
     assert exact[0] == exact[1]
 
 
