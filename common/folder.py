@@ -52,6 +52,7 @@ def read_json(path):
 def end_run(path, status, reason, hint, step):
     """The last line of train.log, and status.json: what became of a run, why, and how to go on. Any process can write them."""
     line = log_line("status", status=status, reason=reason, hint=hint)
+    (path / ".reserve").unlink(missing_ok=True)  # room for these words on a full disk
     for write in (lambda: append(path / "train.log", line),
                   lambda: write_json(path / "status.json", {"status": status, "reason": reason, "hint": hint, "step": step})):
         with contextlib.suppress(OSError):  # on a full disk the one may succeed and the other not
@@ -101,6 +102,7 @@ class RunFolder:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for left in path.glob(".*.tmp"):  # of a process that was killed while it wrote
                 left.unlink()
+            write_file(path / ".reserve", os.urandom(1 << 14))
             write_json(path / "status.json", {"status": "running", "reason": ""})
         except FileExistsError:
             raise UserError(f"{path} is there already: choose another RUN_ID, remove it, or continue it with --resume {path}") from None
@@ -113,9 +115,9 @@ class RunFolder:
 
     def log(self, kind, **values):
         line = log_line(kind, **values)
-        with contextlib.suppress(OSError):  # a full disk does not end the training
-            self.file.write(f"{line}\n".encode())
-        tqdm.write(line)
+        for write in (lambda: self.file.write(f"{line}\n".encode()), lambda: tqdm.write(line)):
+            with contextlib.suppress(OSError):  # a full disk does not end the training
+                write()
 
     def end(self, status, reason, hint, step):
         tqdm.write(end_run(self.path, status, reason, hint, step))

@@ -3,12 +3,14 @@
 A server process imports the framework once and forks the ranks (multiprocessing's forkserver), so that a run starts in a fraction of a
 second; the ranks meet over gloo as under torchrun. A fault is a function of this file; it changes the process it is called in.
 """
+import atexit
 import contextlib
 import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -35,6 +37,7 @@ def start_server():
     multiprocessing.forkserver.ensure_running()
     os.environ["PYTHONPATH"] = before
     folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name in BACKENDS.values():
         (folder / name).write_bytes(bundle(ROOT / name))
     folder.chmod(0o755)
@@ -48,10 +51,10 @@ def settings(data_path, **changes):
     return {name.upper(): str(int(value) if isinstance(value, bool) else value) for name, value in values.items()}
 
 
-def rank_main(backend, rank, world_size, ports, folder, script, env, fault):
+def rank_main(backend, rank, world_size, ports, folder, out, script, env, fault):
     """One rank, in a process of its own: never returns."""
     os.chdir(folder)
-    out = os.open(f"rank{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    out = os.open(f"{out}/rank{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.environ.update(env)
@@ -76,8 +79,8 @@ def rank_main(backend, rank, world_size, ports, folder, script, env, fault):
         import traceback
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         os._exit(code)
 
 
@@ -96,10 +99,10 @@ class Run:
         global SCRIPTS
         SCRIPTS = SCRIPTS or start_server()
         folder.mkdir(exist_ok=True)
-        self.folder, self.path = folder, folder / "runs" / "r"
+        self.folder, self.path, self.out = folder, folder / "runs" / "r", Path(tempfile.mkdtemp(dir=SCRIPTS))  # never on a full disk
         ports = free_ports(world_size)
         self.ranks = [CONTEXT.Process(target=rank_main, daemon=True, args=(
-            backend, rank, world_size, ports, str(folder), str(SCRIPTS / BACKENDS[backend]), settings(data_path, **changes), fault))
+            backend, rank, world_size, ports, str(folder), str(self.out), str(SCRIPTS / BACKENDS[backend]), settings(data_path, **changes), fault))
             for rank in range(world_size)]
         for process in self.ranks:
             process.start()
@@ -116,7 +119,7 @@ class Run:
         return [process.exitcode for process in self.ranks]
 
     def text(self):
-        return "\n".join(path.read_text() for path in sorted(self.folder.glob("rank*.out")))
+        return "\n".join(path.read_text() for path in sorted(self.out.glob("rank*.out")))
 
     def until(self, condition):
         """Waits for a condition (a function without arguments) of a run under way."""
@@ -265,12 +268,10 @@ def small_files(kind, rank, limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
-def nobody(kind, rank):
-    """Without root's right to write anywhere."""
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
+def much_space(kind, rank):
+    """A small disk passes for one that is large enough."""
+    import common.folder
+    common.folder.disk_need = lambda settings: 0
 
 
 def changes_code(kind, rank):
@@ -297,6 +298,65 @@ def changes_code(kind, rank):
 def acts_at(kind, rank, step, name, *arguments):
     """Calls another function of this file, in the middle of a run."""
     return at(kind, rank, 0, step, lambda trainer: globals()[name](*arguments))
+
+
+def slow_from(kind, rank, step, seconds):
+    """A step that does not end, and a file named slow when it has begun."""
+    def act(trainer):
+        Path("slow").touch()
+        time.sleep(seconds)
+    return at(kind, rank, 0, step, act)
+
+
+def slow_validation(kind, rank, seconds):
+    """The second validation does not end."""
+    class Slow(kind):
+        made = 0
+
+        def train_step(self, *given):
+            self.made += 1
+            return super().train_step(*given)
+
+        def token_nats(self, tokens):
+            if self.made == 7:
+                Path("slow").touch()
+                time.sleep(seconds)
+            return super().token_nats(tokens)
+    return Slow
+
+
+def only_resume(kind, rank):
+    """Nothing is set but RESUME."""
+    for name in kind.settings_class.__dataclass_fields__:
+        os.environ.pop(name.upper(), None)
+    os.environ["RESUME"] = "runs/r"
+
+
+def other_code(kind, rank):
+    import common.run
+    plain = common.run.bundle
+    common.run.bundle = lambda script: plain(script) + b"#"
+
+
+def little_space(kind, rank):
+    from collections import namedtuple
+    shutil.disk_usage = lambda path: namedtuple("Usage", "free")(1 << 20)
+
+
+def small_later(kind, rank, step, limit):
+    return at(kind, rank, 0, step, lambda trainer: small_files(kind, rank, limit))
+
+
+def fills_disk(kind, rank, step):
+    """Other files take the room that is left, on a disk that was found large enough."""
+    much_space(kind, rank)
+
+    def act(trainer):
+        time.sleep(0.5)  # the checkpoint of step 10 is there
+        with contextlib.suppress(OSError), open("fill", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+    return at(kind, rank, 0, step, act)
 
 
 def overwrite_shard(path, content):

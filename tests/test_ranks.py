@@ -131,7 +131,7 @@ def test_under_torchrun(tmp_path, data_path):
     # step 500 and more: there is time
     env = environment(data_path) | settings(data_path, iterations=100_000, checkpoint_every="50")
     run = Run.__new__(Run)
-    run.folder, run.path = tmp_path, tmp_path / "runs" / "r"
+    run.folder, run.path, run.out = tmp_path, tmp_path / "runs" / "r", tmp_path
     launcher = torchrun(tmp_path, env)
     run.ranks = []
     wait_for(run, launcher, 60)
