@@ -26,7 +26,7 @@ except ModuleNotFoundError as missing:
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows
-from common.params import check_weights, param_table, rope_tables
+from common.params import check_weights, param_table, rope_tables, training_bytes
 from common.run import host_memory, host_peak_memory, main
 from common.settings import Settings, UserError
 
@@ -370,8 +370,10 @@ class TorchTrainer:
         return 2 * n**3 / best
 
     def memory(self):
-        """Bytes that are free on the GPU, else what the machine has."""
-        return torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else host_memory()
+        """Bytes that are free on the GPU, or that the machine has, and that training will take, roughly."""
+        rows = micro_batch_rows(self.s, rank_rows(self.s, self.rank, self.world_size)[1])
+        have = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else host_memory()
+        return have, training_bytes(self.s, rows, self.dtype.itemsize, self.device.type == "cpu" and self.s.train_seq_len <= 512)
 
     def describe(self):
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type

@@ -58,7 +58,7 @@ except ModuleNotFoundError as missing:
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows
-from common.params import check_weights, param_table, rope_tables
+from common.params import check_weights, param_table, rope_tables, training_bytes
 from common.run import host_memory, host_peak_memory, main
 from common.settings import Settings, UserError, setting
 
@@ -434,9 +434,11 @@ class MlxTrainer:
         return 2 * n**3 / best
 
     def memory(self):
-        """Bytes that Metal recommends as the limit on a GPU, else what the machine has."""
+        """Bytes that Metal recommends as the limit, or that the machine has, and that training will take, roughly."""
+        rows = micro_batch_rows(self.s, rank_rows(self.s, self.rank, self.world_size)[1])
         on_gpu = mx.default_device() == mx.gpu
-        return mx.device_info().get("max_recommended_working_set_size", host_memory()) if on_gpu else host_memory()
+        have = mx.device_info().get("max_recommended_working_set_size", host_memory()) if on_gpu else host_memory()
+        return have, training_bytes(self.s, rows, self.dtype.size, not on_gpu)
 
     def describe(self):
         on_gpu = mx.default_device() == mx.gpu

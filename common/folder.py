@@ -91,7 +91,7 @@ class RunFolder:
     """Rank 0's hold on the folder. Raises UserError where it is taken, in use, unwritable, or the disk too full for the run."""
 
     def __init__(self, path, settings):
-        free, need = shutil.disk_usage(".").free, disk_need(settings)
+        free, need = disk_free(), disk_need(settings)
         if free < need:
             raise UserError(f"{os.getcwd()} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some space", "disk_full")
         self.path = path
@@ -124,6 +124,15 @@ class RunFolder:
         self.file.close()
 
 
+def checkpoints_bytes(settings):
+    """Bytes of one checkpoint, at most: the weights and two moments."""
+    return count_params(settings) * (24 if settings.compute_dtype == "float64" else 12)
+
+
 def disk_need(settings):
-    """Bytes a run may write: three checkpoints (two are kept, one is being written) and the model file."""
-    return count_params(settings) * (80 if settings.compute_dtype == "float64" else 44) + (64 << 20)
+    """Bytes a run may write: three checkpoints (two are kept, one is being written), the model file, and the rest."""
+    return 3 * checkpoints_bytes(settings) + 2 * count_params(settings) + (64 << 20)
+
+
+def disk_free():
+    return shutil.disk_usage(".").free

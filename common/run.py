@@ -23,7 +23,7 @@ from common.bpb import evaluate
 from common.bundle import bundle
 from common.checkpoint import Saver, checkpoints, read_checkpoint, run_identity
 from common.dataset import open_data
-from common.folder import RunFolder, resume_folder, stored_settings, write_file, write_json
+from common.folder import RunFolder, disk_free, disk_need, resume_folder, stored_settings, write_file, write_json
 from common.loop import Agreed, agree, train, warm_up
 from common.params import count_params, flops_per_token, initial_weights
 from common.ranks import Interrupt, RankWatch
@@ -68,7 +68,10 @@ class Trainer(Protocol):
 
     def wait(self): ...  # until the device has finished
     def peak_memory(self) -> int: ...  # bytes
-    def memory(self) -> int: ...  # bytes of the device
+
+    def memory(self):
+        """Bytes that the device has, and that training will take, roughly."""
+
     def matmul_flops(self) -> float: ...  # measured peak, floating-point operations per second
     def describe(self) -> str: ...  # number and kind of devices, compute dtype, framework version
     def close(self): ...
@@ -97,7 +100,11 @@ def main(trainer_class, script):
                 settings = load_settings(kind, flags, stored_settings(folder) | dict(os.environ), warn)
                 settings = dataclasses.replace(settings, resume=folder)
         if preflight:
-            importlib.import_module("common.preflight").report(trainer_class, settings, script)
+            try:
+                report = importlib.import_module("common.preflight").report  # not in the one file that is counted
+            except ImportError:
+                raise UserError("--preflight is not part of the one-file trainer: use it in the repository") from None
+            report(trainer_class, settings, script)
         else:
             run(trainer_class, settings, script, interrupt)
         return 0
@@ -210,6 +217,8 @@ def describe_run(trainer, settings, data, code, log):
     log("code", bytes=len(code), sha256=hashlib.sha256(code).hexdigest())
     log("params", params=count_params(settings), flops=flops_per_token(settings))
     rows = rank_rows(settings, 0, trainer.world_size)[1]
+    memory, memory_need = trainer.memory()
+    log("preflight", free=disk_free() >> 20, need=disk_need(settings) >> 20, memory=memory >> 20, memory_need=memory_need >> 20)
     log("batch", tokens=settings.train_batch_tokens, seq_len=settings.train_seq_len, world_size=trainer.world_size,
         micro_rows=micro_batch_rows(settings, rows))
 

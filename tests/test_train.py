@@ -52,7 +52,8 @@ def in_folder(tmp_path, monkeypatch, data_path):
 
     def call(backend, **changes):
         values = TINY | {"data_path": data_path} | changes
-        flags = [f"--{name.replace('_', '-')}={int(value) if isinstance(value, bool) else value}" for name, value in values.items()]
+        flags = ["--preflight"] * bool(values.pop("preflight", False))
+        flags += [f"--{name.replace('_', '-')}={int(value) if isinstance(value, bool) else value}" for name, value in values.items()]
         monkeypatch.setattr(sys, "argv", [BACKENDS[backend], *flags])
         return main(trainer_class(backend), ROOT / BACKENDS[backend])
 
@@ -106,7 +107,7 @@ def test_twice_and_from_the_bundle_the_same_bytes(backend, tmp_path, data_path):
     first, second, bundled = (train_alone(backend, tmp_path / name, data_path, script) for name, script in
                               (("first", None), ("second", None), ("bundled", alone)))
     assert first[1] == second[1] == bundled[1]
-    timed = {"run", "command", "warmup", "params", "memory", "throughput", "final"}
+    timed = {"run", "preflight", "checkpoint", "command", "warmup", "params", "memory", "throughput", "final"}
     exact = [[(kind, {k: v for k, v in values.items() if k not in ("ms", "avg", "rate", "seconds")})
               for kind, found in lines.items() if kind not in timed for values in found] for lines, *_ in (first, bundled)]
     assert exact[0] == exact[1]
@@ -209,6 +210,25 @@ def cut_shard(folder):
     path.write_bytes(path.read_bytes()[:-10])
 
 
+def rewrite(folder, number, value):
+    """One of the header's three numbers: magic, version, count."""
+    path = folder / "text_train_000001.bin"
+    data = bytearray(path.read_bytes())
+    data[4 * number:4 * number + 4] = value.to_bytes(4, "little", signed=True)
+    path.write_bytes(data)
+
+
+def damaged(number, value):
+    return lambda folder: rewrite(folder, number, value)
+
+
+def cut_to(size):
+    def cut(folder):
+        path = folder / "text_train_000001.bin"
+        path.write_bytes(path.read_bytes()[:size])
+    return cut
+
+
 def foreign_shard(folder):
     (folder / "text_val_000000.bin").write_bytes(b"PK\3\4" + bytes(4000))
 
@@ -242,16 +262,22 @@ def no_shards(folder):
     (cut_shard, ["text_train_000001.bin", "truncated"]), (foreign_shard, ["text_val_000000.bin", "magic"]),
     (high_id, ["text_train_000000.bin", "token 100", "260"]), (short_validation, ["32 tokens", "TRAIN_SEQ_LEN=32"]),
     (other_tokenizer, ["not the one", "TOKENIZER_PATH"]), (broken_manifest, ["manifest.json"]), (no_manifest, ["set TOKENIZER_PATH"]),
-    (no_shards, ["python -m common.data pydoc", "python -m common.data fineweb"])])
+    (no_shards, ["python -m common.data pydoc", "python -m common.data fineweb"]),
+    (cut_to(500), ["text_train_000001.bin", "500 bytes"]), (cut_to(-1), ["truncated"]), (damaged(0, 7), ["magic 7"]),
+    (damaged(1, 2), ["version 2"]), (damaged(2, -5), ["-5 tokens"]), (damaged(2, 0), ["0 tokens"]), (damaged(2, 5001), ["truncated"]),
+    (damaged(2, 4999), ["too long"])])
 def test_bad_data_is_named(damage, says, backend, in_folder, capsys, tmp_path, data_path):
     folder = copy_data(data_path, tmp_path)
     damage(folder)
     assert in_folder(backend, data_path=folder) == 2
-    check_message(capsys, says)
+    check_message(capsys, says, "bad_data")
 
 
-def check_message(capsys, says):
-    text = capsys.readouterr().err
+def check_message(capsys, says, status=None):
+    seen = capsys.readouterr()
+    text = seen.err
+    [last] = [values for kind, values in parse_log(seen.out) if kind == "status"]
+    assert status in (None, last["status"])
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "Traceback" not in text
     assert [word for word in says if word not in text] == []
@@ -267,6 +293,15 @@ def check_message(capsys, says):
 def test_bad_settings_are_named_before_anything_is_written(changes, says, backend, in_folder, capsys, tmp_path):
     assert in_folder(backend, **changes) == 2
     check_message(capsys, says)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"matrix_lr": "fast"}, ["MATRIX_LR=fast"]), ({"checkpoint_every": "often"}, ["CHECKPOINT_EVERY=often", "60s"]),
+    ({"resume": "runs/none"}, ["RESUME=runs/none", "auto"])])
+def test_bad_settings_have_that_status(changes, says, backend, in_folder, capsys, tmp_path):
+    assert in_folder(backend, **changes) == 2
+    check_message(capsys, says, "bad_settings")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -302,6 +337,28 @@ def test_a_loss_that_is_not_finite_stops_the_run(backend, in_folder, capsys, mon
     [path] = (tmp_path / "runs").iterdir()
     assert json.loads((path / "status.json").read_text())["status"] == "nonfinite"
     assert not (path / "model.int8.zlib").exists() and "final" not in (path / "train.log").read_text()
+
+
+def test_preflight_says_what_a_run_would_meet_and_writes_nothing(backend, in_folder, capsys, tmp_path, data_path):
+    assert in_folder(backend, preflight=True, max_wallclock_seconds=50, iterations=10**9) == 0
+    text = capsys.readouterr().out
+    names = [line.split()[0] for line in text.splitlines()]
+    assert names == ["settings", "device", "model", "data", "folder", "memory", "step", "run", "artifact", "keeps", "all"]
+    assert "12,000 tokens for training, 1,500 for validation" in text and "VOCAB_SIZE=260" in text and "cap: 50 s" in text
+    code = len(bundle(ROOT / BACKENDS[backend]))
+    assert f"code {code:,} of 16,000,000" in text and list(tmp_path.iterdir()) == []
+    assert in_folder(backend, preflight=True, vocab_size=300) == 2
+    check_message(capsys, ["VOCAB_SIZE=300", "260 ids"], "bad_data")
+    (tmp_path / "runs" / "r").mkdir(parents=True)
+    assert in_folder(backend, preflight=True, run_id="r") == 2
+    check_message(capsys, ["runs/r is there already"])
+
+
+def test_the_forecast_of_the_artifact_is_that_of_the_published_baseline():
+    """15,815,847 bytes (model of the naive baseline, 8xH100): its weights spread as normal ones do."""
+    from common.preflight import artifact_bytes
+    from common.settings import Settings
+    assert abs(artifact_bytes(Settings()) - 15_815_847) < 50_000
 
 
 def test_an_interrupt_is_told_without_a_traceback(backend, in_folder, capsys, monkeypatch, tmp_path):
