@@ -22,9 +22,13 @@ def open_data(settings):
     if file.is_file():
         manifest = file.read_bytes()
         try:
-            named, promised = (str(json.loads(manifest)["tokenizer"][key]) for key in ("file", "sha256"))
-        except (ValueError, KeyError, TypeError, RecursionError):
+            found = json.loads(manifest)
+            named, promised = (str(found["tokenizer"][key]) for key in ("file", "sha256"))
+            listed = [str(shard["file"]) for split in found.get("splits", {}).values() for shard in split["shards"]]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise UserError(f"{file} is no data manifest: make the data again") from None
+        if missing := [name for name in listed if not (folder / name).is_file()]:
+            raise UserError(f"{folder / missing[0]} is missing ({len(missing)} of {len(listed)} shards that {file.name} names): get the data again")
     path = settings.tokenizer_path or (named if named in ("", "bytes") else str(folder / named))
     if not path:
         raise UserError(f"DATA_PATH={folder} has no manifest.json: set TOKENIZER_PATH to the tokenizer of its shards")

@@ -10,7 +10,7 @@ import time
 
 from common.folder import end_run
 
-BEAT_SECONDS, RECORD_BYTES = 0.5, 1024
+BEAT_SECONDS, RECORD_BYTES = 0.5, 4096
 ORDERLY = "finished", "capped", "interrupted", "over_budget"
 
 
@@ -38,7 +38,7 @@ class RankWatch:
         self.path, self.rank, self.timeout, self.steps = path, rank, timeout, 0  # steps made
         self.state = {"pid": os.getpid(), "host": platform.node(), "step": 0, "phase": 0, "ended": "", "reason": "", "beat": 0}
         self.marked, self.limit, self.peers, self.thread = 0.0, float("inf"), {}, None
-        if world_size > 1:
+        if world_size > 1 and path.is_dir():
             self.file = os.open(path / f"rank{rank}", os.O_RDWR | os.O_CREAT)
             fcntl.flock(self.file, fcntl.LOCK_EX)
             self.beat()

@@ -151,6 +151,7 @@ def run(trainer_class, settings, script, interrupt):
         except UserError as error:
             problem = error
     if agree(trainer, failed=problem is not None)[1]:
+        trainer.close()
         raise problem or UserError("rank 0 has no folder for the run")
     log = folder.log if folder else lambda kind, **values: None
     watch = RankWatch(path, trainer.rank, trainer.world_size, settings.rank_timeout)

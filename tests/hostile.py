@@ -376,12 +376,20 @@ def read_many(name, first, blocks, count, folder, pipe):
     for block in range(first, first + blocks):
         signal.alarm(BLOCK_SECONDS)
         pipe.send(read_block(name, target, block, count))
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10))
+    if sys.platform == "linux":  # ru_maxrss would hold what the parent had
+        pipe.send(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10)
+    else:
+        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 20)
     pipe.close()
 
 
-def campaign(name, inputs, folder, first=0):
-    """dict of totals for one target, read in a process of its own: inputs, valid, refused, findings, seconds, MiB."""
+def campaign(name, inputs, first=0):
+    """dict of totals for one target, read in a process of its own: inputs, valid, refused, findings, seconds, MiB at most."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:  # a file is written for each input
+        return campaign_in(folder, name, inputs, first)
+
+
+def campaign_in(folder, name, inputs, first):
     start, totals, context = time.perf_counter(), np.zeros(3, np.int64), multiprocessing.get_context("spawn")
     block_size = min(BLOCK, inputs)
     ours, theirs = context.Pipe(False)
@@ -414,8 +422,7 @@ def main():
     print(f"{'target':<12}{'inputs':>12}{'valid':>12}{'refused':>12}{'findings':>10}{'seconds':>9}{'MiB':>6}")
     whole, clock = np.zeros(4, np.int64), time.perf_counter()
     for name in [given.target] if given.target else TARGETS:
-        with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
-            t = campaign(name, given.inputs, folder, given.first_block)
+        t = campaign(name, given.inputs, given.first_block)
         print(f"{name:<12}{t['inputs']:>12,}{t['valid']:>12,}{t['refused']:>12,}{t['findings']:>10,}{t['seconds']:>9.0f}{t['MiB']:>6}", flush=True)
         whole += [t["inputs"], t["valid"], t["refused"], t["findings"]]
     print("{:<12}{:>12,}{:>12,}{:>12,}{:>10,}{:>9.0f}".format("all", *whole.tolist(), time.perf_counter() - clock))

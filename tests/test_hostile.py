@@ -9,9 +9,9 @@ INPUTS = 250_000  # for each target
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_seeded_mutations(name, tmp_path):
+def test_seeded_mutations(name):
     """A valid result or the reader's own error, in bounded memory; and both do happen."""
-    totals = campaign(name, INPUTS, tmp_path)
+    totals = campaign(name, INPUTS)
     assert totals["findings"] == 0 and totals["inputs"] == INPUTS
     assert totals["valid"] > INPUTS // 200 and totals["refused"] > INPUTS // 2, totals
     assert totals["MiB"] < 400, totals  # 40 to 60 here, most of it the interpreter with its libraries
@@ -39,11 +39,13 @@ def test_any_text(flags, line):
         attempt(TARGETS[name]("."), given_)
 
 
-@pytest.mark.parametrize("path", sorted(FINDINGS.glob("*-*")), ids=lambda path: path.name)
-def test_findings_stay_mended(path, tmp_path):
-    """Every input that once brought out an exception that no reader should raise."""
-    name = path.name.split("-")[0]
-    attempt(TARGETS[name](tmp_path), from_bytes(name, path.read_bytes()))
+def test_findings_stay_mended(tmp_path):
+    """Every input that once brought out what no reader should: tests/hostile/TARGET-*."""
+    paths = sorted(FINDINGS.iterdir())
+    assert "tokenizer-longpiece" in [path.name for path in paths]  # a segmentation fault in sentencepiece 0.2.1
+    for path in paths:
+        name = path.name.split("-")[0]
+        attempt(TARGETS[name](tmp_path), from_bytes(name, path.read_bytes()))
 
 
 def test_a_finding_is_noticed(tmp_path, monkeypatch):

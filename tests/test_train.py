@@ -249,6 +249,13 @@ def broken_manifest(folder):
     (folder / "manifest.json").write_text("{")
 
 
+def lost_shard(folder):
+    shards = [{"file": path.name} for path in sorted(folder.glob("*_train_*.bin"))]
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"splits": {"train": {"shards": shards}}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "text_train_000000.bin").unlink()
+
+
 def no_manifest(folder):
     (folder / "manifest.json").unlink()
 
@@ -263,6 +270,7 @@ def no_shards(folder):
     (high_id, ["text_train_000000.bin", "token 100", "260"]), (short_validation, ["32 tokens", "TRAIN_SEQ_LEN=32"]),
     (other_tokenizer, ["not the one", "TOKENIZER_PATH"]), (broken_manifest, ["manifest.json"]), (no_manifest, ["set TOKENIZER_PATH"]),
     (no_shards, ["python -m common.data pydoc", "python -m common.data fineweb"]),
+    (lost_shard, ["text_train_000000.bin is missing", "1 of 2 shards"]),
     (cut_to(500), ["text_train_000001.bin", "500 bytes"]), (cut_to(-1), ["truncated"]), (damaged(0, 7), ["magic 7"]),
     (damaged(1, 2), ["version 2"]), (damaged(2, -5), ["-5 tokens"]), (damaged(2, 0), ["0 tokens"]), (damaged(2, 5001), ["truncated"]),
     (damaged(2, 4999), ["too long"])])
