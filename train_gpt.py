@@ -26,8 +26,8 @@ except ModuleNotFoundError as missing:
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows
-from common.params import check_weights, param_table, rope_tables
-from common.run import host_peak_memory, main
+from common.params import check_weights, param_table, rope_tables, training_bytes
+from common.run import host_memory, host_peak_memory, main
 from common.settings import Settings, UserError
 
 # ------------------------------------------------------------------------------
@@ -235,30 +235,28 @@ class TorchTrainer:
             p = self.params[name]
             self.adam.state[p] = {"step": torch.zeros((), device=self.device if self.device.type == "cuda" else "cpu"),
                                   "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        self.running = None  # event at the end of the step before, on CUDA
         self.steps_ahead = int(self.device.type == "cuda")
 
     # one optimizer step ------------------------------------------------------------
 
     def train_step(self, tokens, lr_scale, momentum):
-        """One update from this rank's rows (rows, train_seq_len + 1); the mean nats of the global batch (0-dim tensor)."""
+        """One update from this rank's rows (rows, train_seq_len + 1); the mean nats of the global batch (0-dim tensor). None is
+        made where loss or gradient is not finite: the CPU waits here, and is at most one step ahead of a GPU."""
         loss = self.backward(tokens)
+        norm = nn.utils.get_total_norm([p.grad for p in self.params.values()])
+        if not torch.isfinite(loss + norm):
+            return loss + norm
         if self.s.grad_clip_norm > 0:
-            nn.utils.clip_grad_norm_(self.params.values(), self.s.grad_clip_norm)
+            nn.utils.clip_grads_with_norm_(self.params.values(), self.s.grad_clip_norm, norm)
         with torch.no_grad():
             self.muon.step(self.s.matrix_lr * lr_scale, momentum)
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * lr_scale
         self.adam.step()
-        if self.steps_ahead:  # the CPU waits for the step before: the clock stays honest
-            if self.running is not None:
-                self.running.synchronize()
-            self.running = torch.cuda.Event()
-            self.running.record()
         return loss
 
-    def backward(self, tokens):
-        """Gradients of the global mean loss into .grad, and that loss."""
+    def backward(self, tokens, alone=False):
+        """Gradients of the global mean loss into .grad, and that loss; alone: this rank's part of both."""
         tokens = self.to_device(tokens)
         micro = tokens.split(micro_batch_rows(self.s, len(tokens)))
         scale = 1.0 / (tokens[:, 1:].numel() * self.world_size)
@@ -266,14 +264,18 @@ class TorchTrainer:
         for p in self.params.values():
             p.grad = None
         for i, rows in enumerate(micro):
-            last = i == len(micro) - 1
+            last = i == len(micro) - 1 and not alone
             with contextlib.nullcontext() if last or self.world_size == 1 else self.forward.no_sync():
                 loss = self.forward(rows).sum() * scale
                 (loss * self.world_size).backward()  # DDP averages over the ranks
             total += loss.detach()
-        if self.world_size > 1:
+        if self.world_size > 1 and not alone:
             dist.all_reduce(total)
         return total
+
+    def finite_alone(self, tokens):
+        loss = self.backward(tokens, alone=True)
+        return all(x.isfinite().all() for x in [loss, *(p.grad for p in self.params.values())])
 
     def to_device(self, tokens):
         tokens = torch.from_numpy(np.array(tokens))
@@ -300,8 +302,14 @@ class TorchTrainer:
         loss = float(self.backward(tokens))
         return loss, {name: p.grad.cpu().numpy().copy() for name, p in self.params.items()}
 
+    def to_host(self, tensors):
+        """dict of numpy copies; a GPU sends them together, by way of pinned memory."""
+        copies = {name: t.detach().to("cpu", non_blocking=True, copy=True) for name, t in tensors.items()}
+        self.wait()
+        return {name: t.numpy() for name, t in copies.items()}
+
     def weights(self):
-        return {name: p.detach().cpu().numpy().copy() for name, p in self.params.items()}
+        return self.to_host(self.params)
 
     @torch.no_grad()
     def load_weights(self, weights):
@@ -315,12 +323,11 @@ class TorchTrainer:
     def optimizer_state(self):
         """dict of arrays: NAME.momentum, NAME.exp_avg, NAME.exp_avg_sq, and adam_step, the number of updates made."""
         state = {f"{name}.momentum": row for shape, group in self.muon.groups.items()
-                 for name, row in zip(group, self.muon.momentum[shape].cpu().numpy().copy())}
+                 for name, row in zip(group, self.muon.momentum[shape])}
         for name in self.adam_names():
             moments = self.adam.state[self.params[name]]
-            state |= {f"{name}.{key}": moments[key].cpu().numpy().copy() for key in ("exp_avg", "exp_avg_sq")}
-            state["adam_step"] = moments["step"].cpu().numpy().copy()
-        return state
+            state |= {f"{name}.{key}": moments[key] for key in ("exp_avg", "exp_avg_sq")} | {"adam_step": moments["step"]}
+        return self.to_host(state)
 
     @torch.no_grad()
     def load_optimizer_state(self, state):
@@ -361,6 +368,12 @@ class TorchTrainer:
             self.wait()
             best = min(best, time.perf_counter() - start)
         return 2 * n**3 / best
+
+    def memory(self):
+        """Bytes that are free on the GPU, or that the machine has, and that training will take, roughly."""
+        rows = micro_batch_rows(self.s, rank_rows(self.s, self.rank, self.world_size)[1])
+        have = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else host_memory()
+        return have, training_bytes(self.s, rows, self.dtype.itemsize, self.device.type == "cpu" and self.s.train_seq_len <= 512)
 
     def describe(self):
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type

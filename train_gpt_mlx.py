@@ -58,8 +58,8 @@ except ModuleNotFoundError as missing:
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows
-from common.params import check_weights, param_table, rope_tables
-from common.run import host_peak_memory, main
+from common.params import check_weights, param_table, rope_tables, training_bytes
+from common.run import host_memory, host_peak_memory, main
 from common.settings import Settings, UserError, setting
 
 
@@ -323,26 +323,29 @@ class MlxTrainer:
     # one optimizer step ------------------------------------------------------------
 
     def train_step(self, tokens, lr_scale, momentum):
-        """One update from this rank's rows (rows, train_seq_len + 1); the mean nats of the global batch (0-dim array)."""
+        """One update from this rank's rows (rows, train_seq_len + 1); the mean nats of the global batch (0-dim array). None is
+        made where loss or gradient is not finite."""
         loss, grads = self.backward(tokens)
+        norm = mx.sqrt(sum(mx.sum(mx.square(g)) for g in grads.values()))
+        if not math.isfinite((loss + norm).item()):
+            return loss + norm
         self.adam_step += 1
         corrections = 1 - self.s.beta1**self.adam_step, (1 - self.s.beta2**self.adam_step) ** 0.5
         self.params, self.muon.momentum, self.adam.moments = self.update(
-            self.params, grads, self.muon.momentum, self.adam.moments, *map(self.scalar, (lr_scale, momentum, *corrections)))
+            self.params, grads, norm, self.muon.momentum, self.adam.moments, *map(self.scalar, (lr_scale, momentum, *corrections)))
         mx.eval(loss, self.params, self.muon.momentum, self.adam.moments)
         return loss
 
-    def update_with(self, params, grads, momenta, moments, lr_scale, momentum, correction1, correction2):
+    def update_with(self, params, grads, norm, momenta, moments, lr_scale, momentum, correction1, correction2):
         if self.s.grad_clip_norm > 0:
-            norm = mx.sqrt(sum(mx.sum(mx.square(g)) for g in grads.values()))
             cut = mx.minimum(self.s.grad_clip_norm / (norm + 1e-6), 1.0)
             grads = {name: g * cut for name, g in grads.items()}
         params, momenta = self.muon.step(params, grads, momenta, self.s.matrix_lr * lr_scale, momentum)
         params, moments = self.adam.step(params, grads, moments, lr_scale, correction1, correction2)
         return params, momenta, moments
 
-    def backward(self, tokens):
-        """(loss, gradients) of the global mean loss."""
+    def backward(self, tokens, alone=False):
+        """(loss, gradients) of the global mean loss; alone: this rank's part of both."""
         scale = self.scalar(1.0 / (tokens[:, 1:].size * self.world_size))
         rows = micro_batch_rows(self.s, len(tokens))
         total = None
@@ -354,7 +357,7 @@ class MlxTrainer:
             if len(tokens) > rows:
                 mx.eval(total)  # or all micro-batches would be held at once
         loss, grads = total
-        if self.world_size > 1:
+        if self.world_size > 1 and not alone:
             # one message: on a network each one costs a round trip
             parts = [loss, *grads.values()]
             flat = mx.distributed.all_sum(mx.concatenate([part.reshape(-1) for part in parts]), group=self.world)
@@ -362,6 +365,10 @@ class MlxTrainer:
             loss, *summed = (part.reshape(like.shape) for part, like in zip(mx.split(flat, ends[:-1]), parts))
             grads = dict(zip(grads, summed))
         return loss, grads
+
+    def finite_alone(self, tokens):
+        loss, grads = self.backward(tokens, alone=True)
+        return all(mx.isfinite(x).all().item() for x in [loss, *grads.values()])
 
     # what else a run asks for ------------------------------------------------------
 
@@ -425,6 +432,13 @@ class MlxTrainer:
             mx.eval(x @ x)
             best = min(best, time.perf_counter() - start)
         return 2 * n**3 / best
+
+    def memory(self):
+        """Bytes that Metal recommends as the limit, or that the machine has, and that training will take, roughly."""
+        rows = micro_batch_rows(self.s, rank_rows(self.s, self.rank, self.world_size)[1])
+        on_gpu = mx.default_device() == mx.gpu
+        have = mx.device_info().get("max_recommended_working_set_size", host_memory()) if on_gpu else host_memory()
+        return have, training_bytes(self.s, rows, self.dtype.size, not on_gpu)
 
     def describe(self):
         on_gpu = mx.default_device() == mx.gpu

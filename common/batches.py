@@ -9,6 +9,7 @@ import bisect
 import numpy as np
 
 from common.settings import UserError
+from common.shards import check_unchanged
 
 
 class TokenStream:
@@ -24,6 +25,7 @@ class TokenStream:
         while count:
             start %= self.length
             index = bisect.bisect_right(self.ends, start)
+            check_unchanged(self.shards[index], start - self.ends[index] + len(self.shards[index]))
             parts.append(self.shards[index][start - self.ends[index]:][:count])  # counted from the shard's end
             start += len(parts[-1])
             count -= len(parts[-1])

@@ -9,8 +9,9 @@ from common.settings import UserError
 from common.shards import check_ids, find_shards, open_shard
 from common.tokenizer import load_tokenizer
 
-# val_tokens: how many are read in validation; partial: empty, or the label of a validation that is not in full
-Data = namedtuple("Data", "train val val_tokens partial tokenizer tokenizer_path tokenizer_sha256 manifest_sha256")
+# val_tokens: how many are read in validation; partial: empty, or the label of a validation that is not in full;
+# sha256: of length, start and end of every shard and of the manifest
+Data = namedtuple("Data", "train val val_tokens partial tokenizer tokenizer_path tokenizer_sha256 manifest_sha256 sha256")
 
 
 def open_data(settings):
@@ -21,9 +22,13 @@ def open_data(settings):
     if file.is_file():
         manifest = file.read_bytes()
         try:
-            named, promised = (str(json.loads(manifest)["tokenizer"][key]) for key in ("file", "sha256"))
-        except (ValueError, KeyError, TypeError, RecursionError):
+            found = json.loads(manifest)
+            named, promised = (str(found["tokenizer"][key]) for key in ("file", "sha256"))
+            listed = [str(shard["file"]) for split in found.get("splits", {}).values() for shard in split["shards"]]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise UserError(f"{file} is no data manifest: make the data again") from None
+        if missing := [name for name in listed if not (folder / name).is_file()]:
+            raise UserError(f"{folder / missing[0]} is missing ({len(missing)} of {len(listed)} shards that {file.name} names): get the data again")
     path = settings.tokenizer_path or (named if named in ("", "bytes") else str(folder / named))
     if not path:
         raise UserError(f"DATA_PATH={folder} has no manifest.json: set TOKENIZER_PATH to the tokenizer of its shards")
@@ -36,10 +41,14 @@ def open_data(settings):
         raise UserError(f"VOCAB_SIZE={settings.vocab_size}, but tokenizer {path} has {tokenizer.vocab_size} ids: leave VOCAB_SIZE unset")
     for shard in val:
         check_ids(shard, tokenizer.vocab_size, shard.filename)
+    whole = hashlib.sha256(manifest)
+    for shard in [*train, *val]:
+        whole.update(b"%d" % len(shard) + shard[:4096].tobytes() + shard[-4096:].tobytes())
     train, val = TokenStream(train), TokenStream(val)
     if val.length <= settings.train_seq_len:
         raise UserError(f"validation in {folder} has {val.length} tokens, too few for one row and its target: "
                         f"TRAIN_SEQ_LEN={settings.train_seq_len} must be less")
     count = min(settings.val_tokens_limit or val.length, val.length)
     partial = f" partial:{count}/{val.length}" if count < val.length else ""
-    return Data(train, val, count, partial, tokenizer, path, digest, hashlib.sha256(manifest).hexdigest() if manifest else "none")
+    named = hashlib.sha256(manifest).hexdigest() if manifest else "none"
+    return Data(train, val, count, partial, tokenizer, path, digest, named, whole.hexdigest())

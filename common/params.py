@@ -95,3 +95,11 @@ def flops_per_token(s):
     (the accounting of PaLM, appendix B, with its 12 halved)."""
     matrices = sum(math.prod(p.shape) for p in param_table(s).values() if p.group == "matrix")
     return 6 * (matrices + s.model_dim * (s.vocab_size + s.num_layers * s.train_seq_len))
+
+
+def training_bytes(s, rows, itemsize, plain_attention=False):
+    """Bytes of the device that training takes, roughly: weights, gradients, two moments and a copy while updating for each parameter, and
+    what the backward pass keeps of one micro-batch of `rows` rows in a dtype of `itemsize` bytes. Plain attention keeps all scores."""
+    width = 8 if itemsize == 8 else 4
+    kept = s.num_layers * (s.model_dim * (12 + 3 * s.mlp_mult) * itemsize + plain_attention * s.num_heads * s.train_seq_len * (2 * width + itemsize))
+    return 5 * width * count_params(s) + rows * s.train_seq_len * (kept + 3 * width * s.vocab_size)

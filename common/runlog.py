@@ -30,7 +30,12 @@ LOG_LINES = {
     "final": "final_int8_zlib_roundtrip val_loss:{val_loss:.4f} val_bpb:{val_bpb:.4f} eval_time:{ms:.0f}ms{partial:*}",
     "final_exact": "final_int8_zlib_roundtrip_exact val_loss:{val_loss:.8f} val_bpb:{val_bpb:.8f}{partial:*}",
     "scored": "scored: tokens:{tokens:d} bytes:{bytes:d}{partial:*}",
-    "status": "status={status:s} reason={reason:*}",
+    "resume": "resume: step:{step:d} train_time:{ms:.0f}ms folder:{path:*}",
+    "checkpoint": "checkpoint: step:{step:d} bytes:{bytes:d} write_time:{seconds:.2f}s",
+    "checkpoint_failed": "checkpoint_failed: step:{step:d} reason:{reason:*}",
+    "checkpoint_damaged": "checkpoint_damaged: {reason:*}",
+    "preflight": "preflight: disk_free:{free:d}MiB disk_need:{need:d}MiB memory:{memory:d}MiB memory_need:{memory_need:d}MiB",
+    "status": "status={status:s} reason={reason:*} hint={hint:*}",
 }
 _FIELD = re.compile(r"\{(\w+):([^}]+)\}")
 

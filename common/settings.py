@@ -3,6 +3,7 @@
 A setting comes from its flag (--train-seq-len 512), else from the environment (TRAIN_SEQ_LEN=512), else from its default.
 Nothing is read at import. All problems are reported together.
 """
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -12,7 +13,19 @@ class UserError(Exception):
     """Something the person who runs the program can mend: the message names the value and the remedy. Exit code 2, no traceback.
     status: what status.json says of a run that ends so."""
 
-    status = "failed"
+    def __init__(self, message, status="failed"):
+        super().__init__(message)
+        self.status = status
+
+
+@contextlib.contextmanager
+def failing_as(status):
+    """A UserError inside means this status."""
+    try:
+        yield
+    except UserError as error:
+        error.status = status
+        raise
 
 
 def setting(default, meaning, low=None, high=None, choices=None):
@@ -72,6 +85,10 @@ class Settings(ModelSettings):
     val_loss_every: int = setting(1000, "steps between validations; 0: only at the end", 0, 10**9)
     val_tokens_limit: int = setting(0, "tokens of a partial validation; 0: all", 0, 2**40)
     train_log_every: int = setting(200, "steps between log lines after the first ten", 1, 10**9)
+    # what may go wrong
+    resume: str = setting("", "run folder to continue, or auto: the newest that is not finished, if any")
+    checkpoint_every: str = setting("60s", "steps (500) or seconds (60s) between checkpoints; 0: only when interrupted and at the end")
+    rank_timeout: float = setting(60.0, "seconds, or ten steps, after which a rank that makes no step hangs", 0.1, 1e6)
     # device
     compute_dtype: str = setting("auto", "dtype of the matrix products; float64: reference mode, on the CPU",
                                  choices=("auto", "float32", "bfloat16", "float64"))
@@ -107,6 +124,8 @@ def setting_conflicts(s):
         wrong.append("VAL_TOKENS_LIMIT=1 leaves nothing to score: use 0 (all) or more")
     if not re.fullmatch(r"(?!\.)[\w.-]{0,60}", s.run_id):
         wrong.append(f"RUN_ID={s.run_id} must be a plain folder name: at most 60 letters, digits, _ - .")
+    if not re.fullmatch(r"\d{1,9}|\d{1,9}(\.\d{1,9})?s", s.checkpoint_every):
+        wrong.append(f"CHECKPOINT_EVERY={s.checkpoint_every} is neither steps (500) nor seconds (60s)")
     if s.compute_dtype == "float64" and s.device == "gpu":
         wrong.append("COMPUTE_DTYPE=float64 runs on the CPU: use DEVICE=cpu or auto")
     return wrong

@@ -50,9 +50,28 @@ def open_shard(path):
         if size != whole:
             raise UserError(f"{path}: the header says {count} tokens = {whole} bytes, the file has {size}: "
                             f"{'truncated' if size < whole else 'too long'}; make or fetch it again")
-        return np.memmap(path, "<u2", "r", SHARD_HEADER_BYTES, (count,))
+        shard = np.memmap(path, "<u2", "r", SHARD_HEADER_BYTES, (count,))
+        shard.stamp = _stamp(path)
+        return shard
     except (OSError, ValueError) as error:  # ValueError: the file shrank meanwhile
         raise UserError(f"{path}: cannot be read as a shard: {error}") from error
+
+
+def check_unchanged(shard, first):
+    """UserError: the file of a shard from open_shard was changed since, as is seen before token `first` is read. To read past the
+    end of a file that was cut would kill the process."""
+    stamp = getattr(shard, "stamp", None)
+    if stamp and _stamp(shard.filename) != stamp:
+        raise UserError(f"{shard.filename}: changed while it is used, seen at token {first} (byte {SHARD_HEADER_BYTES + 2 * first}): "
+                        "let the data be, and start again", "bad_data")
+
+
+def _stamp(path):
+    try:
+        status = os.stat(path)
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    except OSError:
+        return None
 
 
 def find_shards(data_path, split):

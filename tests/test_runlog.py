@@ -39,8 +39,8 @@ def test_a_line_parses_to_what_was_written(kind, data):
 
 
 def test_every_line_of_a_run_is_one_line():
-    line = log_line("status", status="failed", reason="one\ntwo\r\nthree\u2028four")
-    assert line == "status=failed reason=one two three four"
+    line = log_line("status", status="failed", reason="one\ntwo\r\nthree\u2028four", hint="")
+    assert line == "status=failed reason=one two three four hint="
     assert log_line("final", val_loss=2.0, val_bpb=1.0, ms=3.4, partial="").endswith("eval_time:3ms")
 
 
@@ -94,6 +94,6 @@ def test_long_lines_are_no_trouble(piece):
 
 
 def test_parse_log_keeps_the_known_lines_in_order():
-    text = "import torch\nCode size: 1 bytes\r\n\nnoise\nstatus=finished reason=\nCode size: 2 bytes"
-    assert parse_log(text) == [("code_size", {"bytes": 1}), ("status", {"status": "finished", "reason": ""}),
+    text = "import torch\nCode size: 1 bytes\r\n\nnoise\nstatus=finished reason= hint=\nCode size: 2 bytes"
+    assert parse_log(text) == [("code_size", {"bytes": 1}), ("status", {"status": "finished", "reason": "", "hint": ""}),
                                ("code_size", {"bytes": 2})]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import common.loop
 import common.run
 from common.artifact import decode_model
 from common.batches import TokenStream, step_rows
@@ -51,7 +52,8 @@ def in_folder(tmp_path, monkeypatch, data_path):
 
     def call(backend, **changes):
         values = TINY | {"data_path": data_path} | changes
-        flags = [f"--{name.replace('_', '-')}={int(value) if isinstance(value, bool) else value}" for name, value in values.items()]
+        flags = ["--preflight"] * bool(values.pop("preflight", False))
+        flags += [f"--{name.replace('_', '-')}={int(value) if isinstance(value, bool) else value}" for name, value in values.items()]
         monkeypatch.setattr(sys, "argv", [BACKENDS[backend], *flags])
         return main(trainer_class(backend), ROOT / BACKENDS[backend])
 
@@ -84,7 +86,8 @@ def test_a_run_learns_and_accounts_for_itself(backend, tmp_path, data_path):
     assert lines["total"][0]["bytes"] == len(code) + len(model)
     assert lines["code"][0]["sha256"] == hashlib.sha256(code).hexdigest() and lines["model"][0]["sha256"] == hashlib.sha256(model).hexdigest()
     assert lines["scored"] == [{"tokens": 1499, "bytes": 1499, "partial": ""}]
-    assert json.loads((path / "status.json").read_text()) == {"reason": "all steps were made", "status": "finished", "step": 60}
+    assert json.loads((path / "status.json").read_text()) == {
+        "status": "finished", "reason": "all steps were made", "hint": "", "step": 60}
     assert json.loads((path / "settings.json").read_text())["backend"] == backend
     assert f"{final['val_bpb']:.4f}" in done.stdout.splitlines()[-3]  # the summary for people
     # the score is that of the written file
@@ -111,9 +114,9 @@ def test_twice_and_from_the_bundle_the_same_bytes(backend, tmp_path, data_path):
     first, second, bundled = (train_alone(backend, tmp_path / name, data_path, script) for name, script in
                               (("first", None), ("second", None), ("bundled", alone)))
     assert first[1] == second[1] == bundled[1]
-    timed = {"run", "command", "warmup", "params", "memory", "throughput", "final"}
-    exact = [[(kind, {k: v for k, v in values.items() if k not in ("ms", "avg", "rate")}) for kind, found in lines.items() if kind not in timed
-              for values in found] for lines, *_ in (first, bundled)]
+    timed = {"run", "preflight", "checkpoint", "command", "warmup", "params", "memory", "throughput", "final"}
+    exact = [[(kind, {k: v for k, v in values.items() if k not in ("ms", "avg", "rate", "seconds")})
+              for kind, found in lines.items() if kind not in timed for values in found] for lines, *_ in (first, bundled)]
     assert exact[0] == exact[1]
 
 
@@ -187,13 +190,10 @@ class Clock:
     def perf_counter(self):
         return float(next(self.seconds))
 
-    def strftime(self, form):
-        return "now"
-
 
 def test_the_cap_is_kept_and_validation_is_not_training(backend, in_folder, monkeypatch, tmp_path, data_path):
-    monkeypatch.setattr(common.run, "time", Clock())
-    assert in_folder(backend, max_wallclock_seconds=8, val_loss_every=2, iterations=1000) == 0
+    monkeypatch.setattr(common.loop, "time", Clock())
+    assert in_folder(backend, run_id="now", max_wallclock_seconds=8, val_loss_every=2, iterations=1000) == 0
     lines, _ = trained(tmp_path)
     [stop] = lines["stop"]
     # training ends before the cap, with less than two steps to spare (a step takes 1.5 s by this clock, and so may one more)
@@ -223,6 +223,25 @@ def cut_shard(folder):
     path.write_bytes(path.read_bytes()[:-10])
 
 
+def rewrite(folder, number, value):
+    """One of the header's three numbers: magic, version, count."""
+    path = folder / "text_train_000001.bin"
+    data = bytearray(path.read_bytes())
+    data[4 * number:4 * number + 4] = value.to_bytes(4, "little", signed=True)
+    path.write_bytes(data)
+
+
+def damaged(number, value):
+    return lambda folder: rewrite(folder, number, value)
+
+
+def cut_to(size):
+    def cut(folder):
+        path = folder / "text_train_000001.bin"
+        path.write_bytes(path.read_bytes()[:size])
+    return cut
+
+
 def foreign_shard(folder):
     (folder / "text_val_000000.bin").write_bytes(b"PK\3\4" + bytes(4000))
 
@@ -243,6 +262,13 @@ def broken_manifest(folder):
     (folder / "manifest.json").write_text("{")
 
 
+def lost_shard(folder):
+    shards = [{"file": path.name} for path in sorted(folder.glob("*_train_*.bin"))]
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"splits": {"train": {"shards": shards}}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "text_train_000000.bin").unlink()
+
+
 def no_manifest(folder):
     (folder / "manifest.json").unlink()
 
@@ -256,16 +282,23 @@ def no_shards(folder):
     (cut_shard, ["text_train_000001.bin", "truncated"]), (foreign_shard, ["text_val_000000.bin", "magic"]),
     (high_id, ["text_train_000000.bin", "token 100", "260"]), (short_validation, ["32 tokens", "TRAIN_SEQ_LEN=32"]),
     (other_tokenizer, ["not the one", "TOKENIZER_PATH"]), (broken_manifest, ["manifest.json"]), (no_manifest, ["set TOKENIZER_PATH"]),
-    (no_shards, ["python -m common.data pydoc", "python -m common.data fineweb"])])
+    (no_shards, ["python -m common.data pydoc", "python -m common.data fineweb"]),
+    (lost_shard, ["text_train_000000.bin is missing", "1 of 2 shards"]),
+    (cut_to(500), ["text_train_000001.bin", "500 bytes"]), (cut_to(-1), ["truncated"]), (damaged(0, 7), ["magic 7"]),
+    (damaged(1, 2), ["version 2"]), (damaged(2, -5), ["-5 tokens"]), (damaged(2, 0), ["0 tokens"]), (damaged(2, 5001), ["truncated"]),
+    (damaged(2, 4999), ["too long"])])
 def test_bad_data_is_named(damage, says, backend, in_folder, capsys, tmp_path, data_path):
     folder = copy_data(data_path, tmp_path)
     damage(folder)
     assert in_folder(backend, data_path=folder) == 2
-    check_message(capsys, says)
+    check_message(capsys, says, "bad_data")
 
 
-def check_message(capsys, says):
-    text = capsys.readouterr().err
+def check_message(capsys, says, status=None):
+    seen = capsys.readouterr()
+    text = seen.err
+    [last] = [values for kind, values in parse_log(seen.out) if kind == "status"]
+    assert status in (None, last["status"])
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "Traceback" not in text
     assert [word for word in says if word not in text] == []
@@ -281,6 +314,15 @@ def check_message(capsys, says):
 def test_bad_settings_are_named_before_anything_is_written(changes, says, backend, in_folder, capsys, tmp_path):
     assert in_folder(backend, **changes) == 2
     check_message(capsys, says)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"matrix_lr": "fast"}, ["MATRIX_LR=fast"]), ({"checkpoint_every": "often"}, ["CHECKPOINT_EVERY=often", "60s"]),
+    ({"resume": "runs/none"}, ["RESUME=runs/none", "auto"])])
+def test_bad_settings_have_that_status(changes, says, backend, in_folder, capsys, tmp_path):
+    assert in_folder(backend, **changes) == 2
+    check_message(capsys, says, "bad_settings")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -316,6 +358,28 @@ def test_a_loss_that_is_not_finite_stops_the_run(backend, in_folder, capsys, mon
     [path] = (tmp_path / "runs").iterdir()
     assert json.loads((path / "status.json").read_text())["status"] == "nonfinite"
     assert not (path / "model.int8.zlib").exists() and "final" not in (path / "train.log").read_text()
+
+
+def test_preflight_says_what_a_run_would_meet_and_writes_nothing(backend, in_folder, capsys, tmp_path, data_path):
+    assert in_folder(backend, preflight=True, max_wallclock_seconds=50, iterations=10**9) == 0
+    text = capsys.readouterr().out
+    names = [line.split()[0] for line in text.splitlines()]
+    assert names == ["settings", "device", "model", "data", "folder", "memory", "step", "run", "artifact", "keeps", "all"]
+    assert "12,000 tokens for training, 1,500 for validation" in text and "VOCAB_SIZE=260" in text and "cap: 50 s" in text
+    code = len(bundle(ROOT / BACKENDS[backend]))
+    assert f"code {code:,} of 16,000,000" in text and list(tmp_path.iterdir()) == []
+    assert in_folder(backend, preflight=True, vocab_size=300) == 2
+    check_message(capsys, ["VOCAB_SIZE=300", "260 ids"], "bad_data")
+    (tmp_path / "runs" / "r").mkdir(parents=True)
+    assert in_folder(backend, preflight=True, run_id="r") == 2
+    check_message(capsys, ["runs/r is there already"])
+
+
+def test_the_forecast_of_the_artifact_is_that_of_the_published_baseline():
+    """15,815,847 bytes (model of the naive baseline, 8xH100): its weights spread as normal ones do."""
+    from common.preflight import artifact_bytes
+    from common.settings import Settings
+    assert abs(artifact_bytes(Settings()) - 15_815_847) < 50_000
 
 
 def test_an_interrupt_is_told_without_a_traceback(backend, in_folder, capsys, monkeypatch, tmp_path):

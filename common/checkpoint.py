@@ -1,0 +1,154 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped. A batch is a pure function of the step, so that is the
+weights, the optimizer's state, the step and the training time spent.
+
+Format 1. A file step-00000120.checkpoint is a safetensors file, followed by the SHA-256 of its bytes (32 bytes). The tensors are
+those of Trainer.weights() and Trainer.optimizer_state(), float32 or float64, wider ones first, then by name. The header has one metadata
+key, "parity_golf": JSON with sorted keys, {"format": 1, "step": 120, "elapsed": seconds, "identity": {...}}. The identity is what must
+be the same for a run to go on: the settings that what is learned depends on, and digests of code, data and tokenizer.
+A file appears under its name when all of it is on the disk (folder.write_file); the two newest are kept. The reader takes a file
+from anyone: nothing is executed, memory is bounded by the size that the settings imply, and a file with one wrong bit is not used.
+"""
+import hashlib
+import json
+import math
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import safetensors.numpy
+
+from common.folder import write_file
+from common.params import check_tensors
+from common.settings import UserError
+
+CHECKPOINT_FORMAT = 1
+HEADER_LIMIT = 1 << 20  # bytes
+FREE = ("data_path tokenizer_path run_id micro_batch_tokens warmup_steps val_loss_every val_tokens_limit train_log_every resume "
+        "checkpoint_every rank_timeout compile device")  # settings that may change: data and tokenizer are known by their bytes
+
+
+def run_identity(settings, data, code):
+    """dict of what a run must have in common with the checkpoint it goes on from."""
+    return {name.upper(): value for name, value in vars(settings).items() if name not in FREE.split()} | {
+        "code": hashlib.sha256(code).hexdigest(), "data": data.sha256, "tokenizer": data.tokenizer_sha256}
+
+
+def write_checkpoint(folder, step, elapsed, identity, arrays):
+    """Path of the new file in a folder; older ones but one are removed. The library would hold the interpreter while it copies all
+    arrays; writing and hashing one after the other lets a training thread run. Raises OSError."""
+    meta = json.dumps({"format": CHECKPOINT_FORMAT, "step": step, "elapsed": elapsed, "identity": identity}, sort_keys=True)
+    header, parts, end = {"__metadata__": {"parity_golf": meta}}, [], 0
+    for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):
+        array = arrays[name]
+        parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        header[name] = {"dtype": f"F{8 * array.itemsize}", "shape": array.shape, "data_offsets": (end, end := end + array.nbytes)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    parts = [len(text).to_bytes(8, "little"), text, *parts]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    path = write_file(folder / f"step-{step:08}.checkpoint", *parts, digest.digest())
+    for old in checkpoints(folder)[2:]:
+        old.unlink()
+    return path
+
+
+def checkpoints(folder):
+    """Paths, newest first."""
+    return sorted(folder.glob("step-*.checkpoint"), reverse=True)
+
+
+def decode_checkpoint(file, identity, expected):
+    """(step, elapsed, arrays) of an open binary file; expected: name -> (shape, dtype as text). Raises ValueError where the file is
+    not whole, UserError where it is of another run."""
+    size = file.seek(0, os.SEEK_END) - 32
+    file.seek(0)
+    digest, left = hashlib.sha256(), size
+    while left > 0 and (part := file.read(min(left, 1 << 24))):
+        digest.update(part)
+        left -= len(part)
+    if left or file.read() != digest.digest():
+        raise ValueError("is damaged or cut short")
+    file.seek(0)
+    try:
+        head = file.read(min(int.from_bytes(file.read(8), "little"), HEADER_LIMIT))
+        meta = json.loads(json.loads(head)["__metadata__"]["parity_golf"])
+        found, step, elapsed, theirs = (meta[key] for key in ("format", "step", "elapsed", "identity"))
+    except (LookupError, TypeError, ValueError, RecursionError):
+        raise ValueError("has no readable header") from None
+    if found != CHECKPOINT_FORMAT:
+        raise ValueError(f"is of format {found}, this program reads {CHECKPOINT_FORMAT}")
+    if not (type(step) is int and 0 <= step < 2**31 and type(elapsed) is float and 0 <= elapsed < math.inf and isinstance(theirs, dict)):
+        raise ValueError("has no step, time or identity")
+    wrong = [f"{key} is {identity.get(key)!s:.40}, there {theirs.get(key)!s:.40}" for key in sorted(identity | theirs)
+             if identity.get(key) != theirs.get(key)]
+    if wrong:
+        raise UserError(f"it is a checkpoint of another run: {'; '.join(wrong)}: use the settings and data of that run, and the code in its "
+                        "folder", "bad_settings")
+    if size > HEADER_LIMIT + sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in expected.values()):
+        raise ValueError("is larger than its settings allow")
+    file.seek(0)
+    try:
+        arrays = safetensors.numpy.load(file.read(size))
+    except (LookupError, ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"is no safetensors file ({error})") from None
+    check_tensors(expected, {name: (array.shape, str(array.dtype)) for name, array in arrays.items()})
+    return step, elapsed, arrays
+
+
+def read_checkpoint(folder, identity, expected, warn):
+    """(step, elapsed, arrays, paths that are damaged) of the newest file in a folder that is whole; warn(text) tells of the others.
+    Without any, it is step 0 and nothing. Raises UserError where none is whole, or it is of another run."""
+    damaged = []
+    if not checkpoints(folder):
+        return 0, 0.0, {}, damaged
+    for path in checkpoints(folder):
+        try:
+            with open(path, "rb") as file:
+                return *decode_checkpoint(file, identity, expected), damaged
+        except UserError as error:
+            raise UserError(f"{path}: {error}", error.status) from None
+        except (OSError, ValueError) as error:
+            damaged.append(path)
+            warn(f"{path} {error}")
+    raise UserError(f"{folder} has no checkpoint that can be used: start a new run")
+
+
+class Saver:
+    """Writes checkpoints of a run while it trains on: due() says when, save() copies the state. One write at a
+    time; a write that fails, on a full disk say, is told by log and leaves training and earlier checkpoints as they are."""
+
+    def __init__(self, folder, identity, every, log, step=0, elapsed=0.0, damaged=()):
+        self.folder, self.identity, self.log, self.damaged = folder, identity, log, damaged
+        self.number, self.by_time = float(every.removesuffix("s")), every.endswith("s")
+        self.saved, self.last, self.pending = step or -1, elapsed if self.by_time else step, None
+        self.thread = ThreadPoolExecutor(1)
+
+    def due(self, step, elapsed):
+        self.collect(False)
+        return 0 < self.number <= (elapsed if self.by_time else step) - self.last and not self.pending
+
+    def save(self, step, elapsed, trainer):
+        if step != self.saved:
+            self.collect()
+            self.saved, self.last = step, elapsed if self.by_time else step
+            self.pending = self.thread.submit(self.write, step, elapsed, trainer.weights() | trainer.optimizer_state())
+
+    def write(self, step, elapsed, arrays):
+        start = time.perf_counter()
+        for path in self.damaged:
+            path.replace(path.with_suffix(".damaged"))
+        self.damaged = ()
+        path = write_checkpoint(self.folder, step, elapsed, self.identity, arrays)
+        return {"step": step, "bytes": path.stat().st_size, "seconds": time.perf_counter() - start}
+
+    def collect(self, wait=True):
+        """Tells how a write ended, if it did or is waited for."""
+        if self.pending and (wait or self.pending.done()):
+            try:
+                self.log("checkpoint", **self.pending.result())
+            except Exception as error:
+                self.log("checkpoint_failed", step=self.saved, reason=f"{error}: training goes on")
+            self.pending = None

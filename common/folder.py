@@ -1,0 +1,138 @@
+"""A run's folder, runs/RUN_ID: train.log, the bundled trainer, settings.json, status.json, checkpoints until the run is finished, and
+at the end model.int8.zlib. Files are written so that they are whole or as they were. A lock on the log keeps a second run out."""
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common.params import count_params
+from common.runlog import log_line
+from common.settings import UserError
+
+
+def write_file(path, *parts):
+    """Buffers to one file, which is complete or as it was: temporary file, fsync, rename, fsync of the folder. Returns its path."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return path
+
+
+def write_json(path, values):
+    return write_file(path, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path):
+    """dict in a file that may be anything; empty where it is missing or no JSON object."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def end_run(path, status, reason, hint, step):
+    """The last line of train.log, and status.json: what became of a run, why, and how to go on. Any process can write them."""
+    line = log_line("status", status=status, reason=reason, hint=hint)
+    (path / ".reserve").unlink(missing_ok=True)  # room for these words on a full disk
+    for write in (lambda: append(path / "train.log", line),
+                  lambda: write_json(path / "status.json", {"status": status, "reason": reason, "hint": hint, "step": step})):
+        with contextlib.suppress(OSError):  # on a full disk the one may succeed and the other not
+            write()
+    return line
+
+
+def append(path, line):
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def resume_folder(resume, run_id):
+    """The folder that RESUME names, as text. For auto it is runs/RUN_ID or, without one, the newest with a checkpoint that is not
+    finished; empty: there is none. Raises UserError."""
+    paths = [Path(resume)] if resume != "auto" else [Path("runs", run_id)] if run_id else sorted(
+        Path("runs").glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in paths:
+        status = read_json(path / "status.json").get("status")
+        if resume != "auto":
+            if not status:
+                raise UserError(f"RESUME={path} is no folder of a run: name one, runs/..., or use RESUME=auto")
+            if status in ("finished", "capped"):
+                raise UserError(f"RESUME={path} has ended ({status}): there is nothing to continue")
+        if status and status not in ("finished", "capped") and (resume != "auto" or run_id or [*path.glob("*.checkpoint")]):
+            return str(path)
+    return ""
+
+
+def stored_settings(folder):
+    """dict NAME -> text of the settings of a run."""
+    return {name.upper(): str(value) for name, value in read_json(Path(folder, "settings.json")).items()} if folder else {}
+
+
+class RunFolder:
+    """Rank 0's hold on the folder. Raises UserError where it is taken, in use, unwritable, or the disk too full for the run."""
+
+    def __init__(self, path, settings):
+        free, need = disk_free(), disk_need(settings)
+        if free < need:
+            raise UserError(f"{os.getcwd()} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some space", "disk_full")
+        self.path = path
+        try:
+            if not settings.resume:
+                path.mkdir(parents=True)
+            self.file = open(path / "train.log", "a+b", buffering=0)  # noqa: SIM115
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in path.glob(".*.tmp"):  # of a process that was killed while it wrote
+                left.unlink()
+            write_file(path / ".reserve", os.urandom(1 << 14))
+            write_json(path / "status.json", {"status": "running", "reason": ""})
+        except FileExistsError:
+            raise UserError(f"{path} is there already: choose another RUN_ID, remove it, or continue it with --resume {path}") from None
+        except BlockingIOError:
+            raise UserError(f"{path} is in use by another run: wait for its end, or stop it") from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}: start in a folder that is yours, on a disk with room") from error
+        if self.file.tell() and os.pread(self.file.fileno(), 1, self.file.tell() - 1) != b"\n":  # killed within a line
+            self.file.write(b"\n")
+
+    def log(self, kind, **values):
+        line = log_line(kind, **values)
+        for write in (lambda: self.file.write(f"{line}\n".encode()), lambda: tqdm.write(line)):
+            with contextlib.suppress(OSError):  # a full disk does not end the training
+                write()
+
+    def end(self, status, reason, hint, step):
+        tqdm.write(end_run(self.path, status, reason, hint, step))
+        self.file.close()
+
+
+def checkpoints_bytes(settings):
+    """Bytes of one checkpoint, at most: the weights and two moments."""
+    return count_params(settings) * (24 if settings.compute_dtype == "float64" else 12)
+
+
+def disk_need(settings):
+    """Bytes a run may write: three checkpoints (two are kept, one is being written), the model file, and the rest."""
+    return 3 * checkpoints_bytes(settings) + 2 * count_params(settings) + (64 << 20)
+
+
+def disk_free():
+    return shutil.disk_usage(".").free

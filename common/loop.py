@@ -1,0 +1,126 @@
+"""The training loop: warm-up, clock, cap, validation, checkpoints, and the stop that all ranks make together. Backend-free."""
+import math
+import sys
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from common.batches import rank_rows, step_rows
+from common.bpb import evaluate
+from common.params import flops_per_token
+from common.schedule import lr_scale, muon_momentum, run_progress
+from common.settings import UserError, failing_as
+from common.shards import check_ids
+
+
+class Agreed(UserError):
+    """Raised on every rank at the same place."""
+
+
+def batch_of(trainer, settings, data, step):
+    with failing_as("bad_data"):
+        tokens = step_rows(data.train, settings, step, trainer.rank, trainer.world_size)
+        if tokens.max() >= settings.vocab_size:
+            for shard in data.train.shards:  # names the file and the place
+                check_ids(shard, settings.vocab_size, shard.filename)
+    return tokens
+
+
+def warm_up(trainer, settings, data):
+    """Compiles what the run will use. Leaves no trace in weights, optimizer, data position or clock."""
+    if settings.warmup_steps:
+        weights, state = trainer.weights(), trainer.optimizer_state()
+        tokens = batch_of(trainer, settings, data, 0)
+        for _ in range(settings.warmup_steps):
+            trainer.train_step(tokens, 1.0, settings.muon_momentum)
+        trainer.load_weights(weights)
+        trainer.load_optimizer_state(state)
+    trainer.wait()
+
+
+def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed=0.0):
+    """("finished" or "capped", summary text). Validation time is not training time; rank 0's clock is everybody's."""
+    first, cap = step, settings.max_wallclock_seconds or math.inf
+    bar = tqdm(total=1.0, disable=trainer.rank > 0 or not sys.stderr.isatty(), leave=False,
+               bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
+    shown, clock = -math.inf, time.perf_counter()
+    while True:
+        next_end = elapsed + (2 + trainer.steps_ahead) * elapsed / max(step, 1)  # one step to spare
+        last = step == settings.iterations or next_end > cap
+        if last or (settings.val_loss_every and step % settings.val_loss_every == 0):
+            trainer.wait()
+            elapsed, _ = agree(trainer, elapsed + time.perf_counter() - clock)
+            watch.mark(step, 0, math.inf)
+            interrupt.waits = False
+            try:
+                if last and saver:
+                    saver.save(step, elapsed, trainer)
+                if interrupt.asked:
+                    raise KeyboardInterrupt
+                val_loss, val_bpb, _, _ = evaluate(trainer, settings, data.val, data.tokenizer, data.val_tokens)
+            except KeyboardInterrupt:
+                if saver:
+                    saver.save(step, elapsed, trainer)
+                raise
+            log("val", step=step, iterations=settings.iterations, val_loss=val_loss, val_bpb=val_bpb, ms=1e3 * elapsed,
+                avg=1e3 * elapsed / max(step, 1), partial=data.partial)
+            clock = time.perf_counter()
+        if last:
+            break
+        interrupt.waits = True
+        limit = max(settings.rank_timeout, 10 * elapsed / step) if step > first else 600.0  # the first step may compile
+        watch.mark(step, 0, limit)
+        scale = lr_scale(settings, run_progress(settings, step, elapsed))
+        tokens = batch_of(trainer, settings, data, step)
+        watch.mark(step, 1, limit)
+        value = float(trainer.train_step(tokens, scale, muon_momentum(settings, step)))
+        if not math.isfinite(value):
+            raise Agreed(nonfinite_reason(trainer, settings, tokens, step, value), "nonfinite")
+        watch.steps = step = step + 1
+        now = time.perf_counter()
+        (elapsed, stop), clock = agree(trainer, elapsed + now - clock, interrupt.asked > 0), now
+        if saver and (stop or saver.due(step, elapsed)):
+            saver.save(step, elapsed, trainer)
+        if stop:
+            raise Agreed(f"interrupted by a signal after step {step}", "interrupted")
+        logged = step <= 10 or step % settings.train_log_every == 0
+        if logged or (not bar.disable and elapsed - shown > 0.5):
+            shown, rate = elapsed, step * settings.train_batch_tokens / elapsed
+            bar.n = run_progress(settings, step, elapsed)
+            bar.set_postfix_str(f" step {step} loss {value:.3f} {rate:,.0f} tok/s")
+            if logged:
+                log("step", step=step, iterations=settings.iterations, train_loss=value, ms=1e3 * elapsed, avg=1e3 * elapsed / step,
+                    rate=rate)
+    bar.close()
+    status = "finished" if step == settings.iterations else "capped"
+    if status == "capped":
+        log("stop", ms=1e3 * elapsed, step=step, iterations=settings.iterations)
+    log("memory", mib=int(trainer.all_sum(np.array([float(trainer.peak_memory())]))[0] / trainer.world_size) >> 20)
+    rate = step * settings.train_batch_tokens / elapsed if step else 0.0
+    flops, peak = rate * flops_per_token(settings), trainer.matmul_flops() * trainer.world_size
+    log("throughput", rate=rate, flops=flops / 1e9, share=100 * flops / peak, peak=peak / 1e9)
+    return status, (f"  trained   {step:,} steps, {step * settings.train_batch_tokens:,} tokens in {elapsed:.1f} s, {rate:,.0f} tokens/s\n"
+                    f"  before    val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}\n")
+
+
+def agree(trainer, seconds=0.0, failed=False):
+    """(rank 0's seconds, whether any rank says True) on every rank: rates, the cap and a stop must not differ by rank."""
+    if trainer.world_size == 1:
+        return seconds, failed
+    total = trainer.all_sum(np.array([seconds if trainer.rank == 0 else 0.0, float(failed)]))
+    return float(total[0]), bool(total[1])
+
+
+def nonfinite_reason(trainer, settings, tokens, step, value):
+    """Names the ranks whose own rows do it, and those rows' place in the train stream; all ranks where only the sum does."""
+    world, alone = trainer.world_size, np.ones(trainer.world_size)
+    if world > 1:
+        alone = trainer.all_sum(np.eye(world)[trainer.rank] * (not trainer.finite_alone(tokens)))
+    places = []
+    for rank in np.flatnonzero(alone).tolist() or range(world):
+        row, rows = rank_rows(settings, rank, world)
+        start = step * settings.train_batch_tokens + row * settings.train_seq_len
+        places.append(f"rank {rank}, tokens {start} to {start + rows * settings.train_seq_len} of the train stream")
+    return (f"the training loss or a gradient is {value} at step {step + 1} ({'; '.join(places)}). Nothing was updated: lower MATRIX_LR, "
+            "TIED_EMBED_LR and SCALAR_LR, or set GRAD_CLIP_NORM=1")

@@ -1,0 +1,98 @@
+"""`python train_gpt.py --preflight`: what a run with these settings would meet, without running it. Writes nothing that stays.
+
+The checks are those that every run makes before step 0: settings, data, tokenizer, folder, disk and memory. The forecast is rougher:
+a step is taken to run at SHARE of the matrix products that this machine is measured to make, and the int8 codes of a trained matrix
+to spread as those of a normal one do.
+"""
+import dataclasses
+import fcntl
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from common.artifact import BUDGET_BYTES
+from common.batches import micro_batch_rows, rank_rows
+from common.bundle import bundle
+from common.dataset import open_data
+from common.folder import checkpoints_bytes, disk_free, disk_need
+from common.params import count_params, flops_per_token, initial_weights, param_table
+from common.quantize import quantize_rows
+from common.settings import UserError, changed_settings, failing_as
+from common.zstream import zlib_encode
+
+SHARE = 0.3  # of the measured matmul peak; the published baseline on 8xH100 and torch on two CPU cores reach 0.2 to 0.4
+
+
+def report(trainer_class, settings, script):
+    """Prints the report. Raises UserError, as the run would."""
+    start = time.perf_counter()
+    with failing_as("bad_data"):
+        data = open_data(settings)
+    settings = dataclasses.replace(settings, vocab_size=data.tokenizer.vocab_size)
+    trainer = trainer_class(settings, initial_weights(settings))
+    path = Path(settings.resume or f"runs/{settings.run_id or '(date and time)'}")
+    if trainer.rank == 0:
+        check_folder(path, settings)
+    step_seconds = settings.train_batch_tokens * flops_per_token(settings) / (SHARE * trainer.matmul_flops() * trainer.world_size)
+    model, code = artifact_bytes(settings), len(bundle(script))
+    if trainer.rank == 0:
+        print("\n".join(f"{name:<10}{text}" for name, text in lines(trainer, settings, data, path, step_seconds, model, code)))
+        print(f"all checks passed in {time.perf_counter() - start:.1f} s; what is marked ~ is an estimate")
+    trainer.close()
+
+
+def check_folder(path, settings):
+    """UserError where the run's folder is taken or in use, or could not be written, or the disk is too full."""
+    if (free := disk_free()) < disk_need(settings):
+        raise UserError(f"{os.getcwd()} has {free >> 20} MiB free, the run may need {disk_need(settings) >> 20} MiB: free some space", "disk_full")
+    if path.exists() and not settings.resume:
+        raise UserError(f"{path} is there already: choose another RUN_ID, remove it, or continue it with --resume {path}")
+    if settings.resume:
+        with open(path / "train.log", "rb") as log:
+            try:
+                fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{path} is in use by another run: wait for its end, or stop it") from None
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not os.access(above, os.W_OK):
+        raise UserError(f"{above} cannot be written: start in a folder that is yours")
+
+
+def lines(trainer, settings, data, path, step_seconds, model, code):
+    """(name, text) of each line of the report."""
+    cap, total = settings.max_wallclock_seconds, model + code
+    steps = min(settings.iterations, int(cap / step_seconds) if cap else settings.iterations)
+    tokens = steps * settings.train_batch_tokens
+    have, need = trainer.memory()
+    rows = rank_rows(settings, 0, trainer.world_size)[1]
+    yield "settings", ", ".join(f"{name.upper()}={value}" for name, value in changed_settings(settings).items()) or "the defaults"
+    yield "device", trainer.describe()
+    yield "model", f"{count_params(settings):,} parameters, {flops_per_token(settings):,} FLOP a token"
+    yield "data", (f"{data.train.length:,} tokens for training, {data.val_tokens:,} for validation{data.partial}; "
+                   f"tokenizer {data.tokenizer_path}, {data.tokenizer.vocab_size} ids")
+    yield "folder", f"{path}/, {disk_free() >> 20:,} MiB free, at most {disk_need(settings) >> 20:,} MiB needed"
+    yield "memory", (f"~{need / 2**30:.1f} GiB of {have / 2**30:.1f} GiB with micro-batches of {micro_batch_rows(settings, rows)} rows"
+                     + (": TOO LITTLE, it seems; lower MICRO_BATCH_TOKENS" if need > have else ""))
+    yield "step", f"~{step_seconds:.3g} s, ~{settings.train_batch_tokens / step_seconds:,.0f} tokens/s, at {SHARE:.0%} of the measured matmul peak"
+    yield "run", (f"~{steps:,} of {settings.iterations:,} steps in ~{steps * step_seconds:,.0f} s (cap: {f'{cap:,.0f} s' if cap else 'none'}), "
+                  f"~{tokens:,} tokens, ~{tokens / data.train.length:.2g} times the training data")
+    yield "artifact", (f"~{total:,} bytes = model ~{model:,} + code {code:,} of {BUDGET_BYTES:,}"
+                       + (": TOO LARGE, it seems; use fewer layers or a smaller width" if total >= BUDGET_BYTES else ""))
+    yield "keeps", f"a checkpoint of {checkpoints_bytes(settings) >> 20:,} MiB every {settings.checkpoint_every}, the two newest, until the end"
+
+
+def artifact_bytes(settings):
+    """Bytes of the model file, estimated: rows of each length of normal numbers are quantized and encoded, up to 2**18 numbers."""
+    random, total, ratios = np.random.Generator(np.random.Philox(0)), 2000, {}
+    for p in param_table(settings).values():
+        if p.group == "scalar":
+            total += 4 * int(np.prod(p.shape))
+            continue
+        rows, columns = p.shape
+        if columns not in ratios:
+            q, _ = quantize_rows(random.standard_normal((max(1, 2**18 // columns), columns)).astype(np.float32))
+            ratios[columns] = len(zlib_encode(q.tobytes())) / q.size
+        total += int(ratios[columns] * rows * columns) + 2 * rows
+    return total

@@ -1,0 +1,433 @@
+"""Malformed input for every reader of bytes that may come from anyone: `python -m tests.hostile --inputs 10000000` prints totals.
+
+An input is a valid sample with a few seeded mutations that know its structure. A reader gives a valid result or its own error;
+anything else is a finding: it is written to tests/hostile/, where `python -m pytest tests/test_hostile.py` tries it from then on.
+Inputs are made in blocks, each from the seed "TARGET BLOCK", so that any can be made again. Each target is read in a process of its
+own, with a bound on memory; a process that dies or hangs is a finding too.
+"""
+import argparse
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import struct
+import sys
+import tempfile
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from common.artifact import decode_model, encode_model, inflate_bounded
+from common.checkpoint import decode_checkpoint, write_checkpoint
+from common.params import initial_weights
+from common.runlog import LOG_LINES, log_line, parse_line
+from common.settings import Settings, UserError, load_settings
+from common.shards import SHARD_MAGIC, check_ids, open_shard, write_shard
+from common.tokenizer import load_tokenizer
+from common.zstream import zlib_encode
+
+FINDINGS = Path(__file__).parent / "hostile"
+BLOCK = 10_000  # inputs made from one seed
+MEMORY = 1 << 30  # bytes that a reader may take beyond what its process has at the start
+BLOCK_SECONDS = 300  # a block takes about a second
+NUMBERS = [0, 1, 2, 3, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1]
+VALUES = [None, True, False, 0, 1, -1, 2**63, 10**400, 0.5, 1e308, float("nan"), float("inf"), "", "1", "\0", "\ud800", [], {}, [[]], {"a": 1},
+          "x" * 300]
+WORDS = ["nan", "inf", "-inf", "-0", "1e999", "0x10", "1_000", "\u0663", "\u2028", "\0", " ", "  ", "\t", "true", "=", "--", "{", "}", "9" * 30,
+         "9" * 5000, "None", "\ud800", "\U0010ffff", ":", "/", "."]
+
+
+def mutated(r, sample, times=4):
+    """bytes with one to `times` changes: bits, bytes, numbers, and pieces cut, doubled, moved or lost."""
+    data = bytearray(sample)
+    for _ in range(1 + int(r.random() * times)):
+        n = len(data)
+        at = int(r.random() * n) if n else 0
+        how = int(r.random() * 9)
+        if how < 2 and n:
+            data[at] ^= 1 << int(r.random() * 8)
+        elif how == 2 and n:
+            data[at] = int(r.random() * 256)
+        elif how == 3:
+            width = r.choice((1, 2, 4, 8))
+            data[at:at + width] = (r.choice(NUMBERS) & (1 << 8 * width) - 1).to_bytes(width, r.choice(("little", "big")))
+        elif how == 4:
+            del data[at:at + 1 + int(r.random() ** 3 * n)]
+        elif how == 5:
+            data[at:at] = data[at:at + 1 + int(r.random() ** 3 * 64)] * (1 + int(r.random() * 3))
+        elif how == 6:
+            data[at:at] = bytes(int(r.random() * 256) for _ in range(1 + int(r.random() * 6)))
+        elif how == 7:
+            del data[at:]
+        else:
+            other = int(r.random() * n) if n else 0
+            data[at:at + 8] = data[other:other + 8]
+    return bytes(data)
+
+
+def mutated_json(r, value):
+    """A copy of parsed JSON with one value, or one key, replaced, lost or added."""
+    if isinstance(value, dict) and value and r.random() < 0.9:
+        copy, key = dict(value), r.choice([*value])
+        how = r.random()
+        if how < 0.7:
+            copy[key] = mutated_json(r, copy[key])
+        elif how < 0.8:
+            del copy[key]
+        elif how < 0.9:
+            copy[r.choice(WORDS)] = copy.pop(key)
+        else:
+            copy[r.choice(WORDS)] = copy[key]
+        return copy
+    if isinstance(value, list) and value and r.random() < 0.8:
+        copy = list(value)
+        at = int(r.random() * len(copy))
+        copy[at] = mutated_json(r, copy[at])
+        return copy
+    if isinstance(value, int) and r.random() < 0.5:
+        return value + r.choice((-1, 1, 8, -value, value, 10**9))
+    return r.choice(VALUES)
+
+
+def mutated_text(r, text):
+    """Characters lost, doubled, changed, or words put in; may hold lone surrogates, as command lines and environments do."""
+    for _ in range(1 + int(r.random() * 3)):
+        at, end = int(r.random() * (len(text) + 1)), int(r.random() * 12)
+        how = int(r.random() * 4)
+        piece = (r.choice(WORDS), chr(int(r.random() * 0x3000)), text[at:at + end] * 2, "")[how]
+        text = text[:at] + piece + text[at + (how > 0) * end:]
+    return text
+
+
+def repacked(header, body):
+    """Bytes of a safetensors file of any header (dict or bytes) and body."""
+    text = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def unpacked(data):
+    """(header dict, body) of a safetensors file."""
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8:8 + size]), data[8 + size:]
+
+
+def mutated_tensors(r, header, body, key):
+    """A safetensors file with a change in its body, its header, the JSON within its header, or anywhere."""
+    how = r.random()
+    if how < 0.2:
+        return repacked(header, mutated(r, body))
+    if how < 0.5:
+        return repacked(mutated_json(r, header), body)
+    if how < 0.8:
+        meta = json.dumps(mutated_json(r, json.loads(header["__metadata__"][key])))
+        return repacked(header | {"__metadata__": {key: meta}}, body)
+    return mutated(r, repacked(header, body))
+
+
+# targets: make(r) is an input, read(input) returns whether it is valid or raises ---------------------------------------------
+
+
+class Shard:
+    """shards.py: a header of three numbers that must fit the file's length, then ids."""
+    errors = (UserError,)
+
+    def __init__(self, folder):
+        self.path = Path(folder) / "hostile_train_0.bin"
+        write_shard(self.path, range(64))
+        self.sample = self.path.read_bytes()
+        self.file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
+
+    def make(self, r):
+        how = r.random()
+        if how < 0.5:
+            numbers = [SHARD_MAGIC, 1, 64]
+            numbers[int(r.random() * 3)] = r.choice(NUMBERS) if how < 0.3 else int(r.random() * 128)
+            data = struct.pack("<3I", *(number & 0xFFFFFFFF for number in numbers)) + self.sample[12:]
+            return data[:int(r.random() * 200) + 1000] if how > 0.4 else data
+        return mutated(r, self.sample)
+
+    def read(self, data):
+        self.file.truncate(0)
+        os.pwrite(self.file.fileno(), data, 0)
+        tokens = open_shard(self.path)
+        assert len(tokens) == int.from_bytes(data[8:12], "little") and len(data) == 1024 + 2 * len(tokens)
+        check_ids(tokens, 64, "it")
+        assert tokens.max() < 64
+
+
+class Artifact:
+    """artifact.py: the model file."""
+    errors = (UserError,)
+
+    def __init__(self, folder):
+        self.settings = Settings(vocab_size=2, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, train_seq_len=4, mlp_mult=1)
+        self.sample, payload = encode_model(self.settings, initial_weights(self.settings))
+        self.header, self.body = unpacked(payload)
+
+    def make(self, r):
+        if r.random() < 0.3:
+            return mutated(r, self.sample)
+        return zlib.compress(mutated_tensors(r, self.header, self.body, "parity_golf"), 0)
+
+    def read(self, data):
+        settings, weights = decode_model(data, 1 << 20)
+        assert all(np.isfinite(weight).all() for weight in weights.values()) and settings.model_dim >= 4
+
+
+class Inflate:
+    """artifact.py: one zlib stream of bounded size."""
+    errors = (ValueError,)
+
+    def __init__(self, folder):
+        text = bytes(range(256)) + b"parity" * 60
+        self.samples = [zlib.compress(text, level) for level in (0, 1, 9)] + [zlib_encode(text), zlib_encode(b""), zlib.compress(bytes(1 << 20), 9)]
+
+    def make(self, r):
+        data = r.choice(self.samples)
+        if r.random() < 0.5:
+            return mutated(r, data) + (r.choice(self.samples) if r.random() < 0.05 else b"")
+        stream, inner = mutated(r, data[2:-4], 2), zlib.decompressobj(-15)  # with the checksum of what it expands to
+        try:
+            return data[:2] + stream + zlib.adler32(inner.decompress(stream, 1 << 13)).to_bytes(4, "big")
+        except zlib.error:
+            return data[:2] + stream + data[-4:]
+
+    def read(self, data):
+        assert len(inflate_bounded(data, 1 << 12)) <= 1 << 12
+
+
+class RunLog:
+    """runlog.py: a line of a log."""
+    errors = ()
+
+    def __init__(self, folder):
+        self.samples = []
+        for kind, template in LOG_LINES.items():
+            names = [part.split("}")[0].split(":") for part in template.split("{")[1:]]
+            values = {name: 3 if form == "d" else 1.5 if form.endswith("f") else "word" for name, form in names}
+            self.samples.append(log_line(kind, **values))
+
+    def make(self, r):
+        line = mutated_text(r, r.choice(self.samples))
+        return line * 2000 if r.random() < 0.0005 else line
+
+    def read(self, line):
+        found = parse_line(line)
+        if found is None:
+            raise Refused
+        kind, values = found
+        assert kind in LOG_LINES and all(type(value) in (int, float, str) for value in values.values())
+
+
+class TokenizerModel:
+    """tokenizer.py: a SentencePiece model, a protocol buffer of pieces (text, score, type) and settings."""
+    errors = (UserError,)
+
+    def __init__(self, folder):
+        self.path = Path(folder) / "hostile.model"
+        pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("\u2581", 1), ("a", 1), ("b", 1), ("\u2581a", 1), ("ab", 1), ("\u2581b", 4)]
+        self.fields = [self.field(1, self.field(1, text.encode()) + self.field(2, struct.pack("<f", -i), 5) + self.field(3, bytes([kind]), 0))
+                       for i, (text, kind) in enumerate(pieces)]
+        # trainer: unigram, 9 ids; normalizer: identity, with a marker before the text
+        self.fields += [self.field(2, b"\x18\x01\x20\x09"), self.field(3, self.field(1, b"identity") + b"\x18\x01\x20\x01")]
+        model = sentencepiece.SentencePieceProcessor()
+        model.LoadFromSerializedProto(b"".join(self.fields))
+        assert model.vocab_size() == 9
+        self.file = open(self.path, "w+b", buffering=0)  # noqa: SIM115
+
+    @staticmethod
+    def field(number, data, wire=2):
+        return bytes([number << 3 | wire]) + (bytes([len(data)]) if wire == 2 else b"") + data
+
+    def make(self, r):
+        fields, how = list(self.fields), r.random()
+        at = int(r.random() * len(fields))
+        if how < 0.5:  # the length of what changes is kept right
+            fields[at] = self.field(fields[at][0] >> 3, mutated(r, fields[at][2:])[:127])
+        elif how < 0.6:
+            fields[at] *= int(r.random() * 4)
+        elif how < 0.7:
+            r.shuffle(fields)
+        else:
+            return mutated(r, b"".join(fields))
+        return b"".join(fields)
+
+    def read(self, data):
+        self.file.truncate(0)
+        os.pwrite(self.file.fileno(), data, 0)
+        tokenizer = load_tokenizer(self.path)
+        assert 0 < tokenizer.vocab_size <= 65536 and len(tokenizer.byte_counts) == tokenizer.vocab_size
+
+
+class SettingsTarget:
+    """settings.py: flags and environment."""
+    errors = (UserError,)
+
+    def __init__(self, folder):
+        self.names = [*Settings.__dataclass_fields__]
+        self.samples = [f"--{name.replace('_', '-')}={getattr(Settings, name)}" for name in self.names]
+
+    def make(self, r):
+        flags, how = [r.choice(self.samples), r.choice(self.samples)], r.random()
+        name, value = r.choice(self.samples).split("=")
+        if how < 0.3:
+            flags.append(mutated_text(r, flags[0]))
+        elif how < 0.7:
+            flags.append(f"{name}={r.choice(WORDS) if how < 0.5 else r.choice(NUMBERS)}")
+        return flags, {name[2:].replace("-", "_").upper(): mutated_text(r, value) if how > 0.6 else value}
+
+    def read(self, given):
+        flags, environment = given
+        settings = load_settings(Settings, flags, environment, str)
+        assert 0 < settings.vocab_size <= 65536 and 0 <= settings.matrix_lr <= 100 and settings.model_dim % settings.num_heads == 0
+
+
+class Checkpoint:
+    """checkpoint.py: a file whose digest is right, but for some."""
+    errors = (UserError, ValueError)
+
+    def __init__(self, folder):
+        self.arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "v": np.ones(3), "adam_step": np.array(7, np.float32)}
+        self.expected = {name: (array.shape, str(array.dtype)) for name, array in self.arrays.items()}
+        self.identity = {"SEED": 1, "code": "ab"}
+        self.sample = write_checkpoint(Path(folder), 3, 1.5, self.identity, self.arrays).read_bytes()
+        self.header, self.body = unpacked(self.sample[:-32])
+
+    def make(self, r):
+        if r.random() < 0.2:
+            return mutated(r, self.sample)
+        data = mutated_tensors(r, self.header, self.body, "parity_golf")
+        return data + hashlib.sha256(data).digest()
+
+    def read(self, data):
+        step, elapsed, arrays = decode_checkpoint(io.BytesIO(data), self.identity, self.expected)
+        assert step >= 0 and elapsed >= 0 and {name: array.shape for name, array in arrays.items()} == {
+            name: array.shape for name, array in self.arrays.items()}
+
+
+class Refused(Exception):
+    """A reader's way to say no without an exception of its own."""
+
+
+TARGETS = {"shard": Shard, "artifact": Artifact, "zlib": Inflate, "runlog": RunLog, "tokenizer": TokenizerModel, "settings": SettingsTarget,
+           "checkpoint": Checkpoint}
+
+
+def attempt(target, given):
+    """True: a valid result; False: refused. Raises AssertionError, or whatever the reader should not have raised."""
+    try:
+        target.read(given)
+    except (Refused, *target.errors):
+        return False
+    return True
+
+
+def as_bytes(given):
+    """An input as the bytes of a regression file."""
+    return given if isinstance(given, bytes) else json.dumps(given).encode()
+
+
+def from_bytes(name, data):
+    given = data if name in ("shard", "artifact", "zlib", "tokenizer", "checkpoint") else json.loads(data)
+    return tuple(given) if isinstance(given, list) else given
+
+
+def keep(name, given, error):
+    """Writes a finding; returns its path."""
+    data = as_bytes(given)
+    FINDINGS.mkdir(exist_ok=True)
+    path = FINDINGS / f"{name}-{zlib.crc32(data):08x}"
+    path.write_bytes(data)
+    print(f"{path}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+    return path
+
+
+def read_block(name, target, block, count):
+    """(valid, refused, findings) of the inputs of a block."""
+    r = random.Random(f"{name} {block}")
+    totals = [0, 0, 0]
+    for _ in range(count):
+        given = target.make(r)
+        try:
+            totals[not attempt(target, given)] += 1
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            totals[2] += 1
+            keep(name, given, error)
+    return totals
+
+
+def read_many(name, first, blocks, count, folder, pipe):
+    """Reads blocks in this process; sends the totals of each."""
+    if sys.platform == "linux":
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
+    np.seterr(all="ignore")
+    target = TARGETS[name](folder)
+    for block in range(first, first + blocks):
+        signal.alarm(BLOCK_SECONDS)
+        pipe.send(read_block(name, target, block, count))
+    if sys.platform == "linux":  # ru_maxrss would hold what the parent had
+        pipe.send(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10)
+    else:
+        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 20)
+    pipe.close()
+
+
+def campaign(name, inputs, first=0):
+    """dict of totals for one target, read in a process of its own: inputs, valid, refused, findings, seconds, MiB at most."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:  # a file is written for each input
+        return campaign_in(folder, name, inputs, first)
+
+
+def campaign_in(folder, name, inputs, first):
+    start, totals, context = time.perf_counter(), np.zeros(3, np.int64), multiprocessing.get_context("spawn")
+    block_size = min(BLOCK, inputs)
+    ours, theirs = context.Pipe(False)
+    process = context.Process(target=read_many, args=(name, first, inputs // block_size, block_size, folder, theirs))
+    process.start()
+    theirs.close()
+    memory = None
+    try:
+        while memory is None:
+            got = ours.recv()
+            if isinstance(got, list):
+                totals += got
+            else:
+                memory = got
+    except EOFError:
+        process.join()
+        print(f"{name}: the process died (exit code {process.exitcode}) in block {first + int(totals.sum()) // block_size}", file=sys.stderr)
+        totals[2] += 1
+    process.join()
+    return {"target": name, "inputs": int(totals.sum()), "valid": int(totals[0]), "refused": int(totals[1]), "findings": int(totals[2]),
+            "seconds": time.perf_counter() - start, "MiB": memory or 0}
+
+
+def main():
+    parser = argparse.ArgumentParser("python -m tests.hostile", description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=250_000, help="for each target (default 250,000)")
+    parser.add_argument("--target", choices=TARGETS, help="only this one")
+    parser.add_argument("--first-block", type=int, default=0, help="start at other seeds")
+    given = parser.parse_args()
+    print(f"{'target':<12}{'inputs':>12}{'valid':>12}{'refused':>12}{'findings':>10}{'seconds':>9}{'MiB':>6}")
+    whole, clock = np.zeros(4, np.int64), time.perf_counter()
+    for name in [given.target] if given.target else TARGETS:
+        t = campaign(name, given.inputs, given.first_block)
+        print(f"{name:<12}{t['inputs']:>12,}{t['valid']:>12,}{t['refused']:>12,}{t['findings']:>10,}{t['seconds']:>9.0f}{t['MiB']:>6}", flush=True)
+        whole += [t["inputs"], t["valid"], t["refused"], t["findings"]]
+    print("{:<12}{:>12,}{:>12,}{:>12,}{:>10,}{:>9.0f}".format("all", *whole.tolist(), time.perf_counter() - clock))
+    return 1 if whole[3] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Two ranks of one run, of which one dies, fails, hangs or is interrupted: `python -m pytest tests/test_ranks.py`."""
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from common.runlog import parse_log
+from tests.conftest import ROOT, environment
+from tests.faults import Run, ended, flip_bit, settings
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data_path):
+    """The model file of a run that nothing happens to, with one rank; it is the same with two (tests/test_train.py)."""
+    made = {}
+
+    def model(backend):
+        if backend not in made:
+            run = Run(backend, tmp_path_factory.mktemp("whole"), data_path)
+            assert run.wait() == [0], run.text()
+            made[backend] = run.model()
+        return made[backend]
+    return model
+
+
+def continued(run, backend, data_path, model, world_size, **changes):
+    """Resumes a run and asserts that it ends as if nothing had happened, with a log that can be read to the last line."""
+    again = Run(backend, run.folder, data_path, None, world_size, **{"resume": "runs/r", "run_id": ""} | changes)
+    assert again.wait() == [0] * world_size, again.text()
+    assert again.model() == model
+    assert again.status() == {"status": "finished", "reason": "all steps were made", "hint": "", "step": 24}
+    assert not [*run.path.glob("*.checkpoint")] and not [*run.path.glob("rank*")] and not [*run.path.glob(".*")]
+    text = (run.path / "train.log").read_text()
+    assert len(parse_log(text)) == len(text.splitlines())
+    assert run.lines("step")[-1]["step"] <= 24 and len(run.lines("final_exact")) == 1
+    return again
+
+
+def steps_kept(run):
+    return sorted(int(path.stem.removeprefix("step-")) for path in run.path.glob("*.checkpoint"))
+
+
+def test_a_killed_rank_is_named_and_the_run_goes_on(backend, tmp_path, data_path, whole):
+    """F01 kill -9, then resume; F14 flipped bit: the checkpoint before is used; F17 another world size."""
+    run = Run(backend, tmp_path / "a", data_path, ("dies", 1, 13, -9), 2)
+    said = ended(run, "rank_lost", "rank 1 (process ", "died in step 13", codes=[2, -9])
+    assert said["hint"] == "continue with --resume runs/r" and said["step"] == 12
+    assert steps_kept(run) == [5, 10] and not (run.path / "model.int8.zlib").exists()
+    for name in ("one rank", "damaged"):
+        shutil.copytree(run.folder, tmp_path / name)
+    continued(run, backend, data_path, whole(backend), 2)
+    assert [v["step"] for v in run.lines("resume")] == [10]
+    run.folder, run.path = tmp_path / "one rank", tmp_path / "one rank" / "runs" / "r"
+    continued(run, backend, data_path, whole(backend), 1)
+    run.folder, run.path = tmp_path / "damaged", tmp_path / "damaged" / "runs" / "r"
+    flip_bit(run.path / "step-00000010.checkpoint", 8 * 5000 + 3)
+    continued(run, backend, data_path, whole(backend), 2)
+    assert [v["step"] for v in run.lines("resume")] == [5]
+    assert run.lines("checkpoint_damaged") == [{"reason": "runs/r/step-00000010.checkpoint is damaged or cut short"}]
+    assert (run.path / "step-00000010.damaged").exists()
+
+
+def test_the_death_of_rank_0_is_told_by_the_next(backend, tmp_path, data_path):
+    run = Run(backend, tmp_path / "a", data_path, ("dies", 0, 13, -9), 2)
+    ended(run, "rank_lost", "rank 0 (process ", "died in step 13", codes=[-9, 2])
+
+
+def test_a_rank_that_raises(backend, tmp_path, data_path):
+    """F02: its traceback is shown, and the reason is its own, not that of the rank that waited for it."""
+    run = Run(backend, tmp_path / "a", data_path, ("raises", 1, 8), 2)
+    ended(run, "rank_lost", "rank 1 (process ", "ZeroDivisionError: a defect of this rank", codes=[2, 1])
+    assert run.text().count("Traceback") == 1 and steps_kept(run) == [5]
+
+
+@pytest.mark.parametrize("fault, words", [
+    (("stops", 1, 8), ["rank 1 (process ", "hangs in step 8", "no sign of life"]), (("sleeps_in_data", 1, 8), ["rank 1 hangs in step 8"]),
+    (("stops", 0, 8), ["rank 0 (process ", "hangs in step 8"])])
+def test_a_rank_that_hangs(fault, words, backend, tmp_path, data_path):
+    """F03: it is named after RANK_TIMEOUT, and killed, as the launcher would wait for it."""
+    start = time.monotonic()
+    run = Run(backend, tmp_path / "a", data_path, fault, 2, rank_timeout=2)
+    ended(run, "timeout", *words, codes=[-9, 2] if fault[1] == 0 else [2, -9])
+    assert time.monotonic() - start < 40 and steps_kept(run) == [5]
+
+
+def test_a_rank_that_leaves_with_0(backend, tmp_path, data_path):
+    """F04."""
+    run = Run(backend, tmp_path / "a", data_path, ("dies", 1, 8, 0), 2)
+    ended(run, "rank_lost", "rank 1 (process ", "died in step 8", codes=[2, 0])
+
+
+@pytest.mark.parametrize("what", ["nan", "inf"])
+def test_what_is_not_finite_on_one_rank_changes_no_weight_on_any(what, backend, tmp_path, data_path):
+    """F06 a loss, F07 a gradient while every loss is finite; both name the rank, the step and the place in the data."""
+    run = Run(backend, tmp_path / "a", data_path, ("keeps_weights", 1, 8, what), 2)
+    # step 8 starts at token 7 * 256; rank 1 has its second half
+    ended(run, "nonfinite", f"{what} at step 8 (rank 1, tokens 1920 to 2048 of the train stream)", "MATRIX_LR")
+    for rank in range(2):
+        seen = np.load(run.folder / f"rank{rank}.npz")
+        assert seen["same"].all() and len(seen["same"]) > 60 and not seen["finite"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_rank_stops_all_at_one_step(number, backend, tmp_path, data_path, whole):
+    """F08: a checkpoint of that step is written, and the run ends in seconds; resumed, it is as if it had not stopped."""
+    run = Run(backend, tmp_path / "a", data_path, ("slow",), 2, checkpoint_every="0")
+    run.until_step(3)
+    start = time.monotonic()
+    os.kill(run.ranks[1].pid, number)
+    assert run.wait() == [2, 2]
+    assert time.monotonic() - start < 20  # seconds; this machine may be busy
+    said = ended(run, "interrupted", f"after step {run.status()['step']}")
+    assert steps_kept(run) == [said["step"]] and 3 <= said["step"] < 24
+    continued(run, backend, data_path, whole(backend), 2)
+
+
+def torchrun(folder, env):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train_gpt.py")]
+    with open(folder / "rank0.out", "w") as out:
+        return subprocess.Popen([sys.executable, *command], cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT)
+
+
+def test_under_torchrun(tmp_path, data_path):
+    """The same where the ranks are torchrun's: it stops the others when one dies (F01), and hands on a signal (F08)."""
+    # step 500 and more: there is time
+    env = environment(data_path) | settings(data_path, iterations=100_000, checkpoint_every="50")
+    run = Run.__new__(Run)
+    run.folder, run.path, run.out = tmp_path, tmp_path / "runs" / "r", tmp_path
+    launcher = torchrun(tmp_path, env)
+    run.ranks = []
+    wait_for(run, launcher, 60)
+    pid = int(re.search(rb'"pid": (\d+)', (run.path / "rank1").read_bytes())[1])
+    os.kill(pid, signal.SIGKILL)
+    assert launcher.wait(60) == 1
+    assert run.status()["status"] == "rank_lost" and f"rank 1 (process {pid}" in run.status()["reason"], run.text()
+    kept = steps_kept(run)
+    assert len(kept) == 2 and kept[1] - kept[0] == 50
+    launcher = torchrun(tmp_path, env | {"RESUME": "auto"})
+    wait_for(run, launcher, kept[1] + 1)
+    launcher.send_signal(signal.SIGTERM)
+    launcher.wait(60)
+    said = run.status()
+    assert said["status"] == "interrupted" and said["reason"] == f"interrupted by a signal after step {said['step']}", run.text()
+    assert steps_kept(run)[-1] == said["step"] > kept[1]
+
+
+def wait_for(run, launcher, step):
+    """Until a checkpoint is past a step."""
+    end = time.monotonic() + 90
+    while max(steps_kept(run), default=0) <= step:
+        assert time.monotonic() < end and launcher.poll() is None, run.text()
+        time.sleep(0.05)
