@@ -186,13 +186,14 @@ class Muon:
             self.groups.setdefault(p.shape, {})[name] = p
         self.momentum = {shape: torch.zeros(len(group), *shape, dtype=p.dtype, device=p.device) for shape, group in self.groups.items()}
 
-    def step(self, lr, momentum):
+    def step(self, lr, momentum, finite):
+        """finite: bool tensor (); where False nothing changes, without a wait for the device to know."""
         for (rows, columns), group in self.groups.items():
-            g = torch.stack([p.grad for p in group.values()])
-            buffer = self.momentum[rows, columns].mul_(momentum).add_(g)
+            g = torch.stack([p.grad for p in group.values()]).where(finite, 0.0)
+            buffer = self.momentum[rows, columns].mul_(finite * momentum + ~finite).add_(g)
             g.add_(buffer, alpha=momentum)
             g /= g.norm(dim=(1, 2), keepdim=True) + 1e-7
-            update = newton_schulz(g.to(self.dtype), self.steps).to(buffer.dtype)
+            update = newton_schulz(g.to(self.dtype), self.steps).to(buffer.dtype) * finite
             torch._foreach_add_(list(group.values()), list(update.unbind()), alpha=-lr * max(1, rows / columns) ** 0.5)
 
 
@@ -235,25 +236,34 @@ class TorchTrainer:
             p = self.params[name]
             self.adam.state[p] = {"step": torch.zeros((), device=self.device if self.device.type == "cuda" else "cpu"),
                                   "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        self.running = None  # event at the end of the step before, on CUDA
         self.steps_ahead = int(self.device.type == "cuda")
 
     # one optimizer step ------------------------------------------------------------
 
     def train_step(self, tokens, lr_scale, momentum):
-        """One update from this rank's rows (rows, train_seq_len + 1); the mean nats of the global batch (0-dim tensor). None is
-        made where loss or gradient is not finite: the CPU waits here, and is at most one step ahead of a GPU."""
+        """One update from this rank's rows (rows, train_seq_len + 1); the mean nats of the global batch (0-dim tensor). From the first
+        loss or gradient on that is not finite none is made; a GPU finds that out while the CPU is a step ahead."""
         loss = self.backward(tokens)
         norm = nn.utils.get_total_norm([p.grad for p in self.params.values()])
-        if not torch.isfinite(loss + norm):
+        self.finite &= torch.isfinite(loss + norm)
+        if self.device.type == "mps" and not self.finite:  # its Adam knows no found_inf
             return loss + norm
         if self.s.grad_clip_norm > 0:
             nn.utils.clip_grads_with_norm_(self.params.values(), self.s.grad_clip_norm, norm)
         with torch.no_grad():
-            self.muon.step(self.s.matrix_lr * lr_scale, momentum)
+            self.muon.step(self.s.matrix_lr * lr_scale, momentum, self.finite)
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * lr_scale
+        if self.device.type != "mps":
+            self.adam.found_inf = (~self.finite).float()
         self.adam.step()
-        return loss
+        if self.steps_ahead:  # the CPU waits for the step before: the clock stays honest
+            if self.running is not None:
+                self.running.synchronize()
+            self.running = torch.cuda.Event()
+            self.running.record()
+        return torch.where(self.finite, loss, loss + norm)
 
     def backward(self, tokens, alone=False):
         """Gradients of the global mean loss into .grad, and that loss; alone: this rank's part of both."""
@@ -314,6 +324,7 @@ class TorchTrainer:
     @torch.no_grad()
     def load_weights(self, weights):
         check_weights(self.s, weights)
+        self.finite = torch.ones((), dtype=torch.bool, device=self.device)
         for name, p in self.params.items():
             p.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
 

@@ -41,7 +41,15 @@ def warm_up(trainer, settings, data):
 
 def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed=0.0):
     """("finished" or "capped", summary text). Validation time is not training time; rank 0's clock is everybody's."""
-    first, cap = step, settings.max_wallclock_seconds or math.inf
+    first, cap, begun = step, settings.max_wallclock_seconds or math.inf, []
+
+    def look_at_losses(ahead=0):
+        """Raises Agreed where one is not finite. Those of the last steps, which may still be under way, are left for later."""
+        while len(begun) > ahead:
+            at, tokens, loss = begun.pop(0)
+            if not math.isfinite(value := float(loss)):
+                raise Agreed(nonfinite_reason(trainer, settings, tokens, at, value), "nonfinite")
+
     bar = tqdm(total=1.0, disable=trainer.rank > 0 or not sys.stderr.isatty(), leave=False,
                bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
     shown, clock = -math.inf, time.perf_counter()
@@ -50,6 +58,7 @@ def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed
         last = step == settings.iterations or next_end > cap
         if last or (settings.val_loss_every and step % settings.val_loss_every == 0):
             trainer.wait()
+            look_at_losses()
             elapsed, _ = agree(trainer, elapsed + time.perf_counter() - clock)
             watch.mark(step, 0, math.inf)
             interrupt.waits = False
@@ -74,19 +83,21 @@ def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed
         scale = lr_scale(settings, run_progress(settings, step, elapsed))
         tokens = batch_of(trainer, settings, data, step)
         watch.mark(step, 1, limit)
-        value = float(trainer.train_step(tokens, scale, muon_momentum(settings, step)))
-        if not math.isfinite(value):
-            raise Agreed(nonfinite_reason(trainer, settings, tokens, step, value), "nonfinite")
+        loss = trainer.train_step(tokens, scale, muon_momentum(settings, step))
+        begun.append((step, tokens, loss))
+        look_at_losses(trainer.steps_ahead)
         watch.steps = step = step + 1
         now = time.perf_counter()
         (elapsed, stop), clock = agree(trainer, elapsed + now - clock, interrupt.asked > 0), now
-        if saver and (stop or saver.due(step, elapsed)):
+        logged = step <= 10 or step % settings.train_log_every == 0
+        if stop or logged:
+            look_at_losses()
+        if saver and (stop or saver.due(step, elapsed)) and math.isfinite(float(loss)):
             saver.save(step, elapsed, trainer)
         if stop:
             raise Agreed(f"interrupted by a signal after step {step}", "interrupted")
-        logged = step <= 10 or step % settings.train_log_every == 0
-        if logged or (not bar.disable and elapsed - shown > 0.5):
-            shown, rate = elapsed, step * settings.train_batch_tokens / elapsed
+        if logged or (not bar.disable and elapsed - shown > 0.5):  # to look at the loss is to wait for the device
+            shown, value, rate = elapsed, float(loss), step * settings.train_batch_tokens / elapsed
             bar.n = run_progress(settings, step, elapsed)
             bar.set_postfix_str(f" step {step} loss {value:.3f} {rate:,.0f} tok/s")
             if logged:

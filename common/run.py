@@ -42,7 +42,7 @@ class Trainer(Protocol):
 
     def train_step(self, tokens, lr_scale: float, momentum: float) -> SupportsFloat:
         """One update from this rank's int32 rows (rows, train_seq_len + 1); the mean nats per token of the global batch. Where that or
-        the gradient's norm is not finite, nothing is updated and the result is not finite."""
+        the gradient's norm is not finite, the result is not, and nothing is updated until weights are loaded again."""
 
     def finite_alone(self, tokens) -> bool:
         """Whether loss and gradient of this rank's rows alone are finite. Leaves nothing but gradients changed."""
