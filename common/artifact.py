@@ -66,6 +66,7 @@ def read_model_settings(payload):
     # only the model's settings count here: a batch of the default size may not suit this length
     wrong = setting_conflicts(dataclasses.replace(settings, train_batch_tokens=settings.train_seq_len,
                                                   micro_batch_tokens=settings.train_seq_len))
+    wrong += ["VOCAB_SIZE=0"] * (not settings.vocab_size)
     if wrong:
         raise ValueError("has settings that cannot be: " + "; ".join(wrong))
     return settings

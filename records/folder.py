@@ -151,7 +151,7 @@ def open_folder(path, with_logs=True):
         folder.raw = load_json(folder.read("submission.json", JSON_LIMIT))
     except (Refused, ValueError) as error:
         folder.json_error = str(error)
-    _take_fields(folder)
+    take_fields(folder)
     if not with_logs:
         return folder
     names = sorted((n for n in folder.files if "/" not in n and n.endswith((".log", ".log.txt"))), key=lambda n: (n != "train.log", n))
@@ -205,7 +205,7 @@ def _list_files(folder):
         folder.problems.append((f"{total:,} bytes in all, more than {FOLDER_LIMIT:,}", "."))
 
 
-def _take_fields(folder):
+def take_fields(folder):
     """Fills .fields, .spelled and .invalid from .raw."""
     for name, spellings in SPELLINGS.items():
         found = next((s for s in spellings if s in folder.raw), None)

@@ -32,6 +32,7 @@ from common.settings import Settings, UserError, load_settings
 from common.shards import SHARD_MAGIC, check_ids, open_shard, write_shard
 from common.tokenizer import load_tokenizer
 from common.zstream import zlib_encode
+from records.folder import Folder, declared_seeds, load_json, take_fields
 
 FINDINGS = Path(__file__).parent / "hostile"
 BLOCK = 10_000  # inputs made from one seed
@@ -179,7 +180,7 @@ class Artifact:
 
     def read(self, data):
         settings, weights = decode_model(data, 1 << 20)
-        assert all(np.isfinite(weight).all() for weight in weights.values()) and settings.model_dim >= 4
+        assert all(np.isfinite(weight).all() for weight in weights.values()) and settings.model_dim >= 4 and settings.vocab_size
 
 
 class Inflate:
@@ -287,7 +288,7 @@ class SettingsTarget:
     def read(self, given):
         flags, environment = given
         settings = load_settings(Settings, flags, environment, str)
-        assert 0 < settings.vocab_size <= 65536 and 0 <= settings.matrix_lr <= 100 and settings.model_dim % settings.num_heads == 0
+        assert 0 <= settings.vocab_size <= 65536 and 0 <= settings.matrix_lr <= 100 and settings.model_dim % settings.num_heads == 0
 
 
 class Checkpoint:
@@ -313,12 +314,37 @@ class Checkpoint:
             name: array.shape for name, array in self.arrays.items()}
 
 
+class Submission:
+    """records/folder.py: the submission.json of a record folder, whose every field is taken or named as invalid."""
+    errors = (ValueError,)
+
+    def __init__(self, folder):
+        self.sample = {"author": "A", "github_id": "a", "name": "N", "blurb": "B", "date": "2026-01-31", "track": "track_non_record_16mb",
+                       "val_loss": 2.07, "val_bpb": 1.22, "bytes_total": 15_900_000, "bytes_code": 47_642, "step_stop": 20_000,
+                       "wallclock_seconds": 600.5, "seeds": [1, 2], "seed_results": {"1": {"val_loss": 2.07, "val_bpb": 1.22}}}
+
+    def make(self, r):
+        if r.random() < 0.5:
+            return mutated(r, json.dumps(self.sample).encode())
+        value = self.sample
+        for _ in range(1 + int(r.random() * 3)):
+            value = mutated_json(r, value)
+        return json.dumps(value).encode()
+
+    def read(self, data):
+        folder = Folder(Path("2026-01-31_x"), "track_non_record_16mb", raw=load_json(data))
+        take_fields(folder)
+        declared_seeds(folder)
+        assert all(isinstance(value, str | int | float) and value == value for value in folder.fields.values())
+        assert all(len(what) < 1000 for what, _ in folder.invalid)
+
+
 class Refused(Exception):
     """A reader's way to say no without an exception of its own."""
 
 
 TARGETS = {"shard": Shard, "artifact": Artifact, "zlib": Inflate, "runlog": RunLog, "tokenizer": TokenizerModel, "settings": SettingsTarget,
-           "checkpoint": Checkpoint}
+           "checkpoint": Checkpoint, "submission": Submission}
 
 
 def attempt(target, given):
@@ -336,7 +362,7 @@ def as_bytes(given):
 
 
 def from_bytes(name, data):
-    given = data if name in ("shard", "artifact", "zlib", "tokenizer", "checkpoint") else json.loads(data)
+    given = data if name in ("shard", "artifact", "zlib", "tokenizer", "checkpoint", "submission") else json.loads(data)
     return tuple(given) if isinstance(given, list) else given
 
 
