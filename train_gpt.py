@@ -190,7 +190,8 @@ class Muon:
         """finite: bool tensor (); where False nothing changes, without a wait for the device to know."""
         for (rows, columns), group in self.groups.items():
             g = torch.stack([p.grad for p in group.values()]).where(finite, 0.0)
-            buffer = self.momentum[rows, columns].mul_(finite * momentum + ~finite).add_(g)
+            one = finite.to(g.dtype)
+            buffer = self.momentum[rows, columns].mul_(one * momentum + (1 - one)).add_(g)
             g.add_(buffer, alpha=momentum)
             g /= g.norm(dim=(1, 2), keepdim=True) + 1e-7
             update = newton_schulz(g.to(self.dtype), self.steps).to(buffer.dtype) * finite
