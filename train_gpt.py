@@ -259,7 +259,7 @@ class TorchTrainer:
         if self.device.type != "mps":
             self.adam.found_inf = (~self.finite).float()
         self.adam.step()
-        if self.steps_ahead:  # the CPU waits for the step before: the clock stays honest
+        if self.device.type == "cuda":  # the CPU waits for the step before: the clock stays honest
             if self.running is not None:
                 self.running.synchronize()
             self.running = torch.cuda.Event()

@@ -48,6 +48,7 @@ def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed
         while len(begun) > ahead:
             at, tokens, loss = begun.pop(0)
             if not math.isfinite(value := float(loss)):
+                watch.steps = at
                 raise Agreed(nonfinite_reason(trainer, settings, tokens, at, value), "nonfinite")
 
     bar = tqdm(total=1.0, disable=trainer.rank > 0 or not sys.stderr.isatty(), leave=False,
@@ -63,7 +64,7 @@ def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed
             watch.mark(step, 0, math.inf)
             interrupt.waits = False
             try:
-                if last and saver:
+                if saver and (last or (step > first and trainer.world_size > 1)):  # validation has no place where all ranks could stop
                     saver.save(step, elapsed, trainer)
                 if interrupt.asked:
                     raise KeyboardInterrupt

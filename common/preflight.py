@@ -38,7 +38,11 @@ def report(trainer_class, settings, script):
     step_seconds = settings.train_batch_tokens * flops_per_token(settings) / (SHARE * trainer.matmul_flops() * trainer.world_size)
     model, code = artifact_bytes(settings), len(bundle(script))
     if trainer.rank == 0:
-        print("\n".join(f"{name:<10}{text}" for name, text in lines(trainer, settings, data, path, step_seconds, model, code)))
+        found = [f"{name:<10}{text}" for name, text in lines(trainer, settings, data, path, step_seconds, model, code)]
+        print("\n".join(found))
+        problems = [line.partition(":")[0].split()[0] for line in found if ": TOO " in line]
+        if problems:
+            raise UserError(f"the estimate of {' and '.join(problems)} says that this run would fail: see above")
         print(f"all checks passed in {time.perf_counter() - start:.1f} s; what is marked ~ is an estimate")
     trainer.close()
 

@@ -1,4 +1,5 @@
 """What several processes of one run must know of each other, and what signals ask of them."""
+import contextlib
 import fcntl
 import json
 import os
@@ -70,7 +71,8 @@ class RankWatch:
 
     def beat(self):
         self.state["beat"] += 1
-        os.pwrite(self.file, json.dumps(self.state).encode().ljust(RECORD_BYTES)[:RECORD_BYTES], 0)
+        with contextlib.suppress(OSError):  # a full disk ends no training
+            os.pwrite(self.file, json.dumps(self.state).encode().ljust(RECORD_BYTES)[:RECORD_BYTES], 0)
 
     def run(self):
         before = {}
@@ -126,7 +128,8 @@ class RankWatch:
                 if not state["ended"] and state["host"] == platform.node() and not self.unlocked(self.peers[rank][0]):
                     os.kill(state["pid"], signal.SIGKILL)
             print(f"error: {reasons}", file=sys.stderr)
-            print(end_run(self.path, status, reasons, f"continue with --resume {self.path}", self.steps), flush=True)
+            print(end_run(self.path, status, reasons, f"continue with --resume {self.path}" if [*self.path.glob("step-*.checkpoint")] else "",
+                          self.steps), flush=True)
             sys.stderr.flush()
         else:
             time.sleep(4 * BEAT_SECONDS)

@@ -1,4 +1,5 @@
 """The training run: settings, data, folder, training (loop.py), artifact and the score read back from it, and every way to end."""
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -85,7 +86,7 @@ def main(trainer_class, script):
         print(settings_help(kind, f"usage: python {Path(script).name} [--preflight] [--setting value ...]"))
         return 0
     interrupt = Interrupt()
-    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     flags, preflight = [flag for flag in flags if flag != "--preflight"], "--preflight" in flags
 
     def warn(text):
@@ -131,7 +132,8 @@ def explain(error):
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return "disk_full" if full else "failed", f"{error}: is the disk full, or the folder not yours?", False
-    if isinstance(error, RuntimeError) and "memory" in str(error).lower():  # the frameworks' own
+    words = str(error).lower()
+    if isinstance(error, RuntimeError) and any(w in words for w in ("out of memory", "allocate")):  # the frameworks' own
         return "failed", f"{str(error).splitlines()[0]}: lower MICRO_BATCH_TOKENS, which never changes the result", False
     return "failed", f"{type(error).__name__}: {error}", True
 
@@ -175,7 +177,8 @@ def run(trainer_class, settings, script, interrupt):
         status, reason, _ = explain(error)
         watch.close(status, reason, not isinstance(error, UserError))
         if saver:
-            saver.collect()
+            with contextlib.suppress(KeyboardInterrupt):
+                saver.collect()
         if folder:
             folder.end(status, reason, f"continue with --resume {path}" if checkpoints(path) else "", watch.steps)
             error.told = True
@@ -185,9 +188,9 @@ def run(trainer_class, settings, script, interrupt):
     watch.close(status, "")
     if folder:
         saver.collect()
+        folder.end(status, "the wall-clock cap was reached" if status == "capped" else "all steps were made", "", watch.steps)
         for old in checkpoints(path):
             old.unlink()
-        folder.end(status, "the wall-clock cap was reached" if status == "capped" else "all steps were made", "", watch.steps)
         print(f"\n{summary}\n  {path}/ holds the log, the code, the settings and the model")
     trainer.close()
     if folder:

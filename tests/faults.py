@@ -248,17 +248,25 @@ def poisoned_backward(trainer, what, backward):
         trainer.loss_and_grads = plain
 
 
-def keeps_weights(kind, rank, which, step, what):
-    """poisons(), and writes what weights and optimizer state are before and after the step to rank<r>.npz."""
+def keeps_weights(kind, rank, which, step, what, ahead=0):
+    """poisons(), and writes what weights and optimizer state are before and after the step, and the next, to rank<r>.npz. ahead: the
+    loop may look at a loss that many steps late, as on a GPU."""
     poisoned = poisons(kind, rank, which, step, what)
 
     class Keeps(poisoned):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.steps_ahead, self.same = max(ahead, self.steps_ahead), []
+
         def train_step(self, *given):
             before = self.weights() | self.optimizer_state()
             value = super().train_step(*given)
-            if self.made == step:
+            if self.made >= step:
                 after = self.weights() | self.optimizer_state()
-                np.savez(f"rank{rank}.npz", same=[np.array_equal(before[n], after[n]) for n in before], finite=np.isfinite(float(value)))
+                self.same += [np.array_equal(before[n], after[n]) for n in before]
+                if self.made == step:
+                    self.seen = bool(np.isfinite(float(value)))
+                np.savez(f"rank{rank}.npz", same=self.same, finite=self.seen, steps=self.made - step)
             return value
     return Keeps
 

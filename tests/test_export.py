@@ -256,7 +256,7 @@ def whole(long_source, tmp_path_factory):
 def start(source, out, *arguments, before="pass"):
     """An export in a process of its own; `before` runs in it first."""
     code = (f"import sys; {before}; from common.data import documents; documents.BLOCK_BYTES = 50_000; "
-            "from common.data.__main__ import main; sys.exit(main(['export', *sys.argv[1:]]))")
+            "from common.data.__main__ import end_with, main; end_with(main(['export', *sys.argv[1:]]))")
     program = [sys.executable, "-c", code, source, "--tokenizer", "bytes", "--val-docs", 100, "--shard-tokens", 200_000, "--workers", 2,
                "--out", out]
     return subprocess.Popen([*map(str, [*program, *arguments])], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

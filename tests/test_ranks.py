@@ -86,7 +86,8 @@ def test_a_rank_that_hangs(fault, words, backend, tmp_path, data_path):
     start = time.monotonic()
     run = Run(backend, tmp_path / "a", data_path, fault, 2, rank_timeout=2)
     ended(run, "timeout", *words, codes=[-9, 2] if fault[1] == 0 else [2, -9])
-    assert time.monotonic() - start < 40 and steps_kept(run) == [5]
+    assert time.monotonic() - start < 40
+    assert steps_kept(run) == [5] or (fault[1] == 0 and not steps_kept(run))  # rank 0 may be stopped while it still writes
 
 
 def test_a_rank_that_leaves_with_0(backend, tmp_path, data_path):
@@ -104,6 +105,18 @@ def test_what_is_not_finite_on_one_rank_changes_no_weight_on_any(what, backend, 
     for rank in range(2):
         seen = np.load(run.folder / f"rank{rank}.npz")
         assert seen["same"].all() and len(seen["same"]) > 60 and not seen["finite"]
+
+
+@pytest.mark.parametrize("what", ["nan", "inf"])
+def test_a_loss_that_is_looked_at_a_step_late_changes_no_weight_either(what, tmp_path, data_path):
+    """As on a GPU: the step behind is made, but the weights stay."""
+    run = Run("torch", tmp_path / "a", data_path, ("keeps_weights", 1, 13, what, 1), 2)
+    # only the first pass of step 13 is poisoned: when its rows are looked at again, each rank is fine alone, and both are named
+    ended(run, "nonfinite", f"{what} at step 13 (rank 0, tokens 3072 to 3200 of the train stream; rank 1, tokens 3200 to 3328", "MATRIX_LR")
+    assert run.status()["step"] == 12
+    for rank in range(2):
+        seen = np.load(run.folder / f"rank{rank}.npz")
+        assert seen["same"].all() and len(seen["same"]) > 120 and seen["steps"] == 1 and not seen["finite"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,8 +1,10 @@
 """Make or fetch training data: `python -m common.data COMMAND --help`."""
 import argparse
 import contextlib
+import os
 import signal
 import sys
+import threading
 
 from common.data import check, export, fineweb, pydoc, samples, stats
 from common.settings import UserError
@@ -33,5 +35,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 2
 
 
+def end_with(code: int) -> None:
+    """Ends the process, without a wait for the thread of a pool whose killed processes left it waiting."""
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main())

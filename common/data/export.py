@@ -103,7 +103,8 @@ def write_shards(pool, options, files, staging: Path, model: str, state: dict | 
         for split, part in place_documents(encoded, seen, options.val_docs, val_hashes):
             shards.add(split, part)
         if written < sum(map(len, shards.state["shards"].values())):
-            (staging / "val_hashes").write_bytes(b"".join(val_hashes))
+            (staging / ".val_hashes").write_bytes(b"".join(sorted(val_hashes)))
+            os.replace(staging / ".val_hashes", staging / "val_hashes")  # before the state that counts on it
             save(shards.state | before)  # this block will be read again, but for the tokens that are on disk
         shards.state["blocks"] += 1
     check_count(options, sum(counts["documents"] for counts in shards.state["counts"].values()))

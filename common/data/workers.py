@@ -35,11 +35,15 @@ def worker_pool(workers: int):
     except BaseException as error:
         for child in set(multiprocessing.active_children()).difference(others):
             child.kill()
+        # the pool's own thread may wait for ever for the rest of what a child had begun to send
+        ending = threading.Thread(target=pool.shutdown, kwargs={"cancel_futures": True}, daemon=True)
+        ending.start()
+        ending.join(5)
         if isinstance(error, Died):
             raise UserError(f"a process of the {workers} died, perhaps for want of memory: take fewer --workers") from None
         raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    else:
+        pool.shutdown()
 
 
 def in_order(pool, function, jobs, ahead: int):
