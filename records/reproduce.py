@@ -30,7 +30,7 @@ def instructions(folder):
         code = ["# the model and hyperparameters are the defaults of this repository's trainer; it is not the code that ran then"]
     elif log and log.backend in ("torch", "mlx"):
         settings = {name.upper(): int(value) if isinstance(value, bool) else value for name, value in log.settings.items()
-                    if name != "run_id" and re.fullmatch(r"[a-z][a-z0-9_]*", name)}  # names come from a stranger and go into a shell
+                    if name not in ("run_id", "resume") and re.fullmatch(r"[a-z][a-z0-9_]*", name)}  # names come from a stranger and go into a shell
         backend, ranks, script = log.backend, log.world_size or 1, str(folder.path / "train_gpt.py")
         code = [f"# the code is the record's own, {log.code_bytes:,} bytes; `python -m records verify --smoke` tries it in a sandbox first"]
     else:

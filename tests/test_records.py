@@ -237,6 +237,26 @@ final_int6_sliding_window_exact val_loss:2.50771838 val_bpb:1.08982552
     assert log.score() == (2.50771838, 1.08982552) and log.scores["final_int6_sliding_window"][2] == 76_573.0
 
 
+def test_a_vocabulary_that_is_not_set_is_the_tokenizers(made, capsys):
+    assert '"vocab_size"' not in (made["plain"] / "train.log").read_text()
+    assert status_of(verify_folder(made["plain"])["artifact"]) == "PASS"
+    assert main(["reproduce", str(made["plain"])]) == 0 and "--vocab-size 260 --out data/pydoc_sp260" in capsys.readouterr().out
+
+
+def test_a_log_that_was_resumed_and_one_of_an_older_run_are_read(made):
+    from common.runlog import log_line
+    from records.logs import read_log
+    lines = (made["plain"] / "train.log").read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("step:897/"))
+    again = [log_line("checkpoint", step=598, bytes=9, seconds=0.1), *lines[first:first + 3],
+             log_line("status", status="interrupted", reason="", hint=""),
+             *lines[:8], log_line("preflight", free=1, need=1, memory=1, memory_need=1), log_line("resume", step=598, ms=59_800, path="runs/x")]
+    whole, resumed = read_log("a", "\n".join(lines).encode()), read_log("a", "\n".join(lines[:first] + again + lines[first:]).encode())
+    assert not resumed.problems and (resumed.train, resumed.val, resumed.scores) == (whole.train, whole.val, whole.scores)
+    assert resumed.status == "capped" == read_log("a", b"status=capped reason=the wall-clock cap was reached").status
+    assert read_log("a", "\n".join(lines[:first + 3] + lines[first:]).encode()).problems
+
+
 def test_pack_takes_the_middle_run_and_every_figure_from_the_logs(tmp_path):
     folder = make_record(tmp_path, (1.90, 1.80, 1.85, 1.87), written=False)
     fields = json.loads((folder / "submission.json").read_text())
