@@ -8,11 +8,12 @@ import datetime
 import hashlib
 import math
 import re
+import statistics
 
 from common.artifact import decode_model
 from common.settings import UserError, model_settings
 from records.challenge import CAP_BYTES, FOUNDING, NUMBER_FIELDS, TEXT_FIELDS, TRACKS
-from records.folder import Refused, declared_seeds
+from records.folder import Decimal, Refused, declared_seeds
 from records.significance import copied_logs, missing_seeds
 
 PASS, WARN, FAIL, UNVERIFIED, NOT_RUN = "PASS", "WARN", "FAIL", "NOT VERIFIED", "not asked"
@@ -94,6 +95,14 @@ def check_schema(folder, rules):
     missing = [n for n in [*TEXT_FIELDS, *NUMBER_FIELDS] if n not in folder.fields and n not in invalid]
     if missing:
         yield Finding(FAIL if "val_bpb" in missing else rules.lenient, f"without {', '.join(missing)}", "every field", "submission.json")
+    digits = 4 if rules.name == "strict" else 2
+    logged = [[log.score(folder.score_label)[number] for log in folder.seed_logs()] for number in (0, 1)] if folder.score_label else [[], []]
+    for name, values in zip(("val_loss", "val_bpb"), logged):
+        value = folder.fields.get(name)
+        if value is None or (values and any(abs(value - v) < 1e-8 for v in [*values, statistics.mean(values)])):
+            continue  # whoever writes 1.87000000 of a log as 1.87 has left nothing out
+        if not isinstance(value, Decimal) or value.half_unit > 0.51 * 10.0 ** -digits:
+            yield Finding(FAIL, f"{name} {getattr(value, 'text', value)}", f"at least {digits} decimals", "submission.json")
     date = folder.fields.get("date", "")
     if date and not _is_date(date[:10]):
         yield Finding(FAIL, f"date {date!r}", "YYYY-MM-DD, with a time or not", "submission.json")

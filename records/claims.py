@@ -5,11 +5,12 @@ import statistics
 
 from records.challenge import CAP_SECONDS, EVAL_SECONDS, FINEWEB_VAL_BYTES, FINEWEB_VAL_TOKENS, SPLIT_TOLERANCE
 from records.checks import FAIL, NOT_RUN, PASS, UNVERIFIED, WARN, Finding, is_founding
-from records.folder import Decimal, open_folder
+from records.folder import Decimal, data_of, open_folder
 from records.significance import Side, compare, copied_logs, missing_seeds
 
 MAIN_SCORE = "final_int8_zlib_roundtrip"  # the one final line
 SECOND = 1e3  # in milliseconds
+SCORE_UNIT, TIME_UNIT = 5e-3, 0.5  # the most that a claim may be off on the ground of how few digits it is written with
 
 
 def check_score(folder, rules):
@@ -47,8 +48,8 @@ def check_score(folder, rules):
     yield from _implied_bytes(folder, rules, label)
 
 
-def _half_unit(value):
-    return value.half_unit if isinstance(value, Decimal) else 0.5
+def _half_unit(value, most=SCORE_UNIT):
+    return min(most, value.half_unit) if isinstance(value, Decimal) else most
 
 
 def _agrees(claim, value):
@@ -87,7 +88,7 @@ def _seed_claims(folder, name, number, label, rules):
 
 def _implied_bytes(folder, rules, label):
     """UTF-8 bytes of the validation text = val_loss / ln 2 * tokens / val_bpb, which no tokenizer changes."""
-    official = folder.track in CAP_SECONDS
+    official, shown = folder.track in CAP_SECONDS, False
     pairs = [(log.name, *log.score(label), log) for log in folder.seed_logs()] if label else []
     if not pairs and "val_loss" in folder.fields and "val_bpb" in folder.fields:
         pairs = [("submission.json", folder.fields["val_loss"], folder.fields["val_bpb"], None)]
@@ -95,7 +96,8 @@ def _implied_bytes(folder, rules, label):
         tokens = log.val_tokens if log else None
         if not bpb or not math.isfinite(bpb) or not math.isfinite(loss):
             continue
-        if log and log.val_bytes:
+        shown = True
+        if tokens and log.val_bytes:
             implied = loss / math.log(2) * tokens / bpb
             if abs(implied / log.val_bytes - 1) > SPLIT_TOLERANCE:
                 yield Finding(FAIL, f"loss and score imply {implied:,.0f} bytes", f"{log.val_bytes:,} as the log says", where)
@@ -105,7 +107,7 @@ def _implied_bytes(folder, rules, label):
         else:  # only a split whose tokens are known can be recognised
             implied = min((loss / math.log(2) * n / bpb for n in FINEWEB_VAL_TOKENS), key=lambda v: abs(v - FINEWEB_VAL_BYTES))
         off = abs(implied / FINEWEB_VAL_BYTES - 1)
-        fineweb = official or not log or "fineweb" in log.dataset
+        fineweb = official or not log or "fineweb" in data_of(folder, log)
         if fineweb and off > SPLIT_TOLERANCE:
             near = min(FINEWEB_VAL_TOKENS, key=lambda n: abs(n - (tokens or 0)))
             count = f" of {tokens:,} tokens" if tokens and abs(tokens / near - 1) > 1e-3 else ""
@@ -114,6 +116,8 @@ def _implied_bytes(folder, rules, label):
                           f"{FINEWEB_VAL_BYTES:,} of FineWeb's 50,000 documents", where)
         elif not fineweb and log.dataset and log.dataset not in folder.text("README.md"):
             yield Finding(FAIL, f"scored on {log.dataset}, which the README does not say", "the data set, stated", "README.md")
+    if not shown and (official or "fineweb" in data_of(folder)):
+        yield Finding(UNVERIFIED, "no pair of loss and score shows the bytes of the text", f"{FINEWEB_VAL_BYTES:,} of FineWeb", ".")
 
 
 def check_clock(folder, rules):
@@ -146,7 +150,7 @@ def check_clock(folder, rules):
     runs = [log for log in folder.seed_logs() if log.train_ms is not None]
     for name, values, scale in (("wallclock_seconds", [log.train_ms for log in runs], SECOND), ("step_stop", [log.last_step for log in runs], 1)):
         claim = folder.fields.get(name)
-        half = _half_unit(claim) if claim is not None else 0
+        half = _half_unit(claim, TIME_UNIT) if claim is not None else 0
         if claim is not None and values and all(abs(claim - v / scale) > half + 1e-9 for v in [*values, statistics.mean(values)]):
             yield Finding(rules.lenient, f"{name} {claim:,}", " or ".join(f"{v / scale:,}" for v in sorted(set(values))), "submission.json")
 

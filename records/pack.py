@@ -129,7 +129,7 @@ def readme_draft(runs, fields):
     changed = ", ".join(f"`{name.upper()}={value}`" for name, value in sorted(main.configuration.items())) or "the defaults"
     chosen = "It" if len(runs) == 1 else "The run in the middle by score, the first row,"
     tokens = f"{log.last_step * log.batch_tokens:,} training tokens, " if log.batch_tokens else ""
-    fineweb = "" if "fineweb" in log.dataset else " This is not FineWeb: do not compare it with scores on FineWeb."
+    fineweb = "" if "fineweb" in log.dataset.lower() else " This is not FineWeb: do not compare it with scores on FineWeb."
     return f"""# {fields['name']}
 
 val_bpb **{fields['val_bpb']:.4f}** on `{log.dataset}`, {fields['bytes_total']:,} bytes.{fineweb}

@@ -6,7 +6,7 @@ from pathlib import Path
 from common.settings import UserError
 from records.challenge import TRACKS
 from records.checks import is_founding
-from records.folder import open_folder
+from records.folder import data_of, open_folder
 from records.verify import clean
 
 
@@ -35,7 +35,7 @@ def instructions(folder):
         code = [f"# the code is the record's own, {log.code_bytes:,} bytes; `python -m records verify --smoke` tries it in a sandbox first"]
     else:
         raise UserError(f"{folder.path}: its log is not one of this repository's trainers: follow its README.md")
-    dataset = log.dataset if log else raw["dataset"]
+    dataset = data_of(folder)
     if "fineweb" in dataset:
         variant = dataset.rsplit("_", 1)[-1]
         data = [f"source .venv/bin/activate && pip install '.[data]' && python -m common.data fineweb --variant {shlex.quote(variant)}"]

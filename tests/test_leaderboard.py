@@ -76,6 +76,25 @@ def test_ranks_are_by_score_within_a_track_and_data_and_need_the_checks(board):
     assert "| &ndash; | [Broken]" in readme and "fails: compile, code bytes, logs" in readme
 
 
+def test_the_score_that_ranks_is_the_logs_and_its_bytes_must_be_shown(tmp_path):
+    make_record(tmp_path, (1.8314, 1.85, 1.84), name="True")
+    rough = make_record(tmp_path, (1.8312, 1.8318, 1.8317), name="Rough")
+    fields = (rough / "submission.json").read_text()
+    (rough / "submission.json").write_text(fields.replace('"val_bpb": 1.8317', '"val_bpb": 1.83', 1))
+    entries = {e["name"]: e for e in read_entries(tmp_path / "records", "upstream-2026-04")}
+    assert entries["Rough"]["val_bpb"] == 1.8312 and (entries["Rough"]["rank"], entries["True"]["rank"]) == (1, 2)
+    claimed = make_record(tmp_path, (0.8, 0.81, 0.82), name="Claimed")
+    for log in claimed.glob("*.log"):
+        log.write_text(log.read_text().replace("data/pydoc_sp1024", "data/FineWeb10B_sp1024"))
+    entry = read_entries(tmp_path / "records")[0]
+    assert (entry["name"], entry["data"], entry["rank"]) == ("Claimed", "FineWeb", None) and "score" in entry["checks"]
+    for log in claimed.glob("*.log"):
+        log.write_text(re.sub(r"(?m)^(scored|data): .*\n", "", log.read_text()))
+    (claimed / "submission.json").write_text((claimed / "submission.json").read_text().replace("pydoc_sp1024", "FineWeb"))
+    entry = read_entries(tmp_path / "records")[0]
+    assert (entry["data"], entry["rank"], entry["verdict"]) == ("FineWeb", None, "not verified"), entry["why"]
+
+
 def test_the_output_is_the_same_twice_and_the_repositorys_own_is_current(board, tmp_path):
     before = [(board / name).read_bytes() for name in ("README.md", "index.html")]
     assert main(["leaderboard", "--records", str(board)]) == 0

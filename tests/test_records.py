@@ -60,6 +60,11 @@ def field(**changes):
     return spoil
 
 
+def bpb(text):
+    """Writes the claimed score as this text."""
+    return edit("submission.json", r'"val_bpb": [0-9.]+', f'"val_bpb": {text}')
+
+
 def remove(name):
     return lambda folder: (folder / name).unlink()
 
@@ -88,7 +93,9 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
         ("plain", write("submission.json", '{"val_bpb": NaN}'), "NaN"), ("plain", write("submission.json", '{"val_bpb": 1e400}'), "1e400"),
         ("plain", write("submission.json", "[" * 100_000), "nested too deeply"), ("plain", field(blurb=None), "without blurb"),
         ("plain", write("submission.json", '{"name": "\\ud800"}'), "surrogate"), ("plain", field(bytes_total=-1), "-1"),
-        ("plain", field(val_bpb="1.8"), "a number"), ("plain", field(date="May 1"), "May 1"), ("record", field(track="non-record"), "non-record"),
+        ("plain", field(val_bpb="1.8"), "a number"), ("plain", field(date="May 1"), "May 1"),
+        ("plain", field(val_bpb=1.839), "at least 4 decimals"), ("plain", bpb("0e1"), "at least 4"),
+        ("plain", bpb("2"), "at least 4 decimals"), ("record", field(track="non-record"), "non-record"),
         ("plain", write("submission.json", b" " * (1 << 20) + b"{}"), "more than"),
     ],
     "compile": [
@@ -123,6 +130,9 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
     "score": [
         ("plain", field(val_bpb=1.8299), "1.8299 claimed"), ("plain", field(val_loss=1.0), "val_loss"),
         ("plain", field(pre_quant_val_bpb=1.0), "pre_quant"),
+        ("plain", bpb("0e1"), "0 claimed"),
+        ("plain", bpb("0e99999999"), "0 claimed"), ("plain", field(val_bpb=2), "2 claimed"),
+        ("plain", edit("train.log", "data/pydoc_sp1024", "data/FineWeb10B_sp1024", 9), "of FineWeb"),
         ("plain", edit("train.log", r"scored: tokens:\d+", "scored: tokens:99999"), "imply"),
         ("plain", edit("train.log", "final_", "last_", 9), "no final"),
         ("record", edit("train.log", r"scored: tokens:\d+ bytes:\d+\n", "val_tokens: 45508608\n"), "FineWeb"),

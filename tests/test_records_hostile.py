@@ -46,6 +46,8 @@ HOSTILE = {  # name -> (check that must fail, what spoils the folder)
     "numbers without end": ("schema", lambda f: (f / "submission.json").write_text('{"val_bpb": ' + "9" * 9000 + "}")),
     "json of 100 MB": ("schema", lambda f: sparse(f / "submission.json", 100 << 20)),
     "json of nested lists": ("schema", lambda f: (f / "submission.json").write_text("[" * 500_000)),
+    "json of 60,000 keys": ("schema", lambda f: (f / "submission.json").write_text(
+        "{" + "".join(f'"{i}":0,' for i in range(60_000)) + '"a":1,"a":2}')),
     "json of lone surrogates": ("schema", lambda f: (f / "submission.json").write_text('{"author": "\\udc80"}')),
     "json that is a pipe": ("schema", lambda f: (f / "submission.json").unlink() or os.mkfifo(f / "submission.json")),
     "log that is a pipe": ("logs", lambda f: (f / "train.log").unlink() or os.mkfifo(f / "train.log")),
