@@ -5,8 +5,8 @@ import statistics
 
 from records.challenge import CAP_SECONDS, EVAL_SECONDS, FINEWEB_VAL_BYTES, FINEWEB_VAL_TOKENS, SPLIT_TOLERANCE
 from records.checks import FAIL, NOT_RUN, PASS, UNVERIFIED, WARN, Finding, is_founding
-from records.folder import Decimal, data_of, open_folder
-from records.significance import Side, compare, copied_logs, missing_seeds
+from records.folder import Decimal, on_fineweb, open_folder
+from records.significance import Side, compare, copied_logs, is_score, missing_seeds
 
 MAIN_SCORE = "final_int8_zlib_roundtrip"  # the one final line
 SECOND = 1e3  # in milliseconds
@@ -107,7 +107,7 @@ def _implied_bytes(folder, rules, label):
         else:  # only a split whose tokens are known can be recognised
             implied = min((loss / math.log(2) * n / bpb for n in FINEWEB_VAL_TOKENS), key=lambda v: abs(v - FINEWEB_VAL_BYTES))
         off = abs(implied / FINEWEB_VAL_BYTES - 1)
-        fineweb = official or not log or "fineweb" in data_of(folder, log)
+        fineweb = official or not log or on_fineweb(folder, log)
         if fineweb and off > SPLIT_TOLERANCE:
             near = min(FINEWEB_VAL_TOKENS, key=lambda n: abs(n - (tokens or 0)))
             count = f" of {tokens:,} tokens" if tokens and abs(tokens / near - 1) > 1e-3 else ""
@@ -116,7 +116,7 @@ def _implied_bytes(folder, rules, label):
                           f"{FINEWEB_VAL_BYTES:,} of FineWeb's 50,000 documents", where)
         elif not fineweb and log.dataset and log.dataset not in folder.text("README.md"):
             yield Finding(FAIL, f"scored on {log.dataset}, which the README does not say", "the data set, stated", "README.md")
-    if not shown and (official or "fineweb" in data_of(folder)):
+    if not shown and (official or on_fineweb(folder)):
         yield Finding(UNVERIFIED, "no pair of loss and score shows the bytes of the text", f"{FINEWEB_VAL_BYTES:,} of FineWeb", ".")
 
 
@@ -126,7 +126,7 @@ def check_clock(folder, rules):
         yield Finding(UNVERIFIED if is_founding(folder) else FAIL, "no log", "the training time", ".")
     for log in folder.logs:
         step, ms, caps = log.last_step, log.train_ms, [log.cap_seconds, CAP_SECONDS.get(folder.track)]
-        if not step or ms is None:
+        if not step or ms is None or not math.isfinite(ms):
             yield Finding(FAIL, "no training time", "lines with train_time", log.name)
             continue
         caps = [c for c in caps if c]
@@ -182,7 +182,9 @@ def check_significance(folder, rules, baseline):
 
 def side_of_folder(folder, label):
     scores = folder.seed_scores()
-    return Side(label, [s[0] for s in scores], [s[1] for s in scores], missing_seeds(folder) + copied_logs(folder))
+    good = [s for s in scores if is_score(s)]
+    problems = ["a log has no finite score above 0"] * (len(good) < len(scores)) + missing_seeds(folder) + copied_logs(folder)
+    return Side(label, [s[0] for s in good], [s[1] for s in good], problems)
 
 
 def earlier_record(folder):

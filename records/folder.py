@@ -242,10 +242,14 @@ def _short(value):
 
 
 def data_of(folder, log=None):
-    """Lower-case name of the data set that a log names (by default the first that does), else submission.json; "" where none does."""
+    """Name of the data set that a log names (by default the first that does), else submission.json; "" where none does."""
     logs = [log] if log else folder.logs
     found = next((log.dataset for log in logs if log.dataset), "") or folder.raw.get("dataset")
-    return found.lower() if isinstance(found, str) else ""
+    return found if isinstance(found, str) else ""
+
+
+def on_fineweb(folder, log=None):
+    return "fineweb" in data_of(folder, log).lower()
 
 
 def declared_seeds(folder):

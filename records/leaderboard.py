@@ -11,7 +11,7 @@ from common.settings import UserError
 from records.budget import group_bytes, model_budget
 from records.challenge import CAP_BYTES, TRACKS
 from records.checks import PASS, UNVERIFIED, is_founding
-from records.folder import Refused, data_of, open_folder
+from records.folder import Refused, data_of, on_fineweb, open_folder
 from records.page import write_page
 from records.verify import clean, status_of, verdict, verify_folder
 
@@ -55,7 +55,7 @@ def describe(path, track, ruleset):
         "total": fields.get("bytes_total", main and main.total_bytes), "model": fields.get("bytes_model_int8_zlib", main and main.model_bytes),
         "code": fields.get("bytes_code", main and main.code_bytes), "steps": fields.get("step_stop", main and main.last_step),
         "seconds": number(fields.get("wallclock_seconds", main and main.train_ms and main.train_ms / 1e3)),
-        "data": FINEWEB if "fineweb" in dataset or (not dataset and track == TRACKS["10min"]) else dataset or "not stated",
+        "data": FINEWEB if on_fineweb(folder) or (not dataset and track == TRACKS["10min"]) else dataset.lower() or "not stated",
         "dataset": dataset, "hardware": plain(main.device if main and main.device else folder.raw.get("hardware"))[:120],
         "seeds": len(scores), "mean": round(statistics.mean(scores), 8) if scores else None,
         "sd": round(statistics.stdev(scores), 8) if len(scores) > 1 else None, "founding": founding,
@@ -73,7 +73,7 @@ def plain(value):
 
 
 def number(value):
-    return None if value is None else float(value)
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def curves_of(log, label):

@@ -222,6 +222,26 @@ paths: document.querySelectorAll("svg path").length});""")
     assert main(["report", str(tmp_path / "no")]) == 2 and "error: " in capsys.readouterr().err
 
 
+def test_report_of_an_odd_name_and_of_a_loss_that_is_not_finite(tmp_path):
+    run = make_run(tmp_path / "runs", 1, 1.8).rename(tmp_path / "runs/a$b_{$\\frac$")
+    log = run / "train.log"
+    text = re.sub(r"(step:5998/\d+ val_loss:)\S+ val_bpb:\S+", r"\1nan val_bpb:nan", log.read_text())
+    log.write_text(re.sub(r"train_time:[1-9]\d+ms", "train_time:nanms", text, count=1))
+    assert main(["report", str(run), "-o", str(tmp_path / "r.html")]) == 0 and (tmp_path / "r.png").is_file()
+
+
+def test_a_model_of_zeros_has_a_budget():
+    import numpy as np
+
+    from common.artifact import encode_model
+    from common.params import initial_weights
+    from common.settings import Settings
+    from records.budget import group_bytes, model_budget
+    settings = Settings(vocab_size=260, num_layers=2, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=16)
+    model, _ = encode_model(settings, {name: np.zeros_like(w) for name, w in initial_weights(settings).items()})
+    assert sum(group_bytes(model_budget(model)).values()) == len(model)
+
+
 def test_what_int8_costs_is_what_is_expected():
     """The error that is reported from the file against the error itself, from the weights before rounding."""
     import numpy as np

@@ -141,6 +141,7 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
     ],
     "clock": [
         ("record", edit("train.log", r"train_time:\d+ms step:5998", "train_time:700000ms step:5998"), "over"),
+        ("plain", edit("train.log", r"train_time:\d+ms", "train_time:nanms", 99), "no training time"),
         ("plain", edit("train.log", r"step_avg:100.00ms", "step_avg:90.00ms"), "90.0 ms a step"),
         ("plain", field(wallclock_seconds=5.0), "wallclock"),
         ("plain", field(step_stop=5), "step_stop"), ("record", edit("train.log", r"eval_time:\d+", "eval_time:600001"), "evaluation took"),
@@ -277,6 +278,28 @@ def test_pack_takes_the_middle_run_and_every_figure_from_the_logs(tmp_path):
     assert {"torch==2.13.0", "numpy==2.4.6", "tqdm"} <= set((folder / "requirements.txt").read_text().split())
     result = verify_folder(folder)
     assert verdict(result) == ("fails", ["layout"]) and PLACEHOLDER in result["layout"][0].observed
+
+
+def test_findings_are_bounded_and_the_worst_come_first(copy_of):
+    folder = copy_of("plain")
+    for i in range(30):
+        (folder / f"{i}.zip").write_bytes(b"x")
+    (folder / "README.md").unlink()
+    found = verify_folder(folder)["layout"]
+    assert len(found) == 21 and found[0].where == "README.md" and (found[20].status, found[20].observed) == ("FAIL", "and 11 more")
+
+
+def test_logs_of_odd_numbers_end_in_findings(copy_of, capsys, tmp_path):
+    folder = copy_of("plain")
+    for log in folder.glob("*.log"):
+        text = re.sub(r"(step:5998/\d+ val_loss:)\S+ val_bpb:\S+", r"\1nan val_bpb:nan", log.read_text())
+        log.write_text(re.sub(r"(?m)^(Code size|stopping_early).*\n", "", text.replace("train_time:598ms", "train_time:nanms")))
+    assert main(["leaderboard", "--records", str(folder.parents[1])]) == 0 and main(["reproduce", str(folder)]) == 0
+    (folder / "train_gpt.py").unlink()
+    capsys.readouterr()
+    assert main(["reproduce", str(folder)]) == 2 and "no train_gpt.py" in capsys.readouterr().err
+    folder.with_name("2026-05-07_\x1b[2J").mkdir()
+    assert main(["reproduce", "no", "--records", str(folder.parents[1])]) == 2 and "\x1b" not in capsys.readouterr().err
 
 
 def test_unlimited_compute_is_stated(tmp_path):
