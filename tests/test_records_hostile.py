@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import zlib
 from pathlib import Path
@@ -143,6 +144,33 @@ assert "SECRET" not in os.environ and os.environ["ITERATIONS"] == "2" and os.pat
 open("mine", "w").write("in the copy"){SCORE}""")
     server.close()
     assert (status, observed) == ("PASS", "") and (tmp_path / "mine").read_text() == "mine"
+
+
+def test_the_kernel_cannot_be_set_and_no_device_or_socket_outside_is_there(try_script):
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{folder}/s")
+        server.listen()
+        assert try_script(f"""
+import os, socket
+for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/pid_max", "/proc/sysrq-trigger"):
+    try: os.open(path, os.O_WRONLY); raise SystemExit(path)
+    except OSError: pass
+try: socket.socket(socket.AF_UNIX).connect("{folder}/s"); raise SystemExit("connected")
+except OSError: pass
+assert set(os.listdir("/dev")) == {{"null", "zero", "random", "urandom", "shm", "fd"}}, os.listdir("/dev")
+assert len(os.urandom(8)) == len(open("/dev/urandom", "rb").read(8)) == 8 and open("/dev/null", "w").write("x")
+open("/dev/shm/x", "w").write("x"){SCORE}""") == ("PASS", "")
+
+
+@pytest.mark.parametrize(("last", "status"), [("CUDA is not available", "NOT VERIFIED"), ("broken", "FAIL")])
+def test_only_the_last_line_can_ask_for_a_gpu(try_script, last, status):
+    assert try_script(f"print('cuda available')\nraise SystemExit({last!r})")[0] == status
+
+
+def test_a_probe_that_hangs_is_no_sandbox(monkeypatch):
+    monkeypatch.setattr(sandbox, "UNSHARE", ("sh", "-c", "exec sleep 9"))
+    monkeypatch.setattr(sandbox, "PROBE_SECONDS", 0.2)
+    assert "did not answer" in sandbox.can_sandbox()
 
 
 def test_what_a_script_leaves_running_is_ended_with_it(try_script, tmp_path):
