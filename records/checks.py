@@ -57,7 +57,7 @@ def check_layout(folder, rules):
         yield Finding(FAIL, what, "plain files and folders only", where)
     if folder.track not in TRACKS.values():
         yield Finding(FAIL, f"lies in {folder.track}/", " or ".join(TRACKS.values()), "..")
-    if not re.fullmatch(r"\d{4}-\d\d-\d\d_[\w.+-]{1,100}", folder.name, re.ASCII) or not _is_date(folder.name[:10]):
+    if not is_record_name(folder.name):
         yield Finding(FAIL, folder.name.encode(errors="replace").decode()[:100], "YYYY-MM-DD_name", ".")
     logs = [log.name for log in folder.logs]
     for name in ("README.md", "submission.json", "train.log", "train_gpt.py"):
@@ -138,6 +138,10 @@ def check_code_bytes(folder, rules, code):
     if len(counted) > 1:
         others = ", ".join(sorted(counted.keys() - {"train_gpt.py"}))
         yield Finding(rules.lenient, f"reaches {others}: {total:,} bytes with them", "all counted code in train_gpt.py", "train_gpt.py")
+    known = {*counted, *(log.name for log in folder.logs), "README.md", "submission.json", "requirements.txt"}
+    for name in sorted(folder.files.keys() - known):
+        if not MODEL_NAMES.fullmatch(name) or name.endswith(".py"):
+            yield Finding(rules.lenient, f"{folder.files[name]:,} bytes in {name} that no check accounts for", "what is counted, and no more", name)
     reported = folder.fields.get("bytes_code")
     if reported is not None and reported != total:
         yield Finding(rules.lenient, f"{total:,} bytes shipped", f"{reported:,} as bytes_code says", "train_gpt.py")
@@ -177,6 +181,9 @@ def check_artifact(folder, rules):
             yield Finding(FAIL, f"{len(data):,} bytes", f"{size:,} as bytes_model_int8_zlib says", name)
         if len(data) + (code_size or 0) >= CAP_BYTES:
             yield Finding(FAIL, f"{len(data):,} bytes and {code_size or 0:,} of code", f"less than {CAP_BYTES:,}", name)
+    together = sum(folder.files[name] for name in models) + (code_size or 0)
+    if len(models) > 1 and together >= CAP_BYTES:
+        yield Finding(rules.lenient, f"{len(models)} model files and the code have {together:,} bytes", f"less than {CAP_BYTES:,}", ".")
     if size is not None and fields.get("bytes_code") is not None and "bytes_total" in fields and size + fields["bytes_code"] != fields["bytes_total"]:
         yield Finding(rules.lenient, f"bytes_total {fields['bytes_total']:,}", f"{size + fields['bytes_code']:,} = model + code", "submission.json")
     if "bytes_total" in fields and fields["bytes_total"] >= CAP_BYTES:
@@ -245,6 +252,10 @@ def check_hazards(code):
     for name, found in code.items():
         for line, text in found["hazards"]:
             yield Finding(WARN, text, "a reviewer who has looked at it", f"{name}:{line}")
+
+
+def is_record_name(name):
+    return bool(re.fullmatch(r"\d{4}-\d\d-\d\d_[\w.+-]{1,100}", name, re.ASCII)) and _is_date(name[:10])
 
 
 def _is_date(text):

@@ -4,7 +4,7 @@ import re
 import statistics
 
 from records.challenge import CAP_SECONDS, EVAL_SECONDS, FINEWEB_VAL_BYTES, FINEWEB_VAL_TOKENS, SPLIT_TOLERANCE
-from records.checks import FAIL, NOT_RUN, PASS, UNVERIFIED, WARN, Finding, is_founding
+from records.checks import FAIL, NOT_RUN, PASS, UNVERIFIED, WARN, Finding, is_founding, is_record_name
 from records.folder import Decimal, on_fineweb, open_folder
 from records.significance import Side, compare, copied_logs, is_score, missing_seeds
 
@@ -164,7 +164,7 @@ def check_significance(folder, rules, baseline):
         yield Finding(UNVERIFIED, "one published run, the first: there was nothing to beat", "3 runs", ".")
         return
     candidate = side_of_folder(folder, "candidate")
-    baseline = baseline or earlier_record(folder)
+    baseline = baseline or earlier_record(folder, rules)
     if baseline is None:
         yield Finding(UNVERIFIED, "no earlier record beside the folder", "--baseline FOLDER, at least 3 runs", ".")
         return
@@ -187,13 +187,16 @@ def side_of_folder(folder, label):
     return Side(label, [s[0] for s in good], [s[1] for s in good], problems)
 
 
-def earlier_record(folder):
-    """Side of the best entry of the same track whose folder name is dated before this one's; None where there is none."""
-    best = None
+def earlier_record(folder, rules):
+    """Side of the best entry of the same track whose folder name is dated before this one's and which no other check fails; None where
+    there is none. The claims give the order, which a check ties to the logs; the runs are those of the logs."""
+    from records.verify import verdict, verify_folder  # here, since it makes these checks
+    found = []
     for path in sorted(folder.path.parent.iterdir()):
-        if path.is_dir() and path.name[:10] < folder.name[:10] and (path / "submission.json").is_file():
-            other = open_folder(path, with_logs=False)
-            score = other.fields.get("val_bpb")
-            if score is not None and (best is None or score < best[0]):
-                best = score, path
-    return best and side_of_folder(open_folder(best[1]), best[1].name)
+        if is_record_name(path.name) and path.is_dir() and not path.is_symlink() and path.name[:10] < folder.name[:10]:
+            score = open_folder(path, with_logs=False).fields.get("val_bpb")
+            found += [(score, path)] if score is not None else []
+    for _, path in sorted(found):
+        if verdict(verify_folder(path, rules.name, leave_out=("significance",)))[0] != "fails":
+            return side_of_folder(open_folder(path), path.name)
+    return None

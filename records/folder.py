@@ -182,8 +182,6 @@ def _list_files(folder):
             if count > ENTRIES_LIMIT:
                 folder.problems.append((f"more than {ENTRIES_LIMIT} files and folders", "."))
                 return
-            if entry.name == "__pycache__":
-                continue
             if shown != name or any(c < " " for c in name):
                 folder.problems.append(("a name that is not plain text", ascii(shown)))
             elif entry.is_symlink() and not os.path.exists(entry.path):

@@ -23,7 +23,7 @@ ORDER = (PASS, NOT_RUN, WARN, UNVERIFIED, FAIL)  # the worst last
 MOST_FINDINGS = 20  # of one check
 
 
-def verify_folder(path, ruleset="strict", smoke=False, data=None, backend=None, baseline=None):
+def verify_folder(path, ruleset="strict", smoke=False, data=None, backend=None, baseline=None, leave_out=()):
     """dict check name -> list[Finding], never empty, the worst first. Never raises on account of what is in the folder. UserError: no
     such folder, or a backend or data that cannot be used."""
     if not Path(path).is_dir():
@@ -44,7 +44,7 @@ def verify_folder(path, ruleset="strict", smoke=False, data=None, backend=None, 
         "re-evaluation": lambda: check_evaluation(folder, data, backend) if data else [Finding(NOT_RUN, "--data DIR makes it")],
         "hazards": lambda: code_failure or checks.check_hazards(code),
     }
-    return {name: _make(made[name]) for name in NAMES}
+    return {name: _make(made[name]) for name in NAMES if name not in leave_out}
 
 
 def _make(check):

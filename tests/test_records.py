@@ -104,11 +104,18 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
         ("plain", write("train_gpt.py", f"import zlib\nexec(zlib.decompress({zlib.compress(bytes(16 << 20), 1)!r}))"), "expands to more"),
     ],
     "code bytes": [
+        ("plain", lambda f: write("train_gpt.py", "import importlib\nimportlib.import_module('helper')")(f) or write("helper.py", "x = 1")(f),
+         "reaches helper.py"),
+        ("plain", lambda f: (f / "p").mkdir() or write("train_gpt.py", "import p.a")(f) or write("p/a.py", "from . import b")(f) or
+         write("p/b.py", "x = 1")(f), "reaches p/a.py, p/b.py"),
+        ("plain", write("table.bin", b"12345"), "5 bytes in table.bin that no check"),
+        ("plain", lambda f: (f / "__pycache__").mkdir() or write("__pycache__/helper.cpython-311.pyc", b"123")(f), "3 bytes in __pycache__/"),
         ("plain", write("train_gpt.py", SCRIPT + b"\n"), "shipped"), ("plain", field(bytes_code=1), "bytes_code"),
         ("plain", lambda f: write("train_gpt.py", "exec(open('model_code.py').read())")(f) or write("model_code.py", "pass")(f), "model_code.py"),
         ("plain", lambda f: write("train_gpt.py", "import helper")(f) or write("helper.py", "x = 1")(f), "helper.py"),
     ],
     "artifact": [
+        ("plain", lambda f: [write(n, bytes(8_000_000))(f) for n in ("a.ptz", "b.ptz")] and None, "model files and the code"),
         ("plain", write("model.int8.zlib", zlib.compress(bytes(160 << 20), 1)), "expands to more"),
         ("plain", field(bytes_total=16_000_000), "bytes_total"),
         ("plain", write("model.int8.zlib", b"\0" * BUDGET_BYTES + b"\0"), "more than"), ("plain", write("model.int8.zlib", b"zip"), "no zlib stream"),
@@ -202,6 +209,15 @@ def test_significance_needs_runs_a_margin_and_independent_logs(copy_of, tmp_path
     assert status_of(verify_folder(same)["significance"]) == "FAIL"
     one = make_record(tmp_path, (1.2,), "10min", "One", "2026-05-04", FINEWEB)
     assert status_of(verify_folder(one)["significance"]) == "NOT VERIFIED"
+
+
+def test_only_an_earlier_record_that_passes_is_to_be_beaten(copy_of):
+    folder = copy_of("record")
+    assert "2026-05-01_before" in verify_folder(folder)["significance"][0].observed + verify_folder(folder)["significance"][0].expected
+    for name in ("2026-05-01_false", ".2026-05-01_x", "2026-05-01"):
+        false = shutil.copytree(folder.with_name("2026-05-01_before"), folder.with_name(name))
+        field(val_bpb=0.5)(false)
+    assert status_of(verify_folder(folder)["significance"]) == "PASS"
 
 
 def test_other_spellings_and_what_the_challenge_accepted(copy_of):
