@@ -100,6 +100,12 @@ def memory_of(process):
         return 0
 
 
+def shared_memory():
+    """Bytes of the machine's shared memory and files in memory, which belong to no process's resident pages while none maps them."""
+    with open("/proc/meminfo") as file:
+        return next((int(line.split()[1]) << 10 for line in file if line.startswith("Shmem:")), 0)
+
+
 def main(folder, home, seconds, memory, command):
     close_doors(folder, home)
     os.chdir(folder)
@@ -108,14 +114,14 @@ def main(folder, home, seconds, memory, command):
         resource.setrlimit(limit, (value, value))
     # at the lowest priority, so that this watch is heard however many they become
     child = subprocess.Popen(["nice", "-n", "19", "unshare", "--user", "--map-root-user", "--mount", *command], stdin=subprocess.DEVNULL)
-    end = time.monotonic() + seconds
+    end, before = time.monotonic() + seconds, shared_memory()
     while child.poll() is None:
         alive = [name for name in os.listdir("/proc") if name.isdecimal()]
         if time.monotonic() > end:
             return TOO_LONG
         if len(alive) > PROCESSES:
             return TOO_MANY
-        if sum(map(memory_of, alive)) > memory:
+        if sum(map(memory_of, alive)) + max(0, shared_memory() - before) > memory:
             return TOO_LARGE
         time.sleep(0.02)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode

@@ -128,6 +128,16 @@ def test_memory_is_bounded(try_script, monkeypatch):
     assert status == "FAIL" and "of memory" in observed
 
 
+def test_shared_memory_that_nobody_maps_counts(try_script, monkeypatch):
+    monkeypatch.setattr(sandbox.run_jailed, "__defaults__", (sandbox.SECONDS, 300 << 20))
+    status, observed = try_script("""import os, time
+files = [os.memfd_create("x") for _ in range(6)]
+for file in files:
+    for _ in range(100): os.write(file, bytes(1 << 20))
+time.sleep(5)""")
+    assert status == "FAIL" and "of memory" in observed
+
+
 def test_nothing_outside_the_copy_can_be_written_and_no_network_is_there(try_script, tmp_path):
     (tmp_path / "mine").write_text("mine")
     server = socket.create_server(("127.0.0.1", 0))
