@@ -43,6 +43,8 @@ def model_budget(data):
         error = float(np.sqrt(np.square(step).sum() / 12 * stored[name].shape[1] / square.sum())) if square.sum() else 0.0
         found.append(TensorBytes(name, group, stored[name].size, entropy_bytes(stored[name]), error))
         found.append(TensorBytes(f"{name}.scale", "scales", step.size, entropy_bytes(stored[f"{name}.scale"]), None))
+    if not any(t.bytes for t in found):  # every byte is the same: by count
+        found = [dataclasses.replace(t, bytes=t.numbers) for t in found]
     scale = len(data) / sum(t.bytes for t in found)
     return [dataclasses.replace(t, bytes=t.bytes * scale) for t in found]
 

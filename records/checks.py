@@ -8,11 +8,12 @@ import datetime
 import hashlib
 import math
 import re
+import statistics
 
 from common.artifact import decode_model
 from common.settings import UserError, model_settings
 from records.challenge import CAP_BYTES, FOUNDING, NUMBER_FIELDS, TEXT_FIELDS, TRACKS
-from records.folder import Refused, declared_seeds
+from records.folder import Decimal, Refused, declared_seeds
 from records.significance import copied_logs, missing_seeds
 
 PASS, WARN, FAIL, UNVERIFIED, NOT_RUN = "PASS", "WARN", "FAIL", "NOT VERIFIED", "not asked"
@@ -56,7 +57,7 @@ def check_layout(folder, rules):
         yield Finding(FAIL, what, "plain files and folders only", where)
     if folder.track not in TRACKS.values():
         yield Finding(FAIL, f"lies in {folder.track}/", " or ".join(TRACKS.values()), "..")
-    if not re.fullmatch(r"\d{4}-\d\d-\d\d_[\w.+-]{1,100}", folder.name, re.ASCII) or not _is_date(folder.name[:10]):
+    if not is_record_name(folder.name):
         yield Finding(FAIL, folder.name.encode(errors="replace").decode()[:100], "YYYY-MM-DD_name", ".")
     logs = [log.name for log in folder.logs]
     for name in ("README.md", "submission.json", "train.log", "train_gpt.py"):
@@ -94,6 +95,14 @@ def check_schema(folder, rules):
     missing = [n for n in [*TEXT_FIELDS, *NUMBER_FIELDS] if n not in folder.fields and n not in invalid]
     if missing:
         yield Finding(FAIL if "val_bpb" in missing else rules.lenient, f"without {', '.join(missing)}", "every field", "submission.json")
+    digits = 4 if rules.name == "strict" else 2
+    logged = [[log.score(folder.score_label)[number] for log in folder.seed_logs()] for number in (0, 1)] if folder.score_label else [[], []]
+    for name, values in zip(("val_loss", "val_bpb"), logged):
+        value = folder.fields.get(name)
+        if value is None or (values and any(abs(value - v) < 1e-8 for v in [*values, statistics.mean(values)])):
+            continue  # whoever writes 1.87000000 of a log as 1.87 has left nothing out
+        if not isinstance(value, Decimal) or value.half_unit > 0.51 * 10.0 ** -digits:
+            yield Finding(FAIL, f"{name} {getattr(value, 'text', value)}", f"at least {digits} decimals", "submission.json")
     date = folder.fields.get("date", "")
     if date and not _is_date(date[:10]):
         yield Finding(FAIL, f"date {date!r}", "YYYY-MM-DD, with a time or not", "submission.json")
@@ -129,6 +138,10 @@ def check_code_bytes(folder, rules, code):
     if len(counted) > 1:
         others = ", ".join(sorted(counted.keys() - {"train_gpt.py"}))
         yield Finding(rules.lenient, f"reaches {others}: {total:,} bytes with them", "all counted code in train_gpt.py", "train_gpt.py")
+    known = {*counted, *(log.name for log in folder.logs), "README.md", "submission.json", "requirements.txt"}
+    for name in sorted(folder.files.keys() - known):
+        if not MODEL_NAMES.fullmatch(name) or name.endswith(".py"):
+            yield Finding(rules.lenient, f"{folder.files[name]:,} bytes in {name} that no check accounts for", "what is counted, and no more", name)
     reported = folder.fields.get("bytes_code")
     if reported is not None and reported != total:
         yield Finding(rules.lenient, f"{total:,} bytes shipped", f"{reported:,} as bytes_code says", "train_gpt.py")
@@ -168,6 +181,9 @@ def check_artifact(folder, rules):
             yield Finding(FAIL, f"{len(data):,} bytes", f"{size:,} as bytes_model_int8_zlib says", name)
         if len(data) + (code_size or 0) >= CAP_BYTES:
             yield Finding(FAIL, f"{len(data):,} bytes and {code_size or 0:,} of code", f"less than {CAP_BYTES:,}", name)
+    together = sum(folder.files[name] for name in models) + (code_size or 0)
+    if len(models) > 1 and together >= CAP_BYTES:
+        yield Finding(rules.lenient, f"{len(models)} model files and the code have {together:,} bytes", f"less than {CAP_BYTES:,}", ".")
     if size is not None and fields.get("bytes_code") is not None and "bytes_total" in fields and size + fields["bytes_code"] != fields["bytes_total"]:
         yield Finding(rules.lenient, f"bytes_total {fields['bytes_total']:,}", f"{size + fields['bytes_code']:,} = model + code", "submission.json")
     if "bytes_total" in fields and fields["bytes_total"] >= CAP_BYTES:
@@ -236,6 +252,10 @@ def check_hazards(code):
     for name, found in code.items():
         for line, text in found["hazards"]:
             yield Finding(WARN, text, "a reviewer who has looked at it", f"{name}:{line}")
+
+
+def is_record_name(name):
+    return bool(re.fullmatch(r"\d{4}-\d\d-\d\d_[\w.+-]{1,100}", name, re.ASCII)) and _is_date(name[:10])
 
 
 def _is_date(text):

@@ -4,12 +4,13 @@ import re
 import statistics
 
 from records.challenge import CAP_SECONDS, EVAL_SECONDS, FINEWEB_VAL_BYTES, FINEWEB_VAL_TOKENS, SPLIT_TOLERANCE
-from records.checks import FAIL, NOT_RUN, PASS, UNVERIFIED, WARN, Finding, is_founding
-from records.folder import Decimal, open_folder
-from records.significance import Side, compare, copied_logs, missing_seeds
+from records.checks import FAIL, NOT_RUN, PASS, UNVERIFIED, WARN, Finding, is_founding, is_record_name
+from records.folder import Decimal, on_fineweb, open_folder
+from records.significance import Side, compare, copied_logs, is_score, missing_seeds
 
 MAIN_SCORE = "final_int8_zlib_roundtrip"  # the one final line
 SECOND = 1e3  # in milliseconds
+SCORE_UNIT, TIME_UNIT = 5e-3, 0.5  # the most that a claim may be off on the ground of how few digits it is written with
 
 
 def check_score(folder, rules):
@@ -47,8 +48,8 @@ def check_score(folder, rules):
     yield from _implied_bytes(folder, rules, label)
 
 
-def _half_unit(value):
-    return value.half_unit if isinstance(value, Decimal) else 0.5
+def _half_unit(value, most=SCORE_UNIT):
+    return min(most, value.half_unit) if isinstance(value, Decimal) else most
 
 
 def _agrees(claim, value):
@@ -87,7 +88,7 @@ def _seed_claims(folder, name, number, label, rules):
 
 def _implied_bytes(folder, rules, label):
     """UTF-8 bytes of the validation text = val_loss / ln 2 * tokens / val_bpb, which no tokenizer changes."""
-    official = folder.track in CAP_SECONDS
+    official, shown = folder.track in CAP_SECONDS, False
     pairs = [(log.name, *log.score(label), log) for log in folder.seed_logs()] if label else []
     if not pairs and "val_loss" in folder.fields and "val_bpb" in folder.fields:
         pairs = [("submission.json", folder.fields["val_loss"], folder.fields["val_bpb"], None)]
@@ -95,7 +96,8 @@ def _implied_bytes(folder, rules, label):
         tokens = log.val_tokens if log else None
         if not bpb or not math.isfinite(bpb) or not math.isfinite(loss):
             continue
-        if log and log.val_bytes:
+        shown = True
+        if tokens and log.val_bytes:
             implied = loss / math.log(2) * tokens / bpb
             if abs(implied / log.val_bytes - 1) > SPLIT_TOLERANCE:
                 yield Finding(FAIL, f"loss and score imply {implied:,.0f} bytes", f"{log.val_bytes:,} as the log says", where)
@@ -105,7 +107,7 @@ def _implied_bytes(folder, rules, label):
         else:  # only a split whose tokens are known can be recognised
             implied = min((loss / math.log(2) * n / bpb for n in FINEWEB_VAL_TOKENS), key=lambda v: abs(v - FINEWEB_VAL_BYTES))
         off = abs(implied / FINEWEB_VAL_BYTES - 1)
-        fineweb = official or not log or "fineweb" in log.dataset
+        fineweb = official or not log or on_fineweb(folder, log)
         if fineweb and off > SPLIT_TOLERANCE:
             near = min(FINEWEB_VAL_TOKENS, key=lambda n: abs(n - (tokens or 0)))
             count = f" of {tokens:,} tokens" if tokens and abs(tokens / near - 1) > 1e-3 else ""
@@ -114,6 +116,8 @@ def _implied_bytes(folder, rules, label):
                           f"{FINEWEB_VAL_BYTES:,} of FineWeb's 50,000 documents", where)
         elif not fineweb and log.dataset and log.dataset not in folder.text("README.md"):
             yield Finding(FAIL, f"scored on {log.dataset}, which the README does not say", "the data set, stated", "README.md")
+    if not shown and (official or on_fineweb(folder)):
+        yield Finding(UNVERIFIED, "no pair of loss and score shows the bytes of the text", f"{FINEWEB_VAL_BYTES:,} of FineWeb", ".")
 
 
 def check_clock(folder, rules):
@@ -122,7 +126,7 @@ def check_clock(folder, rules):
         yield Finding(UNVERIFIED if is_founding(folder) else FAIL, "no log", "the training time", ".")
     for log in folder.logs:
         step, ms, caps = log.last_step, log.train_ms, [log.cap_seconds, CAP_SECONDS.get(folder.track)]
-        if not step or ms is None:
+        if not step or ms is None or not math.isfinite(ms):
             yield Finding(FAIL, "no training time", "lines with train_time", log.name)
             continue
         caps = [c for c in caps if c]
@@ -146,7 +150,7 @@ def check_clock(folder, rules):
     runs = [log for log in folder.seed_logs() if log.train_ms is not None]
     for name, values, scale in (("wallclock_seconds", [log.train_ms for log in runs], SECOND), ("step_stop", [log.last_step for log in runs], 1)):
         claim = folder.fields.get(name)
-        half = _half_unit(claim) if claim is not None else 0
+        half = _half_unit(claim, TIME_UNIT) if claim is not None else 0
         if claim is not None and values and all(abs(claim - v / scale) > half + 1e-9 for v in [*values, statistics.mean(values)]):
             yield Finding(rules.lenient, f"{name} {claim:,}", " or ".join(f"{v / scale:,}" for v in sorted(set(values))), "submission.json")
 
@@ -160,7 +164,7 @@ def check_significance(folder, rules, baseline):
         yield Finding(UNVERIFIED, "one published run, the first: there was nothing to beat", "3 runs", ".")
         return
     candidate = side_of_folder(folder, "candidate")
-    baseline = baseline or earlier_record(folder)
+    baseline = baseline or earlier_record(folder, rules)
     if baseline is None:
         yield Finding(UNVERIFIED, "no earlier record beside the folder", "--baseline FOLDER, at least 3 runs", ".")
         return
@@ -178,16 +182,21 @@ def check_significance(folder, rules, baseline):
 
 def side_of_folder(folder, label):
     scores = folder.seed_scores()
-    return Side(label, [s[0] for s in scores], [s[1] for s in scores], missing_seeds(folder) + copied_logs(folder))
+    good = [s for s in scores if is_score(s)]
+    problems = ["a log has no finite score above 0"] * (len(good) < len(scores)) + missing_seeds(folder) + copied_logs(folder)
+    return Side(label, [s[0] for s in good], [s[1] for s in good], problems)
 
 
-def earlier_record(folder):
-    """Side of the best entry of the same track whose folder name is dated before this one's; None where there is none."""
-    best = None
+def earlier_record(folder, rules):
+    """Side of the best entry of the same track whose folder name is dated before this one's and which no other check fails; None where
+    there is none. The claims give the order, which a check ties to the logs; the runs are those of the logs."""
+    from records.verify import verdict, verify_folder  # here, since it makes these checks
+    found = []
     for path in sorted(folder.path.parent.iterdir()):
-        if path.is_dir() and path.name[:10] < folder.name[:10] and (path / "submission.json").is_file():
-            other = open_folder(path, with_logs=False)
-            score = other.fields.get("val_bpb")
-            if score is not None and (best is None or score < best[0]):
-                best = score, path
-    return best and side_of_folder(open_folder(best[1]), best[1].name)
+        if is_record_name(path.name) and path.is_dir() and not path.is_symlink() and path.name[:10] < folder.name[:10]:
+            score = open_folder(path, with_logs=False).fields.get("val_bpb")
+            found += [(score, path)] if score is not None else []
+    for _, path in sorted(found):
+        if verdict(verify_folder(path, rules.name, leave_out=("significance",)))[0] != "fails":
+            return side_of_folder(open_folder(path), path.name)
+    return None

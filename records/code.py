@@ -41,8 +41,8 @@ def inspect_code(folder, names, others=()):
     return json.loads(done.stdout)
 
 
-def examine(source, names):
-    """What inspect_code says of one file's bytes."""
+def examine(source, names, package=""):
+    """What inspect_code says of one file's bytes. package: the folder that it lies in, as part of its name."""
     found = {"error": "", "wrapped": [], "reaches": [], "hazards": []}
     for layer in range(LAYERS + 1):
         try:
@@ -52,7 +52,7 @@ def examine(source, names):
             compile(source, "train_gpt.py", "exec", dont_inherit=True)
             aliases = imported_aliases(tree)
             found["hazards"] += [[line, f"{'(unwrapped) ' * bool(layer)}{text}"] for line, text in sorted(set(hazards(tree, aliases)))]
-            found["reaches"] += sorted(set(reached_files(tree, names)) - set(found["reaches"]))
+            found["reaches"] += sorted(set(reached_files(tree, names, package)) - set(found["reaches"]))
             inner = wrapped_source(tree, aliases)
         except SyntaxError as error:
             found["error"] = f"line {error.lineno}: {error.msg}"
@@ -90,7 +90,7 @@ def dotted(node, aliases):
     return ".".join([aliases.get(node.id, node.id), *reversed(parts)]) if isinstance(node, ast.Name) else ""
 
 
-def reached_files(tree, names):
+def reached_files(tree, names, package=""):
     """Files of the folder that a source imports, or names in a string."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
@@ -98,7 +98,11 @@ def reached_files(tree, names):
             yield from (n for n in names if text.removeprefix("./") == n)
         modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
-            modules = [node.module or "", *(f"{node.module}.{a.name}" if node.module else a.name for a in node.names)]
+            folders = package.split("/") if node.level and package else []
+            start = ".".join([*folders[:len(folders) - node.level + 1], *([node.module] if node.module else [])])
+            modules = [start, *(f"{start}.{a.name}" if start else a.name for a in node.names)]
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__", "run_module"):
+            modules = [a.value.lstrip(".") for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
         for module in modules:
             parts = module.split(".")
             for end in range(1, len(parts) + 1):
@@ -226,7 +230,7 @@ def main(folder, names, others):
     found = {}
     for name in names:
         with open(os.path.join(folder, name), "rb") as file:
-            found[name] = examine(file.read(), {*names, *others} - {name})
+            found[name] = examine(file.read(), {*names, *others} - {name}, os.path.dirname(name))
     json.dump(found, sys.stdout, sort_keys=True)
 
 

@@ -26,7 +26,7 @@ class Decimal(float):
     def half_unit(self):
         """Half of one unit of the last digit that was written."""
         mantissa, _, exponent = self.text.lower().partition("e")
-        return 0.5 * 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+        return 0.5 * 10.0 ** min(300, int(exponent[:6] or 0) - len(mantissa.partition(".")[2]))
 
 
 def read_bounded(path, limit):
@@ -55,8 +55,9 @@ def load_json(data):
     def unique(pairs):
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"has the key {next(n for n in names if names.count(n) > 1)!r} twice")
+            seen = set()
+            name = next(n for n, _ in pairs if n in seen or seen.add(n))
+            raise ValueError(f"has the key {name[:60]!r} twice")
         return found
 
     def number(text):
@@ -181,8 +182,6 @@ def _list_files(folder):
             if count > ENTRIES_LIMIT:
                 folder.problems.append((f"more than {ENTRIES_LIMIT} files and folders", "."))
                 return
-            if entry.name == "__pycache__":
-                continue
             if shown != name or any(c < " " for c in name):
                 folder.problems.append(("a name that is not plain text", ascii(shown)))
             elif entry.is_symlink() and not os.path.exists(entry.path):
@@ -238,6 +237,17 @@ def _short(value):
     except (ValueError, RecursionError):
         text = "a value that cannot be shown"
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def data_of(folder, log=None):
+    """Name of the data set that a log names (by default the first that does), else submission.json; "" where none does."""
+    logs = [log] if log else folder.logs
+    found = next((log.dataset for log in logs if log.dataset), "") or folder.raw.get("dataset")
+    return found if isinstance(found, str) else ""
+
+
+def on_fineweb(folder, log=None):
+    return "fineweb" in data_of(folder, log).lower()
 
 
 def declared_seeds(folder):

@@ -10,8 +10,8 @@ import statistics
 from common.settings import UserError
 from records.budget import group_bytes, model_budget
 from records.challenge import CAP_BYTES, TRACKS
-from records.checks import PASS, is_founding
-from records.folder import Refused, open_folder
+from records.checks import PASS, UNVERIFIED, is_founding
+from records.folder import Refused, data_of, on_fineweb, open_folder
 from records.page import write_page
 from records.verify import clean, status_of, verdict, verify_folder
 
@@ -22,19 +22,18 @@ PUBLISHED = "published by the challenge, not reproduced here"
 
 
 def read_entries(records, ruleset="strict"):
-    """list of dicts, one a record folder, ranked: FineWeb first, best score first. rank is None where a check fails."""
+    """list of dicts, one a record folder, ranked: FineWeb first, best score first. rank is None where a check fails, or the score is not verified."""
     entries = []
     for track in TRACKS.values():
         for path in sorted((records / track).iterdir()) if (records / track).is_dir() else []:
             if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
                 entries.append(describe(path, track, ruleset))
-    entries.sort(key=lambda e: (e["data"] != FINEWEB, e["data"], e["verdict"] == "fails", e["val_bpb"], e["date"], e["folder"]))
+    entries.sort(key=lambda e: (e["data"] != FINEWEB, e["data"], not e["rank"], e["val_bpb"], e["date"], e["folder"]))
     counts = {}
     for entry in entries:
         place = entry["track"], entry["data"]
-        if entry["verdict"] != "fails":
-            counts[place] = counts.get(place, 0) + 1
-        entry["rank"] = counts[place] if entry["verdict"] != "fails" else None
+        if entry["rank"]:
+            entry["rank"] = counts[place] = counts.get(place, 0) + 1
     return entries
 
 
@@ -43,21 +42,24 @@ def describe(path, track, ruleset):
     result, folder = verify_folder(path, ruleset), open_folder(path)
     fields, founding = folder.fields, is_founding(folder)
     word, names = verdict(result)
-    dataset = plain(next((log.dataset for log in folder.logs if log.dataset), "") or folder.raw.get("dataset"))[:80]
+    dataset = plain(data_of(folder))[:80]
     scores = [bpb for _, bpb in folder.seed_scores() if math.isfinite(bpb)]
+    claim = float(fields.get("val_bpb", 100.0))  # shown and ranked is the score in the logs that is meant by it
+    scored = [*scores, round(statistics.mean(scores), 8)] if scores else [claim]
     main = folder.logs[0] if folder.logs else None
     return {
         "folder": clean(path.name), "track": track, "name": plain(fields.get("name", path.name)), "author": plain(fields.get("author")),
         "github": plain(fields.get("github_id")), "blurb": plain(fields.get("blurb"))[:BLURB], "date": plain(fields.get("date", path.name))[:10],
-        "val_bpb": float(fields.get("val_bpb", 100.0)), "val_loss": number(fields.get("val_loss")),
+        "val_bpb": min(scored, key=lambda v: abs(v - claim)), "val_loss": number(fields.get("val_loss")),
         "before": number(fields.get("pre_quant_val_bpb", main and main.pre_quant and main.pre_quant[1])),
         "total": fields.get("bytes_total", main and main.total_bytes), "model": fields.get("bytes_model_int8_zlib", main and main.model_bytes),
         "code": fields.get("bytes_code", main and main.code_bytes), "steps": fields.get("step_stop", main and main.last_step),
         "seconds": number(fields.get("wallclock_seconds", main and main.train_ms and main.train_ms / 1e3)),
-        "data": FINEWEB if "fineweb" in dataset.lower() or (not dataset and track == TRACKS["10min"]) else dataset or "not stated",
+        "data": FINEWEB if on_fineweb(folder) or (not dataset and track == TRACKS["10min"]) else dataset.lower() or "not stated",
         "dataset": dataset, "hardware": plain(main.device if main and main.device else folder.raw.get("hardware"))[:120],
         "seeds": len(scores), "mean": round(statistics.mean(scores), 8) if scores else None,
         "sd": round(statistics.stdev(scores), 8) if len(scores) > 1 else None, "founding": founding,
+        "rank": founding or (word != "fails" and status_of(result["score"]) != UNVERIFIED) or None,
         "verdict": PUBLISHED if founding else word, "checks": [] if founding else names,
         "why": [] if founding else [f"{name}: {clean(f.where)} {clean(f.observed)} (expected: {clean(f.expected)})" for name in names
                                     for f in result[name] if f.status == status_of(result[name]) != PASS][:6],
@@ -71,7 +73,7 @@ def plain(value):
 
 
 def number(value):
-    return None if value is None else float(value)
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def curves_of(log, label):
@@ -126,7 +128,8 @@ Made by `python -m records leaderboard` from the folders beside it; do not edit.
 curves. [GUIDE.md](GUIDE.md) is the life of a submission, from the idea to the pull request.
 
 The score is val_bpb: bits per byte of raw validation text, lower is better, after the int8+zlib round trip. What a check fails has no
-rank. Runs that were *published by the challenge* are what there is to beat: their figures, without log or code, not reproduced here.
+rank, nor has a score that is not verified. Runs that were *published by the challenge* are what there is to beat: their figures, without
+log or code, not reproduced here.
 """]
     for track, title in TITLES.items():
         parts += [f"## {title}", ""]

@@ -37,7 +37,7 @@ _LINES = {kind: re.compile(pattern) for kind, pattern in {
 }.items()}
 _FIRST = re.compile(r"(?:step:)?\d{1,9}/\d|stopping_early:|final_|quantized|legal_ttt|DIAGNOSTIC |pre-quantization |Code size|Serialized |Total sub|"
                     r"seed:|val_|train_|peak |model_params:|world_size:|run:|versions:|command:|settings:|data:|tokenizer:|code:|throughput:|"
-                    r"scored:|status=|warmup_steps:")
+                    r"scored:|status=|resume:|warmup_steps:")
 _SETTING = re.compile(r"  (\w{1,60}):(?: (.{0,400}))?")  # under the heading "Hyperparameters:"
 
 
@@ -56,6 +56,7 @@ class RunLog:
     status: str = ""
     partial: str = ""
     seed: int | None = None
+    vocab_size: int | None = None  # of the tokenizer
     iterations: int | None = None
     cap_seconds: float | None = None
     code_bytes: int | None = None
@@ -91,9 +92,10 @@ class RunLog:
 
     @property
     def run_settings(self):
-        """Settings of one of our runs: the defaults and what the log says was changed."""
+        """Settings of one of our runs: the defaults and what the log says was changed; VOCAB_SIZE unset is that of the tokenizer."""
         known = {f.name for f in dataclasses.fields(Settings)}
-        return Settings(**{name: value for name, value in self.settings.items() if name in known})
+        settings = Settings(**{name: value for name, value in self.settings.items() if name in known})
+        return settings if settings.vocab_size else dataclasses.replace(settings, vocab_size=self.vocab_size or 0)
 
     def score(self, label=None):
         """(val_loss, val_bpb) under a label, by default the last one printed; None where there is none."""
@@ -234,8 +236,16 @@ def _take_own(log, line):
     kind, values = parse_line(line) or ("", {})
     if kind == "run":
         log.backend, log.device = values["backend"], values["device"]
-    elif kind in ("versions", "command", "status"):
+    elif kind in ("versions", "command"):
         setattr(log, kind, values[kind])
+    elif found := re.fullmatch(r"status=(\S+) reason=.*", line):  # older runs give no hint
+        log.status = found[1]
+    elif kind == "resume":  # what was made after the checkpoint is made again
+        log.train, log.val = ([row for row in rows if row[0] <= values["step"]] for rows in (log.train, log.val))
+        log.averages = [row for row in log.averages if row[0] <= values["step"]]
+        log.stop = None
+    elif kind == "tokenizer":
+        log.vocab_size = values["vocab_size"]
     elif kind == "settings":
         try:
             log.settings = _checked_settings(json.loads(values["settings"]))

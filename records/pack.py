@@ -51,7 +51,7 @@ class Run:
 
     @property
     def configuration(self):
-        return {name: value for name, value in self.log.settings.items() if name not in ("seed", "run_id")}
+        return {name: value for name, value in self.log.settings.items() if name not in ("seed", "run_id", "resume")}
 
 
 def read_runs(paths):
@@ -109,7 +109,7 @@ def requirements(log):
 
 def command_of(run):
     """The shell command of a run, settings in front."""
-    settings = {name: value for name, value in run.log.settings.items() if name != "run_id"}
+    settings = {name: value for name, value in run.log.settings.items() if name not in ("run_id", "resume")}
     words = " ".join(f"{name.upper()}={int(value) if isinstance(value, bool) else value}" for name, value in sorted(settings.items()))
     ranks = run.log.world_size or 1
     start = "python" if ranks == 1 else f"torchrun --standalone --nproc_per_node={ranks}"
@@ -129,7 +129,7 @@ def readme_draft(runs, fields):
     changed = ", ".join(f"`{name.upper()}={value}`" for name, value in sorted(main.configuration.items())) or "the defaults"
     chosen = "It" if len(runs) == 1 else "The run in the middle by score, the first row,"
     tokens = f"{log.last_step * log.batch_tokens:,} training tokens, " if log.batch_tokens else ""
-    fineweb = "" if "fineweb" in log.dataset else " This is not FineWeb: do not compare it with scores on FineWeb."
+    fineweb = "" if "fineweb" in log.dataset.lower() else " This is not FineWeb: do not compare it with scores on FineWeb."
     return f"""# {fields['name']}
 
 val_bpb **{fields['val_bpb']:.4f}** on `{log.dataset}`, {fields['bytes_total']:,} bytes.{fineweb}

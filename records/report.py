@@ -26,7 +26,7 @@ def read_run(path):
         raise UserError(f"{path}: {error}") from None
     if not log.train and not log.val:
         raise UserError(f"{path}/train.log has no line of a training run")
-    log.train = [row for row in log.train if math.isfinite(row[1])]
+    log.train = [row for row in log.train if math.isfinite(row[1]) and math.isfinite(row[2])]
     log.val = [row for row in log.val if math.isfinite(row[1]) and math.isfinite(row[2])]
     budget = []
     if (path / MODEL_FILE).is_file():
@@ -34,11 +34,13 @@ def read_run(path):
             budget = model_budget(read_bounded(path / MODEL_FILE, 1 << 28))
         except (Refused, UserError) as error:
             raise UserError(f"{path / MODEL_FILE}: {error}") from None
+    figures = log.pre_quant and log.pre_quant[1], log.train_ms and log.train_ms / 1e3
+    before, seconds = (x if x is not None and math.isfinite(x) else None for x in figures)
     score = log.score() if log.score() and math.isfinite(log.score()[1]) else None
     return {
         "name": path.resolve().name, "backend": log.backend, "device": log.device, "seed": log.seed, "status": log.status, "steps": log.last_step,
-        "seconds": log.train_ms and round(log.train_ms / 1e3, 3), "memory": log.memory_mib, "params": log.params,
-        "bpb": score and score[1], "before": log.pre_quant and log.pre_quant[1], "total": log.total_bytes, "code": log.code_bytes,
+        "seconds": seconds and round(seconds, 3), "memory": log.memory_mib, "params": log.params,
+        "bpb": score and score[1], "before": before, "total": log.total_bytes, "code": log.code_bytes,
         "data": log.dataset,
         "train": [[step, loss, round(ms / 1e3, 3)] for step, loss, ms in log.train], "val": [[step, bpb] for step, _, bpb, _ in log.val],
         "lr": learning_rates(log), "rate": throughput(log), "groups": group_bytes(budget) if budget else {},
@@ -68,7 +70,8 @@ def draw(path, runs):
     from matplotlib import pyplot
     palette = ["#2a6fd6", "#d9601f", "#12895c", "#7a4fc9", "#b5336f", "#8a6d00"]
     style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e2e3e0", "axes.edgecolor": "#9aa0a8",
-             "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "font.size": 9, "axes.axisbelow": True}
+             "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "font.size": 9, "axes.axisbelow": True,
+             "text.parse_math": False}
     with pyplot.rc_context(style):
         tensors = [t for run in runs for t in run["tensors"] if t[4] is not None]
         names = list(dict.fromkeys(t[0] for t in tensors))

@@ -6,7 +6,7 @@ from pathlib import Path
 from common.settings import UserError
 from records.challenge import TRACKS
 from records.checks import is_founding
-from records.folder import open_folder
+from records.folder import data_of, on_fineweb, open_folder
 from records.verify import clean
 
 
@@ -17,7 +17,7 @@ def find_entry(entry, records):
     folders = [path for track in TRACKS.values() if (records / track).is_dir() for path in sorted((records / track).iterdir()) if path.is_dir()]
     found = [path for path in folders if entry in (path.name, path.name[11:])]
     if len(found) != 1:
-        names = "\n  ".join(path.name for path in folders) or "(none)"
+        names = "\n  ".join(clean(path.name) for path in folders) or "(none)"
         raise UserError(f"{entry}: {'no' if not found else 'more than one'} record of this name; there are\n  {names}")
     return found[0]
 
@@ -29,17 +29,20 @@ def instructions(folder):
         settings, backend, ranks, script = raw["settings"], "torch", 8, "train_gpt.py"
         code = ["# the model and hyperparameters are the defaults of this repository's trainer; it is not the code that ran then"]
     elif log and log.backend in ("torch", "mlx"):
+        if not folder.files.get("train_gpt.py") or not str(folder.path).isprintable():
+            raise UserError(f"{clean(str(folder.path))}: no train_gpt.py in it that can be named in a command")
         settings = {name.upper(): int(value) if isinstance(value, bool) else value for name, value in log.settings.items()
-                    if name != "run_id" and re.fullmatch(r"[a-z][a-z0-9_]*", name)}  # names come from a stranger and go into a shell
+                    if name not in ("run_id", "resume") and re.fullmatch(r"[a-z][a-z0-9_]*", name)}  # names come from a stranger and go into a shell
         backend, ranks, script = log.backend, log.world_size or 1, str(folder.path / "train_gpt.py")
-        code = [f"# the code is the record's own, {log.code_bytes:,} bytes; `python -m records verify --smoke` tries it in a sandbox first"]
+        size = folder.files["train_gpt.py"]
+        code = [f"# the code is the record's own, {size:,} bytes; `python -m records verify --smoke` tries it in a sandbox first"]
     else:
-        raise UserError(f"{folder.path}: its log is not one of this repository's trainers: follow its README.md")
-    dataset = log.dataset if log else raw["dataset"]
-    if "fineweb" in dataset:
+        raise UserError(f"{clean(str(folder.path))}: its log is not one of this repository's trainers: follow its README.md")
+    dataset = data_of(folder)
+    if on_fineweb(folder):
         variant = dataset.rsplit("_", 1)[-1]
         data = [f"source .venv/bin/activate && pip install '.[data]' && python -m common.data fineweb --variant {shlex.quote(variant)}"]
-    elif dataset.startswith("pydoc_sp"):
+    elif dataset.startswith("pydoc_sp") and log.run_settings.vocab_size:
         vocab = log.run_settings.vocab_size
         data = [f"source .venv/bin/activate && python -m common.data pydoc --vocab-size {vocab} --out data/pydoc_sp{vocab}"]
     else:
@@ -56,6 +59,6 @@ def instructions(folder):
 def run(options):
     folder = open_folder(find_entry(options.entry, options.records))
     if folder.json_error or not {"name", "val_bpb", "step_stop", "wallclock_seconds"} <= folder.fields.keys():
-        raise UserError(f"{folder.path}: submission.json {folder.json_error or 'lacks name, score, steps or time'}")
+        raise UserError(f"{clean(str(folder.path))}: submission.json {folder.json_error or 'lacks name, score, steps or time'}")
     print(instructions(folder))
     return 0

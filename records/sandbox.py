@@ -2,7 +2,8 @@
 
 Inside there is no network but loopback, an environment of our choice, one writable folder (the copy, in memory), and limits on time,
 processes, memory and what is written. This stops accidents and lazy cheating. It is no virtual machine: the kernel is shared, files that
-you may read can be read, and what it prints you will see. Where it cannot be set up, nothing is run.
+you may read can be read, Unix sockets that lie elsewhere than in /run, /tmp and your home (or there, if Python does too) can be
+connected to, and what it prints you will see. Where it cannot be set up, nothing is run.
 """
 import hashlib
 import json
@@ -20,7 +21,7 @@ from records.checks import FAIL, UNVERIFIED, Finding
 from records.jail import NO_SANDBOX, TOO_LARGE, TOO_LONG, TOO_MANY
 from records.logs import read_log
 
-SECONDS, MEMORY, OUTPUT_LIMIT, COPY_LIMIT = 300, 8 << 30, 1 << 20, 64 << 20
+PROBE_SECONDS, SECONDS, MEMORY, OUTPUT_LIMIT, COPY_LIMIT = 30, 300, 8 << 30, 1 << 20, 64 << 20
 UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--ipc", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child")
 TINY = {"ITERATIONS": 2, "WARMUP_STEPS": 0, "VOCAB_SIZE": 260, "NUM_LAYERS": 2, "MODEL_DIM": 64, "NUM_HEADS": 4, "NUM_KV_HEADS": 2,
         "TRAIN_SEQ_LEN": 64, "TRAIN_BATCH_TOKENS": 256, "MICRO_BATCH_TOKENS": 256,
@@ -36,7 +37,10 @@ def can_sandbox():
         return f"there is no sandbox on {sys.platform}"
     if not shutil.which("unshare"):
         return "`unshare` of util-linux is not installed"
-    done = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False, timeout=30)
+    try:
+        done = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False, timeout=PROBE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"`unshare` did not answer in {PROBE_SECONDS} s"
     return f"user namespaces are not allowed here ({done.stderr.strip()[-100:]})" if done.returncode else ""
 
 
@@ -80,7 +84,7 @@ def check_smoke(folder, seconds=SECONDS):
         yield Finding(UNVERIFIED, f"not run: {last}", "a sandbox", "train_gpt.py")
     elif code in REASONS:
         yield Finding(FAIL, REASONS[code].replace(f"{SECONDS} s", f"{seconds} s"), "two steps, then the end", "train_gpt.py")
-    elif code and "cuda" in text.lower() and "available" in text.lower():
+    elif code and "cuda" in last.lower() and "available" in last.lower():
         yield Finding(UNVERIFIED, f"needs a GPU: {last}", "a machine with one", "train_gpt.py")
     elif code:
         yield Finding(FAIL, f"exit code {code}: {last}", "exit code 0", "train_gpt.py")
@@ -92,7 +96,8 @@ def run_jailed(command, copy, output, seconds=SECONDS, memory=MEMORY):
     """Exit code of a command inside; its output goes into a file."""
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(copy), "TMPDIR": str(copy), "LANG": "C.UTF-8"}
     environment |= {name: str(value) for name, value in TINY.items()}
-    jail = [*UNSHARE, sys.executable, "-I", str(Path(__file__).with_name("jail.py")), str(copy), str(seconds), str(memory), *command]
+    inside = [str(Path(__file__).with_name("jail.py")), str(copy), str(Path.home()), str(seconds), str(memory), *command]
+    jail = [*UNSHARE, sys.executable, "-I", *inside]
     with open(output, "wb") as file:
         process = subprocess.Popen(jail, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=copy,
                                    start_new_session=True)

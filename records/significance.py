@@ -130,7 +130,7 @@ def explain(result):
     words = {"significant": "SIGNIFICANT: the candidate is better by more than the margin",
              "not significant": "NOT SIGNIFICANT: the runs do not show that the candidate is better by the margin",
              "not verified": "NOT VERIFIED: the runs given do not allow the test"}
-    lines = [words[result["decision"]], *(f"  {text}" for text in result["because"])]
+    lines = [words[result["decision"]], *("  " + "".join(c if c.isprintable() else "?" for c in text) for text in result["because"])]
     if "readings" not in result:
         return "\n".join(lines)
     main, unit = result["readings"]["nats per token"], result["unit"]
@@ -192,6 +192,8 @@ def side_of(label, arguments, unit):
         if not scored:
             raise UserError(f"{text}: no log with a final score in it")
         for log, score in scored:
+            if not is_score(score):
+                raise UserError(f"{text}: {log.name!r} has the score {score[1]}: give runs with a finite score above 0")
             if log.sha256 in digests:
                 problems.append(f"{log.name} has the bytes of another log: one run counts once")
                 continue
@@ -202,6 +204,11 @@ def side_of(label, arguments, unit):
     if pairs:
         return Side(label, [p[0] for p in pairs], [p[1] for p in pairs], problems)
     return Side(label, numbers, None) if unit == "nats" else Side(label, None, numbers)
+
+
+def is_score(pair):
+    """Whether (val_loss, val_bpb) are numbers that can be compared."""
+    return all(0 < value < 100 for value in pair)
 
 
 def missing_seeds(folder):

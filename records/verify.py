@@ -20,11 +20,12 @@ from records.significance import side_of
 
 NAMES = ("layout", "schema", "compile", "code bytes", "artifact", "logs", "score", "clock", "significance", "smoke run", "re-evaluation", "hazards")
 ORDER = (PASS, NOT_RUN, WARN, UNVERIFIED, FAIL)  # the worst last
+MOST_FINDINGS = 20  # of one check
 
 
-def verify_folder(path, ruleset="strict", smoke=False, data=None, backend=None, baseline=None):
-    """dict check name -> list[Finding], never empty. Never raises on account of what is in the folder. UserError: no such folder, or a
-    backend or data that cannot be used."""
+def verify_folder(path, ruleset="strict", smoke=False, data=None, backend=None, baseline=None, leave_out=()):
+    """dict check name -> list[Finding], never empty, the worst first. Never raises on account of what is in the folder. UserError: no
+    such folder, or a backend or data that cannot be used."""
     if not Path(path).is_dir():
         raise UserError(f"{path} is no folder: give a record's folder, records/<track>/<date>_<name>")
     rules, folder = RULESETS[ruleset], open_folder(path)
@@ -43,12 +44,14 @@ def verify_folder(path, ruleset="strict", smoke=False, data=None, backend=None, 
         "re-evaluation": lambda: check_evaluation(folder, data, backend) if data else [Finding(NOT_RUN, "--data DIR makes it")],
         "hazards": lambda: code_failure or checks.check_hazards(code),
     }
-    return {name: _make(made[name]) for name in NAMES}
+    return {name: _make(made[name]) for name in NAMES if name not in leave_out}
 
 
 def _make(check):
     try:
-        return list(check()) or [Finding(PASS, "as required")]
+        found = sorted(check(), key=lambda f: -ORDER.index(f.status)) or [Finding(PASS, "as required")]
+        more = len(found) - MOST_FINDINGS
+        return found[:MOST_FINDINGS] + [Finding(found[0].status, f"and {more:,} more")] * (more > 0)
     except UserError:
         raise
     except (Exception, MemoryError) as error:  # a folder that no check foresaw is a failed check, not a crash

@@ -23,8 +23,9 @@ FINEWEB = {"path": "data/fineweb10B_sp1024", "tokens": 62_021_632, "bytes": FINE
 
 
 def log_text(seed, bpb, code, model, payload, data, cap=600.0, ms_a_step=100.0):
-    """A whole log in the words of common/runlog.py."""
+    """A whole log in the words of common/runlog.py, VOCAB_SIZE unset."""
     settings = {**SIZES, "data_path": data["path"], "seed": seed, "max_wallclock_seconds": cap, "run_id": f"made{seed}"}
+    del settings["vocab_size"]
     steps = int(cap * 1e3 // ms_a_step) - 2
     loss = bpb * math.log(2) * data["bytes"] / data["tokens"]
     val = {"iterations": 20000, "partial": ""}
@@ -34,7 +35,7 @@ def log_text(seed, bpb, code, model, payload, data, cap=600.0, ms_a_step=100.0):
         ("command", {"command": "train_gpt.py"}),
         ("settings", {"settings": json.dumps(settings, sort_keys=True)}),
         ("data", {"train_tokens": 900_523, "val_tokens": data["tokens"] + 1, "manifest": "ab" * 32, "path": data["path"]}),
-        ("tokenizer", {"vocab_size": 1024, "sha256": "cd" * 32, "path": data["path"] + "/tokenizer.model"}),
+        ("tokenizer", {"vocab_size": SIZES["vocab_size"], "sha256": "cd" * 32, "path": data["path"] + "/tokenizer.model"}),
         ("code", {"bytes": len(code), "sha256": hashlib.sha256(code).hexdigest()}),
         ("params", {"params": 12_345, "flops": 1000}),
         ("batch", {"tokens": 4096, "seq_len": 256, "world_size": 1, "micro_rows": 16}),
@@ -55,7 +56,7 @@ def log_text(seed, bpb, code, model, payload, data, cap=600.0, ms_a_step=100.0):
         ("scored", {"tokens": data["tokens"], "bytes": data["bytes"], "partial": ""}),
         ("final", {"val_loss": loss, "val_bpb": bpb, "ms": 1000, "partial": ""}),
         ("final_exact", {"val_loss": loss, "val_bpb": bpb, "partial": ""}),
-        ("status", {"status": "capped", "reason": "the wall-clock cap was reached"}),
+        ("status", {"status": "capped", "reason": "the wall-clock cap was reached", "hint": "none"}),
     ]
     return "".join(log_line(kind, **values) + "\n" for kind, values in lines)
 

@@ -76,6 +76,25 @@ def test_ranks_are_by_score_within_a_track_and_data_and_need_the_checks(board):
     assert "| &ndash; | [Broken]" in readme and "fails: compile, code bytes, logs" in readme
 
 
+def test_the_score_that_ranks_is_the_logs_and_its_bytes_must_be_shown(tmp_path):
+    make_record(tmp_path, (1.8314, 1.85, 1.84), name="True")
+    rough = make_record(tmp_path, (1.8312, 1.8318, 1.8317), name="Rough")
+    fields = (rough / "submission.json").read_text()
+    (rough / "submission.json").write_text(fields.replace('"val_bpb": 1.8317', '"val_bpb": 1.83', 1))
+    entries = {e["name"]: e for e in read_entries(tmp_path / "records", "upstream-2026-04")}
+    assert entries["Rough"]["val_bpb"] == 1.8312 and (entries["Rough"]["rank"], entries["True"]["rank"]) == (1, 2)
+    claimed = make_record(tmp_path, (0.8, 0.81, 0.82), name="Claimed")
+    for log in claimed.glob("*.log"):
+        log.write_text(log.read_text().replace("data/pydoc_sp1024", "data/FineWeb10B_sp1024"))
+    entry = read_entries(tmp_path / "records")[0]
+    assert (entry["name"], entry["data"], entry["rank"]) == ("Claimed", "FineWeb", None) and "score" in entry["checks"]
+    for log in claimed.glob("*.log"):
+        log.write_text(re.sub(r"(?m)^(scored|data): .*\n", "", log.read_text()))
+    (claimed / "submission.json").write_text((claimed / "submission.json").read_text().replace("pydoc_sp1024", "FineWeb"))
+    entry = read_entries(tmp_path / "records")[0]
+    assert (entry["data"], entry["rank"], entry["verdict"]) == ("FineWeb", None, "not verified"), entry["why"]
+
+
 def test_the_output_is_the_same_twice_and_the_repositorys_own_is_current(board, tmp_path):
     before = [(board / name).read_bytes() for name in ("README.md", "index.html")]
     assert main(["leaderboard", "--records", str(board)]) == 0
@@ -201,6 +220,26 @@ paths: document.querySelectorAll("svg path").length});""")
     assert found["paths"] == 8 and found["tensors"] == 2 + 13 and "peak MiB" in found["text"] and "embedding" in found["text"]
     assert 'data-ready="2"' in browse(tmp_path / "r.html", tmp_path)
     assert main(["report", str(tmp_path / "no")]) == 2 and "error: " in capsys.readouterr().err
+
+
+def test_report_of_an_odd_name_and_of_a_loss_that_is_not_finite(tmp_path):
+    run = make_run(tmp_path / "runs", 1, 1.8).rename(tmp_path / "runs/a$b_{$\\frac$")
+    log = run / "train.log"
+    text = re.sub(r"(step:5998/\d+ val_loss:)\S+ val_bpb:\S+", r"\1nan val_bpb:nan", log.read_text())
+    log.write_text(re.sub(r"train_time:[1-9]\d+ms", "train_time:nanms", text, count=1))
+    assert main(["report", str(run), "-o", str(tmp_path / "r.html")]) == 0 and (tmp_path / "r.png").is_file()
+
+
+def test_a_model_of_zeros_has_a_budget():
+    import numpy as np
+
+    from common.artifact import encode_model
+    from common.params import initial_weights
+    from common.settings import Settings
+    from records.budget import group_bytes, model_budget
+    settings = Settings(vocab_size=260, num_layers=2, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=16)
+    model, _ = encode_model(settings, {name: np.zeros_like(w) for name, w in initial_weights(settings).items()})
+    assert sum(group_bytes(model_budget(model)).values()) == len(model)
 
 
 def test_what_int8_costs_is_what_is_expected():

@@ -60,6 +60,11 @@ def field(**changes):
     return spoil
 
 
+def bpb(text):
+    """Writes the claimed score as this text."""
+    return edit("submission.json", r'"val_bpb": [0-9.]+', f'"val_bpb": {text}')
+
+
 def remove(name):
     return lambda folder: (folder / name).unlink()
 
@@ -88,7 +93,9 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
         ("plain", write("submission.json", '{"val_bpb": NaN}'), "NaN"), ("plain", write("submission.json", '{"val_bpb": 1e400}'), "1e400"),
         ("plain", write("submission.json", "[" * 100_000), "nested too deeply"), ("plain", field(blurb=None), "without blurb"),
         ("plain", write("submission.json", '{"name": "\\ud800"}'), "surrogate"), ("plain", field(bytes_total=-1), "-1"),
-        ("plain", field(val_bpb="1.8"), "a number"), ("plain", field(date="May 1"), "May 1"), ("record", field(track="non-record"), "non-record"),
+        ("plain", field(val_bpb="1.8"), "a number"), ("plain", field(date="May 1"), "May 1"),
+        ("plain", field(val_bpb=1.839), "at least 4 decimals"), ("plain", bpb("0e1"), "at least 4"),
+        ("plain", bpb("2"), "at least 4 decimals"), ("record", field(track="non-record"), "non-record"),
         ("plain", write("submission.json", b" " * (1 << 20) + b"{}"), "more than"),
     ],
     "compile": [
@@ -97,11 +104,18 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
         ("plain", write("train_gpt.py", f"import zlib\nexec(zlib.decompress({zlib.compress(bytes(16 << 20), 1)!r}))"), "expands to more"),
     ],
     "code bytes": [
+        ("plain", lambda f: write("train_gpt.py", "import importlib\nimportlib.import_module('helper')")(f) or write("helper.py", "x = 1")(f),
+         "reaches helper.py"),
+        ("plain", lambda f: (f / "p").mkdir() or write("train_gpt.py", "import p.a")(f) or write("p/a.py", "from . import b")(f) or
+         write("p/b.py", "x = 1")(f), "reaches p/a.py, p/b.py"),
+        ("plain", write("table.bin", b"12345"), "5 bytes in table.bin that no check"),
+        ("plain", lambda f: (f / "__pycache__").mkdir() or write("__pycache__/helper.cpython-311.pyc", b"123")(f), "3 bytes in __pycache__/"),
         ("plain", write("train_gpt.py", SCRIPT + b"\n"), "shipped"), ("plain", field(bytes_code=1), "bytes_code"),
         ("plain", lambda f: write("train_gpt.py", "exec(open('model_code.py').read())")(f) or write("model_code.py", "pass")(f), "model_code.py"),
         ("plain", lambda f: write("train_gpt.py", "import helper")(f) or write("helper.py", "x = 1")(f), "helper.py"),
     ],
     "artifact": [
+        ("plain", lambda f: [write(n, bytes(8_000_000))(f) for n in ("a.ptz", "b.ptz")] and None, "model files and the code"),
         ("plain", write("model.int8.zlib", zlib.compress(bytes(160 << 20), 1)), "expands to more"),
         ("plain", field(bytes_total=16_000_000), "bytes_total"),
         ("plain", write("model.int8.zlib", b"\0" * BUDGET_BYTES + b"\0"), "more than"), ("plain", write("model.int8.zlib", b"zip"), "no zlib stream"),
@@ -123,6 +137,9 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
     "score": [
         ("plain", field(val_bpb=1.8299), "1.8299 claimed"), ("plain", field(val_loss=1.0), "val_loss"),
         ("plain", field(pre_quant_val_bpb=1.0), "pre_quant"),
+        ("plain", bpb("0e1"), "0 claimed"),
+        ("plain", bpb("0e99999999"), "0 claimed"), ("plain", field(val_bpb=2), "2 claimed"),
+        ("plain", edit("train.log", "data/pydoc_sp1024", "data/FineWeb10B_sp1024", 9), "of FineWeb"),
         ("plain", edit("train.log", r"scored: tokens:\d+", "scored: tokens:99999"), "imply"),
         ("plain", edit("train.log", "final_", "last_", 9), "no final"),
         ("record", edit("train.log", r"scored: tokens:\d+ bytes:\d+\n", "val_tokens: 45508608\n"), "FineWeb"),
@@ -131,6 +148,7 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
     ],
     "clock": [
         ("record", edit("train.log", r"train_time:\d+ms step:5998", "train_time:700000ms step:5998"), "over"),
+        ("plain", edit("train.log", r"train_time:\d+ms", "train_time:nanms", 99), "no training time"),
         ("plain", edit("train.log", r"step_avg:100.00ms", "step_avg:90.00ms"), "90.0 ms a step"),
         ("plain", field(wallclock_seconds=5.0), "wallclock"),
         ("plain", field(step_stop=5), "step_stop"), ("record", edit("train.log", r"eval_time:\d+", "eval_time:600001"), "evaluation took"),
@@ -193,6 +211,15 @@ def test_significance_needs_runs_a_margin_and_independent_logs(copy_of, tmp_path
     assert status_of(verify_folder(one)["significance"]) == "NOT VERIFIED"
 
 
+def test_only_an_earlier_record_that_passes_is_to_be_beaten(copy_of):
+    folder = copy_of("record")
+    assert "2026-05-01_before" in verify_folder(folder)["significance"][0].observed + verify_folder(folder)["significance"][0].expected
+    for name in ("2026-05-01_false", ".2026-05-01_x", "2026-05-01"):
+        false = shutil.copytree(folder.with_name("2026-05-01_before"), folder.with_name(name))
+        field(val_bpb=0.5)(false)
+    assert status_of(verify_folder(folder)["significance"]) == "PASS"
+
+
 def test_other_spellings_and_what_the_challenge_accepted(copy_of):
     folder = copy_of("record")
     fields = json.loads((folder / "submission.json").read_text())
@@ -237,6 +264,26 @@ final_int6_sliding_window_exact val_loss:2.50771838 val_bpb:1.08982552
     assert log.score() == (2.50771838, 1.08982552) and log.scores["final_int6_sliding_window"][2] == 76_573.0
 
 
+def test_a_vocabulary_that_is_not_set_is_the_tokenizers(made, capsys):
+    assert '"vocab_size"' not in (made["plain"] / "train.log").read_text()
+    assert status_of(verify_folder(made["plain"])["artifact"]) == "PASS"
+    assert main(["reproduce", str(made["plain"])]) == 0 and "--vocab-size 260 --out data/pydoc_sp260" in capsys.readouterr().out
+
+
+def test_a_log_that_was_resumed_and_one_of_an_older_run_are_read(made):
+    from common.runlog import log_line
+    from records.logs import read_log
+    lines = (made["plain"] / "train.log").read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("step:897/"))
+    again = [log_line("checkpoint", step=598, bytes=9, seconds=0.1), *lines[first:first + 3],
+             log_line("status", status="interrupted", reason="", hint=""),
+             *lines[:8], log_line("preflight", free=1, need=1, memory=1, memory_need=1), log_line("resume", step=598, ms=59_800, path="runs/x")]
+    whole, resumed = read_log("a", "\n".join(lines).encode()), read_log("a", "\n".join(lines[:first] + again + lines[first:]).encode())
+    assert not resumed.problems and (resumed.train, resumed.val, resumed.scores) == (whole.train, whole.val, whole.scores)
+    assert resumed.status == "capped" == read_log("a", b"status=capped reason=the wall-clock cap was reached").status
+    assert read_log("a", "\n".join(lines[:first + 3] + lines[first:]).encode()).problems
+
+
 def test_pack_takes_the_middle_run_and_every_figure_from_the_logs(tmp_path):
     folder = make_record(tmp_path, (1.90, 1.80, 1.85, 1.87), written=False)
     fields = json.loads((folder / "submission.json").read_text())
@@ -247,6 +294,28 @@ def test_pack_takes_the_middle_run_and_every_figure_from_the_logs(tmp_path):
     assert {"torch==2.13.0", "numpy==2.4.6", "tqdm"} <= set((folder / "requirements.txt").read_text().split())
     result = verify_folder(folder)
     assert verdict(result) == ("fails", ["layout"]) and PLACEHOLDER in result["layout"][0].observed
+
+
+def test_findings_are_bounded_and_the_worst_come_first(copy_of):
+    folder = copy_of("plain")
+    for i in range(30):
+        (folder / f"{i}.zip").write_bytes(b"x")
+    (folder / "README.md").unlink()
+    found = verify_folder(folder)["layout"]
+    assert len(found) == 21 and found[0].where == "README.md" and (found[20].status, found[20].observed) == ("FAIL", "and 11 more")
+
+
+def test_logs_of_odd_numbers_end_in_findings(copy_of, capsys, tmp_path):
+    folder = copy_of("plain")
+    for log in folder.glob("*.log"):
+        text = re.sub(r"(step:5998/\d+ val_loss:)\S+ val_bpb:\S+", r"\1nan val_bpb:nan", log.read_text())
+        log.write_text(re.sub(r"(?m)^(Code size|stopping_early).*\n", "", text.replace("train_time:598ms", "train_time:nanms")))
+    assert main(["leaderboard", "--records", str(folder.parents[1])]) == 0 and main(["reproduce", str(folder)]) == 0
+    (folder / "train_gpt.py").unlink()
+    capsys.readouterr()
+    assert main(["reproduce", str(folder)]) == 2 and "no train_gpt.py" in capsys.readouterr().err
+    folder.with_name("2026-05-07_\x1b[2J").mkdir()
+    assert main(["reproduce", "no", "--records", str(folder.parents[1])]) == 2 and "\x1b" not in capsys.readouterr().err
 
 
 def test_unlimited_compute_is_stated(tmp_path):

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import zlib
 from pathlib import Path
@@ -46,6 +47,8 @@ HOSTILE = {  # name -> (check that must fail, what spoils the folder)
     "numbers without end": ("schema", lambda f: (f / "submission.json").write_text('{"val_bpb": ' + "9" * 9000 + "}")),
     "json of 100 MB": ("schema", lambda f: sparse(f / "submission.json", 100 << 20)),
     "json of nested lists": ("schema", lambda f: (f / "submission.json").write_text("[" * 500_000)),
+    "json of 60,000 keys": ("schema", lambda f: (f / "submission.json").write_text(
+        "{" + "".join(f'"{i}":0,' for i in range(60_000)) + '"a":1,"a":2}')),
     "json of lone surrogates": ("schema", lambda f: (f / "submission.json").write_text('{"author": "\\udc80"}')),
     "json that is a pipe": ("schema", lambda f: (f / "submission.json").unlink() or os.mkfifo(f / "submission.json")),
     "log that is a pipe": ("logs", lambda f: (f / "train.log").unlink() or os.mkfifo(f / "train.log")),
@@ -125,6 +128,16 @@ def test_memory_is_bounded(try_script, monkeypatch):
     assert status == "FAIL" and "of memory" in observed
 
 
+def test_shared_memory_that_nobody_maps_counts(try_script, monkeypatch):
+    monkeypatch.setattr(sandbox.run_jailed, "__defaults__", (sandbox.SECONDS, 300 << 20))
+    status, observed = try_script("""import os, time
+files = [os.memfd_create("x") for _ in range(6)]
+for file in files:
+    for _ in range(100): os.write(file, bytes(1 << 20))
+time.sleep(5)""")
+    assert status == "FAIL" and "of memory" in observed
+
+
 def test_nothing_outside_the_copy_can_be_written_and_no_network_is_there(try_script, tmp_path):
     (tmp_path / "mine").write_text("mine")
     server = socket.create_server(("127.0.0.1", 0))
@@ -141,6 +154,33 @@ assert "SECRET" not in os.environ and os.environ["ITERATIONS"] == "2" and os.pat
 open("mine", "w").write("in the copy"){SCORE}""")
     server.close()
     assert (status, observed) == ("PASS", "") and (tmp_path / "mine").read_text() == "mine"
+
+
+def test_the_kernel_cannot_be_set_and_no_device_or_socket_outside_is_there(try_script):
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{folder}/s")
+        server.listen()
+        assert try_script(f"""
+import os, socket
+for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/pid_max", "/proc/sysrq-trigger"):
+    try: os.open(path, os.O_WRONLY); raise SystemExit(path)
+    except OSError: pass
+try: socket.socket(socket.AF_UNIX).connect("{folder}/s"); raise SystemExit("connected")
+except OSError: pass
+assert set(os.listdir("/dev")) == {{"null", "zero", "random", "urandom", "shm", "fd"}}, os.listdir("/dev")
+assert len(os.urandom(8)) == len(open("/dev/urandom", "rb").read(8)) == 8 and open("/dev/null", "w").write("x")
+open("/dev/shm/x", "w").write("x"){SCORE}""") == ("PASS", "")
+
+
+@pytest.mark.parametrize(("last", "status"), [("CUDA is not available", "NOT VERIFIED"), ("broken", "FAIL")])
+def test_only_the_last_line_can_ask_for_a_gpu(try_script, last, status):
+    assert try_script(f"print('cuda available')\nraise SystemExit({last!r})")[0] == status
+
+
+def test_a_probe_that_hangs_is_no_sandbox(monkeypatch):
+    monkeypatch.setattr(sandbox, "UNSHARE", ("sh", "-c", "exec sleep 9"))
+    monkeypatch.setattr(sandbox, "PROBE_SECONDS", 0.2)
+    assert "did not answer" in sandbox.can_sandbox()
 
 
 def test_what_a_script_leaves_running_is_ended_with_it(try_script, tmp_path):

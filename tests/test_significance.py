@@ -1,5 +1,6 @@
 """The statistics of records: `python -m pytest tests/test_significance.py`."""
 import json
+import re
 import statistics
 
 import numpy as np
@@ -96,5 +97,12 @@ def test_logs_that_are_no_evidence(tmp_path, capsys):
     assert main(["significance", str(record), "--candidate", *map(str, runs)]) == 3
     assert "is a copy of" in capsys.readouterr().out
     assert main(["significance", *map(str, BASELINE), "--candidate", str(runs[0]), str(runs[0]), str(runs[1]), str(runs[2])]) == 3
+    for score in ("inf", "0.0", "nan"):
+        log = runs[0] / "train.log"
+        log.write_text(re.sub(r"(roundtrip_exact val_loss:\S+ val_bpb:)\S+", rf"\g<1>{score}", log.read_text()))
+        capsys.readouterr()
+        assert main(["significance", *map(str, BASELINE), "--candidate", str(log)]) == 2 and f"score {score}" in capsys.readouterr().err
+    side = Side("c", BASELINE, None, ["\x1b[2J is a copy"])
+    assert "\x1b" not in explain(compare(Side("b", BASELINE), side))
     assert main(["significance", "2.0", "--candidate", "x"]) == 2 and main(["significance", "2.0", "nan", "--candidate", "1.0"]) == 2
     assert main(["significance", "2.0", str(record), "--candidate", "1.0"]) == 2
