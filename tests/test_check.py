@@ -150,6 +150,17 @@ def test_a_wrong_table_is_located(copy, monkeypatch, capsys):
     assert f"(id {tokens[place]}): the table counts {length + 1} bytes, it stands for {length}" in problems[0][1]
 
 
+@pytest.mark.parametrize("key, value", [("splits", []), ("splits", {"train": {}, "val": {}}), ("splits", {"train": {"shards": [{}]}}), ("name", None),
+                                        ("tokenizer", "bytes"), ("source", 1), ("format", [])])
+@pytest.mark.parametrize("name", ["check", "stats", "samples"])
+def test_a_manifest_of_another_shape_is_told(copy, capsys, key, value, name):
+    path = copy("bytes") / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {key: value}))
+    assert run(name, path.parent) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {path}: ") and "make the data again" in shown and shown.count("\n") == 1
+
+
 @pytest.mark.parametrize("key", ["documents", "tokens", "bytes", "documents_sha256"])
 def test_what_the_manifest_promises_is_compared(copy, capsys, key):
     path = copy("bpe")
@@ -270,4 +281,4 @@ def test_no_data_folder(tmp_path, capsys, name):
     (tmp_path / "manifest.json").write_text("[]")
     assert run(name, tmp_path) == 2 and "is no data manifest" in capsys.readouterr().err
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "parity-golf-data 1", "tokenizer": {"file": "bytes"}}))
-    assert run(name, tmp_path) == 2 and "has no *_" in capsys.readouterr().err
+    assert run(name, tmp_path) == 2 and "is no data manifest" in capsys.readouterr().err

@@ -43,12 +43,16 @@ def read_manifest(folder: Path) -> dict:
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())
-        if manifest["format"] == FORMAT and isinstance(manifest["tokenizer"]["file"], str):
-            return manifest
+        if manifest["format"] == FORMAT:
+            files = [shard["file"] for split in ("train", "val") for shard in manifest["splits"][split]["shards"]]
+            texts = [manifest["tokenizer"]["file"], manifest["name"], *files]
+            if all(isinstance(text, str) for text in texts) and isinstance(manifest.get("source", {}), dict):
+                return manifest
+            raise TypeError
         problem = f"is of format {manifest['format']}, not {FORMAT}"
     except OSError as error:
         problem = str(error.strerror)
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         problem = "is no data manifest"
     raise UserError(f"{path}: {problem}; make the data again, or give --tokenizer if its shards are of other origin")
 
