@@ -157,7 +157,7 @@ open("mine", "w").write("in the copy"){SCORE}""")
 
 
 def test_the_kernel_cannot_be_set_and_no_device_or_socket_outside_is_there(try_script):
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as server:
+    with tempfile.TemporaryDirectory(dir="/run" if os.access("/run", os.W_OK) else "/tmp") as folder, socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{folder}/s")
         server.listen()
         assert try_script(f"""
