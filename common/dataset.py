@@ -10,7 +10,7 @@ from common.shards import check_ids, find_shards, open_shard
 from common.tokenizer import load_tokenizer
 
 # val_tokens: how many are read in validation; partial: empty, or the label of a validation that is not in full;
-# sha256: of length, start and end of every shard and of the manifest
+# sha256: of length and samples of every shard and of the manifest
 Data = namedtuple("Data", "train val val_tokens partial tokenizer tokenizer_path tokenizer_sha256 manifest_sha256 sha256")
 
 
@@ -29,10 +29,12 @@ def open_data(settings):
             raise UserError(f"{file} is no data manifest: make the data again") from None
         if missing := [name for name in listed if not (folder / name).is_file()]:
             raise UserError(f"{folder / missing[0]} is missing ({len(missing)} of {len(listed)} shards that {file.name} names): get the data again")
-        for shard in [*train, *val] if listed else []:
-            name = Path(shard.filename).name
-            if listed.get(name, 0 if any(shard is other for other in val) else None) not in (None, len(shard)):
-                raise UserError(f"{shard.filename} has {len(shard)} tokens, {file.name} says {listed.get(name, 'nothing of it')}: get the data again")
+        for shards, unlisted in ((train, None), (val, 0)) if listed else ():  # more may be trained on than it names, but not scored
+            for shard in shards:
+                name = Path(shard.filename).name
+                if listed.get(name, unlisted) not in (None, len(shard)):
+                    raise UserError(f"{shard.filename} has {len(shard)} tokens, {file.name} says {listed.get(name, 'nothing of it')}: "
+                                    "get the data again")
     path = settings.tokenizer_path or (named if named in ("", "bytes") else str(folder / named))
     if not path:
         raise UserError(f"DATA_PATH={folder} has no manifest.json: set TOKENIZER_PATH to the tokenizer of its shards")

@@ -91,9 +91,7 @@ class RunFolder:
     """Rank 0's hold on the folder. Raises UserError where it is taken, in use, unwritable, or the disk too full for the run."""
 
     def __init__(self, path, settings):
-        free, need = disk_free(), disk_need(settings)
-        if free < need:
-            raise UserError(f"{os.getcwd()} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some space", "disk_full")
+        check_disk(settings)
         self.path = path
         try:
             if not settings.resume:
@@ -132,6 +130,12 @@ def checkpoints_bytes(settings):
 def disk_need(settings):
     """Bytes a run may write: three checkpoints (two are kept, one is being written), the model file, and the rest."""
     return 3 * checkpoints_bytes(settings) + 2 * count_params(settings) + (64 << 20)
+
+
+def check_disk(settings):
+    """UserError where the disk is too full for a run."""
+    if (free := disk_free()) < (need := disk_need(settings)):
+        raise UserError(f"{os.getcwd()} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some space", "disk_full")
 
 
 def disk_free():

@@ -16,7 +16,7 @@ from common.artifact import BUDGET_BYTES
 from common.batches import micro_batch_rows, rank_rows
 from common.bundle import bundle
 from common.dataset import open_data
-from common.folder import checkpoints_bytes, disk_free, disk_need
+from common.folder import check_disk, checkpoints_bytes, disk_free, disk_need
 from common.params import count_params, flops_per_token, initial_weights, param_table
 from common.quantize import quantize_rows
 from common.settings import UserError, changed_settings, failing_as
@@ -49,8 +49,7 @@ def report(trainer_class, settings, script):
 
 def check_folder(path, settings):
     """UserError where the run's folder is taken or in use, or could not be written, or the disk is too full."""
-    if (free := disk_free()) < disk_need(settings):
-        raise UserError(f"{os.getcwd()} has {free >> 20} MiB free, the run may need {disk_need(settings) >> 20} MiB: free some space", "disk_full")
+    check_disk(settings)
     if path.exists() and not settings.resume:
         raise UserError(f"{path} is there already: choose another RUN_ID, remove it, or continue it with --resume {path}")
     if settings.resume:

@@ -21,6 +21,7 @@ from common.data.encode import Encoded, check_count, encode_block, place_documen
 from common.data.folder import file_sha256, read_manifest, write_manifest
 from common.data.tokenizers import KINDS, tokenizer_entry, train_tokenizer, try_model
 from common.data.workers import add_workers, in_order, worker_pool
+from common.folder import write_file
 from common.settings import UserError
 from common.shards import write_shard
 from common.tokenizer import load_tokenizer
@@ -103,8 +104,7 @@ def write_shards(pool, options, files, staging: Path, model: str, state: dict | 
         for split, part in place_documents(encoded, seen, options.val_docs, val_hashes):
             shards.add(split, part)
         if written < sum(map(len, shards.state["shards"].values())):
-            (staging / ".val_hashes").write_bytes(b"".join(sorted(val_hashes)))
-            os.replace(staging / ".val_hashes", staging / "val_hashes")  # before the state that counts on it
+            write_file(staging / "val_hashes", b"".join(sorted(val_hashes)))  # before the state that counts on it
             save(shards.state | before)  # this block will be read again, but for the tokens that are on disk
         shards.state["blocks"] += 1
     check_count(options, sum(counts["documents"] for counts in shards.state["counts"].values()))
@@ -174,8 +174,7 @@ def build(pool, options, files, staging: Path, source: dict, plan: dict) -> None
     progress_file, model = staging / "state.json", staging / "tokenizer.model"
 
     def save(state):
-        (staging / ".state").write_text(json.dumps({"plan": plan, "state": state}))
-        os.replace(staging / ".state", progress_file)
+        write_file(progress_file, json.dumps({"plan": plan, "state": state}).encode())
 
     try:
         found = json.loads(progress_file.read_bytes())

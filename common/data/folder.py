@@ -5,13 +5,13 @@ A folder is whole if it has a manifest.json. It tells what the files hold and no
 import functools
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
 from common.batches import TokenStream
 from common.data.tokenizers import try_model
+from common.folder import write_file
 from common.settings import UserError
 from common.shards import find_shards, open_shard
 from common.tokenizer import Tokenizer, load_tokenizer
@@ -34,8 +34,7 @@ def file_sha256(path) -> str:
 def write_manifest(folder: Path, manifest: dict) -> None:
     """The file is whole or as it was."""
     text = json.dumps({"format": FORMAT} | manifest, indent=2, sort_keys=True) + "\n"
-    (folder / ".manifest").write_text(text)
-    os.replace(folder / ".manifest", folder / "manifest.json")
+    write_file(folder / "manifest.json", text.encode())
 
 
 def read_manifest(folder: Path) -> dict:
