@@ -5,6 +5,7 @@ second; the ranks meet over gloo as under torchrun. A fault is a function of thi
 """
 import atexit
 import contextlib
+import faulthandler
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -65,6 +66,7 @@ def rank_main(backend, rank, world_size, ports, folder, out, script, env, fault)
         os.environ.update(MLX_RANK=str(rank), MLX_HOSTFILE="hosts.json")
     sys.argv = [BACKENDS[backend]]
     code = 1
+    faulthandler.register(signal.SIGUSR1)
     try:
         from common.run import main
         if backend == "torch":
@@ -112,6 +114,9 @@ class Run:
         for process in self.ranks:
             process.join(SECONDS)
             if process.exitcode is None:
+                for left in self.ranks:
+                    os.kill(left.pid, signal.SIGUSR1)  # tells where it stands
+                time.sleep(1)
                 text = self.text()
                 for left in self.ranks:
                     left.kill()
@@ -308,11 +313,18 @@ def acts_at(kind, rank, step, name, *arguments):
     return at(kind, rank, 0, step, lambda trainer: globals()[name](*arguments))
 
 
+def linger(seconds):
+    """In short sleeps: a signal that comes just before a sleep begins is only seen when that sleep ends."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.05)
+
+
 def slow_from(kind, rank, step, seconds):
     """A step that does not end, and a file named slow when it has begun."""
     def act(trainer):
         Path("slow").touch()
-        time.sleep(seconds)
+        linger(seconds)
     return at(kind, rank, 0, step, act)
 
 
@@ -328,7 +340,7 @@ def slow_validation(kind, rank, seconds):
         def token_nats(self, tokens):
             if self.made == 7:
                 Path("slow").touch()
-                time.sleep(seconds)
+                linger(seconds)
             return super().token_nats(tokens)
     return Slow
 
