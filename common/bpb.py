@@ -28,14 +28,14 @@ def eval_batch(stream, windows, rows, seq_len):
     return tokens, scored
 
 
-def evaluate(trainer, settings, stream, tokenizer, num_tokens):
+def evaluate(trainer, settings, stream, tokenizer, num_tokens, each=iter):
     """(nats per token, bits per byte, tokens scored, bytes) over the first num_tokens of the stream. The windows are dealt
-    to the ranks in turn; each rank counts the bytes of its own."""
+    to the ranks in turn; each rank counts the bytes of its own. `each` hands on the numbers of the batches as they begin."""
     seq_len = settings.train_seq_len
     rows = micro_batch_rows(settings, rank_rows(settings, trainer.rank, trainer.world_size)[1])  # training's shape: no second compilation
     mine = eval_windows(num_tokens, seq_len)[trainer.rank::trainer.world_size]
     total = np.zeros(3)  # nats, tokens, bytes
-    for first in range(0, len(mine), rows):
+    for first in each(range(0, len(mine), rows)):
         tokens, scored = eval_batch(stream, mine[first:first + rows], rows, seq_len)
         nats = np.asarray(trainer.token_nats(tokens), np.float64)
         num_bytes = count_bytes(tokenizer, tokens[:, :-1], tokens[:, 1:])

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import safetensors.numpy
 
-from common.folder import write_file
+from common.folder import read_json, write_file
 from common.params import check_tensors
 from common.settings import UserError
 
@@ -32,6 +32,15 @@ def run_identity(settings, data, code):
     """dict of what a run must have in common with the checkpoint it goes on from."""
     return {name.upper(): value for name, value in vars(settings).items() if name not in FREE.split()} | {
         "code": hashlib.sha256(code).hexdigest(), "data": data.sha256, "tokenizer": data.tokenizer_sha256}
+
+
+def check_identity(identity, theirs, where=""):
+    """UserError where what is to be continued is another run."""
+    wrong = [f"{key} is {identity.get(key)!s:.40}, there {theirs.get(key)!s:.40}" for key in sorted(identity | theirs)
+             if identity.get(key) != theirs.get(key)]
+    if wrong:
+        raise UserError(f"{where}it is of another run: {'; '.join(wrong)}: use the settings and data of that run, and the code in its folder",
+                        "bad_settings")
 
 
 def write_checkpoint(folder, step, elapsed, identity, arrays):
@@ -82,11 +91,7 @@ def decode_checkpoint(file, identity, expected):
         raise ValueError(f"is of format {found}, this program reads {CHECKPOINT_FORMAT}")
     if not (type(step) is int and 0 <= step < 2**31 and type(elapsed) is float and 0 <= elapsed < math.inf and isinstance(theirs, dict)):
         raise ValueError("has no step, time or identity")
-    wrong = [f"{key} is {identity.get(key)!s:.40}, there {theirs.get(key)!s:.40}" for key in sorted(identity | theirs)
-             if identity.get(key) != theirs.get(key)]
-    if wrong:
-        raise UserError(f"it is a checkpoint of another run: {'; '.join(wrong)}: use the settings and data of that run, and the code in its "
-                        "folder", "bad_settings")
+    check_identity(identity, theirs)
     if size > HEADER_LIMIT + sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in expected.values()):
         raise ValueError("is larger than its settings allow")
     file.seek(0)
@@ -100,9 +105,12 @@ def decode_checkpoint(file, identity, expected):
 
 def read_checkpoint(folder, identity, expected, warn):
     """(step, elapsed, arrays, paths that are damaged) of the newest file in a folder that is whole; warn(text) tells of the others.
-    Without any, it is step 0 and nothing. Raises UserError where none is whole, or it is of another run."""
+    Without any, it is step 0 and nothing. Raises UserError where none is whole, or the run is another."""
     damaged = []
     if not checkpoints(folder):
+        stored = read_json(folder / "settings.json").get("identity")
+        if isinstance(stored, dict):  # else the run had not begun
+            check_identity(identity, stored, f"{folder}: ")
         return 0, 0.0, {}, damaged
     for path in checkpoints(folder):
         try:

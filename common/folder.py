@@ -49,6 +49,15 @@ def read_json(path):
     return found if isinstance(found, dict) else {}
 
 
+def locked(file, how=fcntl.LOCK_EX):
+    """Whether the lock on an open file was to be had at once."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def end_run(path, status, reason, hint, step):
     """The last line of train.log, and status.json: what became of a run, why, and how to go on. Any process can write them."""
     line = log_line("status", status=status, reason=reason, hint=hint)
@@ -91,21 +100,20 @@ class RunFolder:
     """Rank 0's hold on the folder. Raises UserError where it is taken, in use, unwritable, or the disk too full for the run."""
 
     def __init__(self, path, settings):
-        check_disk(settings)
+        check_disk(path, settings)
         self.path = path
         try:
             if not settings.resume:
                 path.mkdir(parents=True)
             self.file = open(path / "train.log", "a+b", buffering=0)  # noqa: SIM115
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not locked(self.file):
+                raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
             for left in path.glob(".*.tmp"):  # of a process that was killed while it wrote
                 left.unlink()
             write_file(path / ".reserve", os.urandom(1 << 14))
             write_json(path / "status.json", {"status": "running", "reason": ""})
         except FileExistsError:
             raise UserError(f"{path} is there already: choose another RUN_ID, remove it, or continue it with --resume {path}") from None
-        except BlockingIOError:
-            raise UserError(f"{path} is in use by another run: wait for its end, or stop it") from None
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}: start in a folder that is yours, on a disk with room") from error
         if self.file.tell() and os.pread(self.file.fileno(), 1, self.file.tell() - 1) != b"\n":  # killed within a line
@@ -132,11 +140,11 @@ def disk_need(settings):
     return 3 * checkpoints_bytes(settings) + 2 * count_params(settings) + (64 << 20)
 
 
-def check_disk(settings):
-    """UserError where the disk is too full for a run."""
-    if (free := disk_free()) < (need := disk_need(settings)):
-        raise UserError(f"{os.getcwd()} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some space", "disk_full")
+def check_disk(path, settings):
+    """UserError where the disk of a run's folder, which need not be there yet, is too full for the run."""
+    if (free := disk_free(path)) < (need := disk_need(settings)):
+        raise UserError(f"the disk of {path} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some space", "disk_full")
 
 
-def disk_free():
-    return shutil.disk_usage(".").free
+def disk_free(path):
+    return shutil.disk_usage(next(folder for folder in (path, *path.absolute().parents) if folder.exists())).free

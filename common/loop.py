@@ -9,6 +9,7 @@ from tqdm import tqdm
 from common.batches import rank_rows, step_rows
 from common.bpb import evaluate
 from common.params import flops_per_token
+from common.ranks import PATIENCE
 from common.schedule import lr_scale, muon_momentum, run_progress
 from common.settings import UserError, failing_as
 from common.shards import check_ids
@@ -27,12 +28,12 @@ def batch_of(trainer, settings, data, step):
     return tokens
 
 
-def warm_up(trainer, settings, data):
+def warm_up(trainer, settings, data, watch):
     """Compiles what the run will use. Leaves no trace in weights, optimizer, data position or clock."""
     if settings.warmup_steps:
         weights, state = trainer.weights(), trainer.optimizer_state()
         tokens = batch_of(trainer, settings, data, 0)
-        for _ in range(settings.warmup_steps):
+        for _ in watch.each([-1], "the warm-up", PATIENCE)(range(settings.warmup_steps)):
             trainer.train_step(tokens, 1.0, settings.muon_momentum)
         trainer.load_weights(weights)
         trainer.load_optimizer_state(state)
@@ -41,7 +42,8 @@ def warm_up(trainer, settings, data):
 
 def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed=0.0):
     """("finished" or "capped", summary text). Validation time is not training time; rank 0's clock is everybody's."""
-    first, cap, begun = step, settings.max_wallclock_seconds or math.inf, []
+    watch.steps = first = step
+    cap, begun, val_bpb = settings.max_wallclock_seconds or math.inf, [], None
 
     def look_at_losses(ahead=0):
         """Raises Agreed where one is not finite. Those of the last steps, which may still be under way, are left for later."""
@@ -57,18 +59,19 @@ def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed
     while True:
         next_end = elapsed + (2 + trainer.steps_ahead) * elapsed / max(step, 1)  # one step to spare
         last = step == settings.iterations or next_end > cap
+        limit = max(settings.rank_timeout, 10 * elapsed / step) if step > first else PATIENCE
         if last or (settings.val_loss_every and step % settings.val_loss_every == 0):
             trainer.wait()
             look_at_losses()
             elapsed, _ = agree(trainer, elapsed + time.perf_counter() - clock)
-            watch.mark(step, 0, math.inf)
             interrupt.waits = False
             try:
                 if saver and (last or (step > first and trainer.world_size > 1)):  # validation has no place where all ranks could stop
                     saver.save(step, elapsed, trainer)
                 if interrupt.asked:
                     raise KeyboardInterrupt
-                val_loss, val_bpb, _, _ = evaluate(trainer, settings, data.val, data.tokenizer, data.val_tokens)
+                val_loss, val_bpb, _, _ = evaluate(trainer, settings, data.val, data.tokenizer, data.val_tokens,
+                                                   watch.each([step, 0], f"the validation after step {step}", limit if val_bpb else PATIENCE))
             except KeyboardInterrupt:
                 if saver:
                     saver.save(step, elapsed, trainer)
@@ -79,11 +82,10 @@ def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed
         if last:
             break
         interrupt.waits = True
-        limit = max(settings.rank_timeout, 10 * elapsed / step) if step > first else 600.0  # the first step may compile
-        watch.mark(step, 0, limit)
+        watch.mark([step, 1, 0], f"step {step + 1}", limit)
         scale = lr_scale(settings, run_progress(settings, step, elapsed))
         tokens = batch_of(trainer, settings, data, step)
-        watch.mark(step, 1, limit)
+        watch.mark([step, 1, 1], f"step {step + 1}", limit)
         loss = trainer.train_step(tokens, scale, muon_momentum(settings, step))
         begun.append((step, tokens, loss))
         look_at_losses(trainer.steps_ahead)

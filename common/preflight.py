@@ -15,10 +15,13 @@ import numpy as np
 from common.artifact import BUDGET_BYTES
 from common.batches import micro_batch_rows, rank_rows
 from common.bundle import bundle
+from common.checkpoint import run_identity
 from common.dataset import open_data
-from common.folder import check_disk, checkpoints_bytes, disk_free, disk_need
+from common.folder import check_disk, checkpoints_bytes, disk_free, disk_need, locked
 from common.params import count_params, flops_per_token, initial_weights, param_table
 from common.quantize import quantize_rows
+from common.run import resume
+from common.runlog import log_line
 from common.settings import UserError, changed_settings, failing_as
 from common.zstream import zlib_encode
 
@@ -33,12 +36,15 @@ def report(trainer_class, settings, script):
     settings = dataclasses.replace(settings, vocab_size=data.tokenizer.vocab_size)
     trainer = trainer_class(settings, initial_weights(settings))
     path = Path(settings.resume or f"runs/{settings.run_id or '(date and time)'}")
+    code = bundle(script)
     if trainer.rank == 0:
         check_folder(path, settings)
+    if settings.resume:
+        resume(trainer, path, run_identity(settings, data, code), lambda kind, **values: trainer.rank or print(log_line(kind, **values)))
     step_seconds = settings.train_batch_tokens * flops_per_token(settings) / (SHARE * trainer.matmul_flops() * trainer.world_size)
-    model, code = artifact_bytes(settings), len(bundle(script))
+    model = artifact_bytes(settings)
     if trainer.rank == 0:
-        found = [f"{name:<10}{text}" for name, text in lines(trainer, settings, data, path, step_seconds, model, code)]
+        found = [f"{name:<10}{text}" for name, text in lines(trainer, settings, data, path, step_seconds, model, len(code))]
         print("\n".join(found))
         problems = [line.partition(":")[0].split()[0] for line in found if ": TOO " in line]
         if problems:
@@ -49,15 +55,13 @@ def report(trainer_class, settings, script):
 
 def check_folder(path, settings):
     """UserError where the run's folder is taken or in use, or could not be written, or the disk is too full."""
-    check_disk(settings)
+    check_disk(path, settings)
     if path.exists() and not settings.resume:
         raise UserError(f"{path} is there already: choose another RUN_ID, remove it, or continue it with --resume {path}")
     if settings.resume:
         with open(path / "train.log", "rb") as log:
-            try:
-                fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{path} is in use by another run: wait for its end, or stop it") from None
+            if not locked(log, fcntl.LOCK_SH):
+                raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
     above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not os.access(above, os.W_OK):
         raise UserError(f"{above} cannot be written: start in a folder that is yours")
@@ -75,7 +79,7 @@ def lines(trainer, settings, data, path, step_seconds, model, code):
     yield "model", f"{count_params(settings):,} parameters, {flops_per_token(settings):,} FLOP a token"
     yield "data", (f"{data.train.length:,} tokens for training, {data.val_tokens:,} for validation{data.partial}; "
                    f"tokenizer {data.tokenizer_path}, {data.tokenizer.vocab_size} ids")
-    yield "folder", f"{path}/, {disk_free() >> 20:,} MiB free, at most {disk_need(settings) >> 20:,} MiB needed"
+    yield "folder", f"{path}/, {disk_free(path) >> 20:,} MiB free, at most {disk_need(settings) >> 20:,} MiB needed"
     yield "memory", (f"~{need / 2**30:.1f} GiB of {have / 2**30:.1f} GiB with micro-batches of {micro_batch_rows(settings, rows)} rows"
                      + (": TOO LITTLE, it seems; lower MICRO_BATCH_TOKENS" if need > have else ""))
     yield "step", f"~{step_seconds:.3g} s, ~{settings.train_batch_tokens / step_seconds:,.0f} tokens/s, at {SHARE:.0%} of the measured matmul peak"

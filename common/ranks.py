@@ -9,9 +9,11 @@ import sys
 import threading
 import time
 
-from common.folder import end_run
+from common.folder import end_run, locked
+from common.settings import UserError
 
 BEAT_SECONDS, RECORD_BYTES = 0.5, 4096
+PATIENCE = 600.0  # seconds for what may compile, or is no step
 ORDERLY = "finished", "capped", "interrupted", "over_budget"
 
 
@@ -37,29 +39,45 @@ class RankWatch:
 
     def __init__(self, path, rank, world_size, timeout):
         self.path, self.rank, self.timeout, self.steps = path, rank, timeout, 0  # steps made
-        self.state = {"pid": os.getpid(), "host": platform.node(), "step": 0, "phase": 0, "ended": "", "reason": "", "beat": 0}
-        self.marked, self.limit, self.peers, self.thread = 0.0, float("inf"), {}, None
-        if world_size > 1 and path.is_dir():
-            self.file = os.open(path / f"rank{rank}", os.O_RDWR | os.O_CREAT)
-            fcntl.flock(self.file, fcntl.LOCK_EX)
+        self.state = {"pid": os.getpid(), "host": platform.node(), "ended": "", "reason": "", "beat": 0,
+                      "far": [], "place": "the beginning", "limit": PATIENCE}
+        self.world_size, self.peers, self.thread, self.since = world_size, {}, None, {}  # since: how far a rank is, and when that was first seen
+
+    def hold(self):
+        """Makes and locks this rank's file. Raises UserError."""
+        if self.world_size > 1 and self.path.is_dir():
+            self.file = os.open(self.path / f"rank{self.rank}", os.O_RDWR | os.O_CREAT)
+            end = time.monotonic() + 10 * BEAT_SECONDS
+            while not locked(self.file):
+                if time.monotonic() > end:
+                    raise UserError(f"rank {self.rank} of an earlier run in {self.path} still lives: stop that process, then go on")
+                time.sleep(BEAT_SECONDS / 10)
             self.beat()
 
-    def start(self, world_size):
+    def start(self):
         """Once every rank has made its file."""
-        for rank in {*range(world_size)} - {self.rank}:
+        for rank in {*range(self.world_size)} - {self.rank}:
             if (path := self.path / f"rank{rank}").exists():
                 self.peers[rank] = [os.open(path, os.O_RDONLY), b"", 0.0]
         if self.peers:
             self.thread = threading.Thread(target=self.run, daemon=True)
             self.thread.start()
 
-    def mark(self, step, phase, limit):
-        """Called as the run goes on: steps made, 0 before its data are read and 1 after, and for how many seconds that may stay so."""
-        self.steps = step
+    def mark(self, far, place, limit):
+        """Called as the run goes on: how far it is (numbers that grow), that place in words, and for how many seconds it may stay there."""
         if self.thread:
-            self.state |= {"step": step + 1, "phase": phase}
-            self.marked, self.limit = time.monotonic(), limit
+            self.state |= {"far": far, "place": place, "limit": limit}
             self.beat()
+
+    def each(self, far, place, limit):
+        """A function that hands on the items it is given, and marks each: they are counted behind `far`. A rank that is through is further
+        than any other."""
+        def marked(items):
+            for number, item in enumerate(items):
+                self.mark([*far, number], place, limit)
+                yield item
+            self.mark([*far, 1 << 40], place, PATIENCE)
+        return marked
 
     def close(self, status, reason, doubtful=False):
         """This rank ends, and tells the others why. A doubtful end may be the effect of another rank's, which then is told instead."""
@@ -86,7 +104,7 @@ class RankWatch:
 
     def look(self):
         """dict rank -> (status, reason) of the ranks that are not in order."""
-        now, wrong, states = time.monotonic(), {}, {self.rank: self.state}
+        now, wrong, states = time.monotonic(), {}, {self.rank: dict(self.state)}
         for rank, peer in self.peers.items():
             record = os.pread(peer[0], RECORD_BYTES, 0)
             if record != peer[1]:
@@ -99,33 +117,23 @@ class RankWatch:
             if state["ended"]:
                 if state["ended"] not in ORDERLY or (state["ended"] == "interrupted" and now - peer[2] > 3):
                     wrong[rank] = "rank_lost" if state["ended"] == "failed" else state["ended"], f"{place} failed: {state['reason']}"
-            elif self.unlocked(peer[0]):
-                wrong[rank] = "rank_lost", f"{place} died in step {state['step']}"
+            elif dead(peer[0]):
+                wrong[rank] = "rank_lost", f"{place} died in {state['place']}"
             elif now - peer[2] > self.timeout:
-                wrong[rank] = "timeout", f"{place} hangs in step {state['step']}: no sign of life for {now - peer[2]:.0f} s"
-        if not wrong and now - self.marked > self.limit:
-            far = {rank: (state["step"], state["phase"]) for rank, state in states.items()}
-            late = [rank for rank in far if far[rank] == min(far.values())]
-            for rank in late if len(late) < len(far) else far:
-                wrong[rank] = "timeout", f"rank {rank} hangs in step {far[rank][0]}, for {now - self.marked:.0f} s"
+                wrong[rank] = "timeout", f"{place} hangs in {state['place']}: no sign of life for {now - peer[2]:.0f} s"
+        self.since = {rank: (state["far"], self.since[rank][1] if self.since.get(rank, [None])[0] == state["far"] else now)
+                      for rank, state in states.items()}
+        last = min(far for far, _ in self.since.values())  # the others may wait for who is there
         self.states = states
-        return wrong
-
-    @staticmethod
-    def unlocked(file):
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        fcntl.flock(file, fcntl.LOCK_UN)
-        return True
+        return wrong or {rank: ("timeout", f"rank {rank} hangs in {states[rank]['place']}, for {now - since:.0f} s")
+                         for rank, (far, since) in self.since.items() if far == last and now - since > states[rank]["limit"]}
 
     def leave(self, wrong):
         status, reasons = next(iter(wrong.values()))[0], "; ".join(reason for _, reason in wrong.values())
         if self.rank == min([r for r, state in self.states.items() if r not in wrong and not state["ended"]] or self.states):
             for rank in wrong.keys() & self.peers.keys():  # a process that hangs would keep the launcher waiting
                 state = self.states[rank]
-                if not state["ended"] and state["host"] == platform.node() and not self.unlocked(self.peers[rank][0]):
+                if not state["ended"] and state["host"] == platform.node() and not dead(self.peers[rank][0]):
                     os.kill(state["pid"], signal.SIGKILL)
             print(f"error: {reasons}", file=sys.stderr)
             print(end_run(self.path, status, reasons, f"continue with --resume {self.path}" if [*self.path.glob("step-*.checkpoint")] else "",
@@ -134,3 +142,10 @@ class RankWatch:
         else:
             time.sleep(4 * BEAT_SECONDS)
         os._exit(2)
+
+
+def dead(file):
+    """Whether nobody holds the lock of a rank's file."""
+    if free := locked(file, fcntl.LOCK_SH):
+        fcntl.flock(file, fcntl.LOCK_UN)
+    return free

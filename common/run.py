@@ -27,7 +27,7 @@ from common.dataset import open_data
 from common.folder import RunFolder, disk_free, disk_need, resume_folder, stored_settings, write_file, write_json
 from common.loop import Agreed, agree, train, warm_up
 from common.params import count_params, flops_per_token, initial_weights
-from common.ranks import Interrupt, RankWatch
+from common.ranks import PATIENCE, Interrupt, RankWatch
 from common.runlog import log_line
 from common.settings import UserError, changed_settings, failing_as, load_settings, settings_help
 
@@ -80,7 +80,7 @@ class Trainer(Protocol):
 
 def main(trainer_class, script):
     """Entry of a trainer script: exit code 0, or 2 after one message and a line status=... reason=... hint=..."""
-    speaks = int(os.environ.get("RANK") or os.environ.get("MLX_RANK") or 0) == 0
+    rank = int(os.environ.get("RANK") or os.environ.get("MLX_RANK") or 0)
     kind, flags = trainer_class.settings_class, sys.argv[1:]
     if {"--help", "-h"} & set(flags):
         print(settings_help(kind, f"usage: python {Path(script).name} [--preflight] [--setting value ...]"))
@@ -90,7 +90,7 @@ def main(trainer_class, script):
     flags, preflight = [flag for flag in flags if flag != "--preflight"], "--preflight" in flags
 
     def warn(text):
-        if speaks:
+        if not rank:
             print(f"warning: {text}", file=sys.stderr)
 
     try:
@@ -111,7 +111,10 @@ def main(trainer_class, script):
         return 0
     except BaseException as error:
         status, reason, defect = explain(error)
-        if speaks:
+        if rank:  # rank 0 says what it knows too
+            if not (isinstance(error, (Agreed, KeyboardInterrupt)) or status == "bad_settings" or getattr(error, "told", False)):
+                print(f"error: rank {rank}: {reason}", file=sys.stderr)
+        else:
             print(f"error: {reason}", file=sys.stderr)
             if not getattr(error, "told", False):
                 print(log_line("status", status=status, reason=reason, hint=""))
@@ -130,8 +133,9 @@ def explain(error):
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "interrupted by a signal", False
     if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        return "disk_full" if full else "failed", f"{error}: is the disk full, or the folder not yours?", False
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return "disk_full", f"{error}: is the disk full? Free some space", False
+        return "failed", f"{error}" + ": is the folder yours?" * isinstance(error, PermissionError), False
     words = str(error).lower()
     if isinstance(error, RuntimeError) and any(w in words for w in ("out of memory", "allocate")):  # the frameworks' own
         return "failed", f"{str(error).splitlines()[0]}: lower MICRO_BATCH_TOKENS, which never changes the result", False
@@ -147,41 +151,34 @@ def run(trainer_class, settings, script, interrupt):
     settings = dataclasses.replace(settings, vocab_size=data.tokenizer.vocab_size)
     trainer = trainer_class(settings, initial_weights(settings))
     name = settings.run_id or time.strftime("%Y%m%d-%H%M%S", time.localtime(agree(trainer, time.time())[0]))
-    path, folder, problem = Path(settings.resume or f"runs/{name}"), None, None
-    if trainer.rank == 0:
-        try:
-            folder = RunFolder(path, settings)
-        except UserError as error:
-            problem = error
-    if agree(trainer, failed=problem is not None)[1]:
-        trainer.close()
-        raise problem or UserError("rank 0 has no folder for the run")
+    path = Path(settings.resume or f"runs/{name}")
+    folder = together(trainer, lambda: RunFolder(path, settings) if trainer.rank == 0 else None)
     log = folder.log if folder else lambda kind, **values: None
     watch = RankWatch(path, trainer.rank, trainer.world_size, settings.rank_timeout)
     saver = None
     try:
-        agree(trainer)  # every rank has its file
-        watch.start(trainer.world_size)
+        together(trainer, watch.hold)
+        watch.start()
         identity = run_identity(settings, data, code)
         step, elapsed, damaged = resume(trainer, path, identity, log) if settings.resume else (0, 0.0, [])
         saver = Saver(path, identity, settings.checkpoint_every, log, step, elapsed, damaged) if folder else None
         if folder:
             write_file(path / Path(script).name, code)
-            write_json(path / "settings.json", {"backend": trainer.backend} | dataclasses.asdict(settings))
-            describe_run(trainer, settings, data, code, log)
-        warm_up(trainer, settings, data)
+            write_json(path / "settings.json", {"backend": trainer.backend, "identity": identity} | dataclasses.asdict(settings))
+            describe_run(trainer, settings, data, code, path, log)
+        warm_up(trainer, settings, data, watch)
         log("warmup", steps=settings.warmup_steps, seconds=time.perf_counter() - started)
         status, summary = train(trainer, settings, data, log, saver, watch, interrupt, step, elapsed)
-        summary += finish(trainer, settings, data, len(code), folder, log)
+        summary += finish(trainer, settings, data, len(code), folder, log, watch)
     except BaseException as error:
         status, reason, _ = explain(error)
         watch.close(status, reason, not isinstance(error, UserError))
         if saver:
             with contextlib.suppress(KeyboardInterrupt):
                 saver.collect()
+        error.told = folder or watch.thread
         if folder:
             folder.end(status, reason, f"continue with --resume {path}" if checkpoints(path) else "", watch.steps)
-            error.told = True
         if isinstance(error, Agreed):
             trainer.close()
         raise
@@ -198,6 +195,19 @@ def run(trainer_class, settings, script, interrupt):
             file.unlink()
 
 
+def together(trainer, act):
+    """What act() gives. Raises UserError on every rank where it does so on one."""
+    made = problem = None
+    try:
+        made = act()
+    except UserError as error:
+        problem = error
+    if agree(trainer, failed=problem is not None)[1]:
+        trainer.close()
+        raise problem or Agreed("another rank cannot begin, and says why")
+    return made
+
+
 def resume(trainer, path, identity, log):
     """(step, training seconds, damaged files) of the newest whole checkpoint, which the trainer then has."""
     names, state = trainer.weights(), trainer.optimizer_state()
@@ -210,7 +220,7 @@ def resume(trainer, path, identity, log):
     return step, elapsed, damaged
 
 
-def describe_run(trainer, settings, data, code, log):
+def describe_run(trainer, settings, data, code, path, log):
     """The lines with which the run can be made again."""
     packages = [f"{name} {metadata.version(name)}" for name in ("numpy", "sentencepiece", "safetensors")]
     log("run", run_id=settings.run_id or "-", backend=trainer.backend, device=trainer.describe())
@@ -223,17 +233,18 @@ def describe_run(trainer, settings, data, code, log):
     log("params", params=count_params(settings), flops=flops_per_token(settings))
     rows = rank_rows(settings, 0, trainer.world_size)[1]
     memory, memory_need = trainer.memory()
-    log("preflight", free=disk_free() >> 20, need=disk_need(settings) >> 20, memory=memory >> 20, memory_need=memory_need >> 20)
+    log("preflight", free=disk_free(path) >> 20, need=disk_need(settings) >> 20, memory=memory >> 20, memory_need=memory_need >> 20)
     log("batch", tokens=settings.train_batch_tokens, seq_len=settings.train_seq_len, world_size=trainer.world_size,
         micro_rows=micro_batch_rows(settings, rows))
 
 
-def finish(trainer, settings, data, code_bytes, folder, log):
+def finish(trainer, settings, data, code_bytes, folder, log, watch):
     """Writes the model file, reads it back, scores what was read, accounts for the bytes. Summary text. Raises Agreed."""
     weights = {name: np.asarray(w, np.float32) for name, w in trainer.weights().items()}
     if not all((np.abs(w) < 8e6).all() for w in weights.values()):
         raise Agreed("a weight is not finite or 8e6 and more: lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR", "nonfinite")
     total = 0
+    watch.mark([watch.steps, 2], "writing the model", PATIENCE)
     if folder:
         model, payload = encode_model(settings, weights)
         path = write_file(folder.path / "model.int8.zlib", model)
@@ -247,7 +258,8 @@ def finish(trainer, settings, data, code_bytes, folder, log):
         _, weights = decode_model(written)
     trainer.load_weights({name: trainer.all_sum(weights[name] if folder else np.zeros_like(weights[name])) for name in sorted(weights)})
     clock = time.perf_counter()
-    val_loss, val_bpb, tokens, num_bytes = evaluate(trainer, settings, data.val, data.tokenizer, data.val_tokens)
+    val_loss, val_bpb, tokens, num_bytes = evaluate(trainer, settings, data.val, data.tokenizer, data.val_tokens,
+                                                    watch.each([watch.steps, 3], "the final evaluation", PATIENCE))
     log("scored", tokens=tokens, bytes=num_bytes, partial=data.partial)
     log("final", val_loss=val_loss, val_bpb=val_bpb, ms=1e3 * (time.perf_counter() - clock), partial=data.partial)
     log("final_exact", val_loss=val_loss, val_bpb=val_bpb, partial=data.partial)

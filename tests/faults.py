@@ -328,8 +328,8 @@ def slow_from(kind, rank, step, seconds):
     return at(kind, rank, 0, step, act)
 
 
-def slow_validation(kind, rank, seconds):
-    """The second validation does not end."""
+def slow_validation(kind, rank, seconds, which=0):
+    """The second validation does not end on one rank."""
     class Slow(kind):
         made = 0
 
@@ -338,11 +338,24 @@ def slow_validation(kind, rank, seconds):
             return super().train_step(*given)
 
         def token_nats(self, tokens):
-            if self.made == 7:
+            if self.made == 7 and rank == which:
                 Path("slow").touch()
                 linger(seconds)
             return super().token_nats(tokens)
     return Slow
+
+
+def slow_warm_up(kind, rank, which):
+    """The second step does not end, and there is little patience with it."""
+    import common.loop
+    common.loop.PATIENCE = 2.0
+    return at(kind, rank, which, 2, lambda trainer: linger(1000))
+
+
+def no_data(kind, rank, which):
+    """One rank's folder has no shards, on another machine say."""
+    if rank == which:
+        os.environ["DATA_PATH"] = "/nowhere"
 
 
 def only_resume(kind, rank):

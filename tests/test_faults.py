@@ -136,12 +136,22 @@ def test_what_is_another_run_is_refused(backend, tmp_path, data_path, stopped):
     for changes, data, says in [({"matrix_lr": 0.5, "seed": 3}, data_path, ["MATRIX_LR is 0.5, there 0.04", "SEED is 3, there 1337"]),
                                 ({}, other, ["data is "])]:
         run = resume(backend, tmp_path / "a", data, **changes)
-        ended(run, "bad_settings", "is a checkpoint of another run", *says)
+        ended(run, "bad_settings", "it is of another run", *says)
         assert state(tmp_path / "a") == kept
     (other / "text_train_000001.bin").write_bytes((data_path / "text_train_000001.bin").read_bytes())
     (other / "manifest.json").write_text(json.dumps({"tokenizer": {"file": "bytes", "sha256": "00"}}))
     run = resume(backend, tmp_path / "a", other)
     assert run.wait() == [2] and "is not the one of the shards" in run.text() and state(tmp_path / "a") == kept
+
+
+def test_a_run_without_a_checkpoint_is_not_another_one_either(backend, tmp_path, data_path):
+    run = Run(backend, tmp_path / "a", data_path, ("slow_from", 3, 1000), checkpoint_every="0")
+    run.until((run.folder / "slow").exists)
+    run.ranks[0].kill()
+    run.wait()
+    assert not checkpoints(run.path)
+    ended(resume(backend, tmp_path / "a", data_path, seed=3), "bad_settings", "runs/r: it is of another run: SEED is 3, there 1337")
+    assert resume(backend, tmp_path / "a", data_path).wait() == [0]
 
 
 def test_a_resumed_run_has_the_settings_of_the_run(backend, tmp_path, data_path, stopped, whole):

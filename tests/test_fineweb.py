@@ -285,6 +285,7 @@ def test_an_interrupted_run_is_taken_up(hub, export, tmp_path):
     deadline = time.monotonic() + 60
     while not any(part.stat().st_size for part in out.rglob("*.incomplete")) and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert "another command that writes to" in run(hub, out, code=2)[1]
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and "error: interrupted" in errors
@@ -296,6 +297,15 @@ def test_an_interrupted_run_is_taken_up(hub, export, tmp_path):
     assert set(hub.names()) == {*TRAIN, *VAL} - whole
     assert [wanted for name, wanted in hub.downloads if name == TRAIN[0]] == [f"bytes={10 << 20}-"], "goes on where it was"
     check_folder(hub, export, out, TRAIN)
+
+
+def test_more_than_a_file_can_be_was_left(hub, export, tmp_path):
+    whole = hub.files[f"{DATASET}/{TRAIN[0]}"]
+    part = tmp_path / "data" / ".partial" / f"{hashlib.sha1(b'blob %d' % len(whole) + bytes(1) + whole).hexdigest()}.incomplete"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(whole + b"x")
+    run(hub, tmp_path / "data", "--train-shards", 1)
+    check_folder(hub, export, tmp_path / "data", TRAIN[:1])
 
 
 def test_a_server_that_is_busy_for_a_moment_is_asked_again(hub, export, tmp_path):

@@ -90,6 +90,34 @@ def test_a_rank_that_hangs(fault, words, backend, tmp_path, data_path):
     assert steps_kept(run) == [5] or (fault[1] == 0 and not steps_kept(run))  # rank 0 may be stopped while it still writes
 
 
+@pytest.mark.parametrize("fault, words, changes", [
+    (("slow_validation", 1000, 1), "hangs in the validation after step 7", {"val_loss_every": 7, "rank_timeout": 1, "micro_batch_tokens": 64}),
+    (("slow_warm_up", 1), "hangs in the warm-up", {"warmup_steps": 3})])
+def test_a_rank_that_hangs_where_no_step_is_made(fault, words, changes, backend, tmp_path, data_path):
+    run = Run(backend, tmp_path / "a", data_path, fault, 2, **changes)
+    ended(run, "timeout", f"rank 1 {words}", codes=[2, -9])
+
+
+def test_a_rank_without_data_says_so(tmp_path, data_path):
+    """The others wait for it; torchrun would stop them."""
+    run = Run("torch", tmp_path / "a", data_path, ("no_data", 1), 2)
+    run.ranks[1].join(60)
+    assert run.ranks[1].exitcode == 2 and "error: rank 1: /nowhere" in run.text()
+    run.ranks[0].kill()
+
+
+def test_a_rank_of_an_earlier_run_that_still_lives(backend, tmp_path, data_path):
+    """Its launcher and rank 0 are gone, it hangs: a resumed run does not wait for it, nor share the folder with it."""
+    run = Run(backend, tmp_path / "a", data_path, ("stops", 1, 8), 2, rank_timeout=1000)
+    run.until(lambda: steps_kept(run) == [5] and run.lines("step")[-1]["step"] == 7)
+    os.kill(run.ranks[0].pid, signal.SIGKILL)
+    again = Run(backend, tmp_path / "a", data_path, None, 2, resume="runs/r", run_id="")
+    ended(again, "failed", "another rank cannot begin")
+    assert "rank 1 of an earlier run in runs/r still lives" in again.text() and steps_kept(run) == [5]
+    os.kill(run.ranks[1].pid, signal.SIGKILL)
+    run.ranks[1].join()
+
+
 def test_a_rank_that_leaves_with_0(backend, tmp_path, data_path):
     """F04."""
     run = Run(backend, tmp_path / "a", data_path, ("dies", 1, 8, 0), 2)
@@ -130,6 +158,17 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(number, backend, tmp_path, d
     assert time.monotonic() - start < 20  # seconds; this machine may be busy
     said = ended(run, "interrupted", f"after step {run.status()['step']}")
     assert steps_kept(run) == [said["step"]] and 3 <= said["step"] < 24
+    continued(run, backend, data_path, whole(backend), 2)
+
+
+def test_a_signal_in_a_validation_of_two_ranks(backend, tmp_path, data_path, whole):
+    """It has no place where both could stop, and ends with the checkpoint that was written before it."""
+    run = Run(backend, tmp_path / "a", data_path, ("slow_validation", 1000), 2, checkpoint_every="0", val_loss_every=7)
+    run.until((run.folder / "slow").exists)
+    for process in run.ranks:  # the launcher's Ctrl-C
+        os.kill(process.pid, signal.SIGINT)
+    ended(run, "interrupted")
+    assert steps_kept(run) == [7]
     continued(run, backend, data_path, whole(backend), 2)
 
 

@@ -1,6 +1,7 @@
 """Make or fetch training data: `python -m common.data COMMAND --help`."""
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -29,8 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         error = "interrupted"
-    except (UserError, OSError) as problem:
+    except UserError as problem:
         error = problem
+    except OSError as problem:
+        error = f"{problem}: free some space, then run the same command again" if problem.errno == errno.ENOSPC else problem
     print(f"error: {error}", file=sys.stderr)
     return 2
 

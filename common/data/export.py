@@ -5,7 +5,6 @@ validation document is left out. BOS stands before each. The folder is built bes
 whole: the bytes are the same whatever the number of workers and interruptions. What was begun is taken up at the last whole shard.
 """
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -18,7 +17,7 @@ import numpy as np
 
 from common.data.documents import add_input, find_files, read_blocks
 from common.data.encode import Encoded, check_count, encode_block, place_documents, progress, sample_documents, stop_at_bad
-from common.data.folder import file_sha256, read_manifest, write_manifest
+from common.data.folder import alone, file_sha256, read_manifest, write_manifest
 from common.data.tokenizers import KINDS, tokenizer_entry, train_tokenizer, try_model
 from common.data.workers import add_workers, in_order, worker_pool
 from common.folder import write_file
@@ -139,22 +138,18 @@ def run(options) -> None:
     out = options.out.resolve()
     staging = out.with_name(f".{out.name}.partial")
     staging.mkdir(parents=True, exist_ok=True)
-    lock = os.open(staging, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before the look at what is there; it goes with the process
-        if already_there(out, source):
-            print(f"{options.out} is already there, made from these documents in this way")
-            staging.rmdir()
-            return
-        with worker_pool(options.workers) as pool:
-            build(pool, options, files, staging, source, plan)
-        os.replace(staging, out)
-    except BlockingIOError:
-        raise UserError(f"another export into {options.out} is under way") from None
+        with alone(staging):  # before the look at what is there
+            if already_there(out, source):
+                print(f"{options.out} is already there, made from these documents in this way")
+                staging.rmdir()
+                return
+            with worker_pool(options.workers) as pool:
+                build(pool, options, files, staging, source, plan)
+            os.replace(staging, out)
     except KeyboardInterrupt:
         raise UserError("interrupted; whole shards are kept: run the same command again to go on") from None
     finally:
-        os.close(lock)
         with contextlib.suppress(OSError):
             staging.rmdir()  # where nothing was begun
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.data.folder import write_manifest
+from common.data.folder import alone, write_manifest
 from common.data.tokenizers import tokenizer_entry, try_model
 from common.settings import UserError
 from common.shards import check_ids, open_shard
@@ -72,6 +72,8 @@ class Repository:
         remote, local = self.files[path], folder / os.path.basename(path)
         url = hf_hub_url(self.name, path, repo_type="dataset", revision=self.commit, endpoint=self.api.endpoint)
         with open(folder / f"{remote.blob_id}.incomplete", "ab") as file:  # the same bytes, or not the same name
+            if file.seek(0, os.SEEK_END) >= remote.size:  # more than it can be; the rest of a whole file cannot be asked for
+                file.truncate(0)
             for pause in (1, 5, 0):
                 try:
                     http_get(url, file, resume_size=file.seek(0, os.SEEK_END), headers=headers, expected_size=remote.size)
@@ -182,11 +184,9 @@ def run(options) -> None:
         print(f"raw documents: {', '.join(docs) or f'no *docs*.jsonl* is in {options.repo}'}")
         wanted |= docs
     needed = sum(part.size for file, part in wanted.items() if there.get(file) != part.size)
-    for part in staging.glob("*.incomplete"):
-        if part.stem in {file.blob_id for file in wanted.values()}:
-            needed -= part.stat().st_size
-        else:
-            part.unlink()  # of another export
+    parts = {part: part.stat().st_size for part in staging.glob("*.incomplete")}
+    others = parts.keys() - {staging / f"{file.blob_id}.incomplete" for file in wanted.values()}  # of another export
+    needed -= sum(parts[part] for part in parts.keys() - others)
     free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())).free
     if needed > free:
         raise UserError(f"{out} needs {needed:,} bytes more, {free:,} are free: fewer --train-shards, or another --out")
@@ -205,7 +205,10 @@ def run(options) -> None:
         return entry
 
     try:
-        entries = in_parallel(obtain, wanted, staging)
+        with alone(out):
+            for part in others:
+                part.unlink()
+            entries = in_parallel(obtain, wanted, staging)
     except KeyboardInterrupt:
         raise UserError("interrupted; what has come is kept: run this again to go on") from None
     shutil.rmtree(staging, ignore_errors=True)

@@ -2,16 +2,18 @@
 
 A folder is whole if it has a manifest.json. It tells what the files hold and no more, so that equal data give equal bytes.
 """
+import contextlib
 import functools
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 
 from common.batches import TokenStream
 from common.data.tokenizers import try_model
-from common.folder import write_file
+from common.folder import locked, write_file
 from common.settings import UserError
 from common.shards import find_shards, open_shard
 from common.tokenizer import Tokenizer, load_tokenizer
@@ -29,6 +31,18 @@ def add_folder(parser) -> None:
 def file_sha256(path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def alone(folder: Path):
+    """Keeps other commands that ask so out of a folder. It goes with the process. UserError: one is at work there."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        if not locked(lock):
+            raise UserError(f"another command that writes to {folder} is under way: wait for its end, or stop it")
+        yield
+    finally:
+        os.close(lock)
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
