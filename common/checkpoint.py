@@ -66,7 +66,7 @@ def write_checkpoint(folder, step, elapsed, identity, arrays):
 
 def checkpoints(folder):
     """Paths, newest first."""
-    return sorted(folder.glob("step-*.checkpoint"), reverse=True)
+    return sorted(folder.glob("step-*.checkpoint"), key=lambda path: (len(path.name), path.name), reverse=True)  # more than 8 digits too
 
 
 def decode_checkpoint(file, identity, expected):
@@ -141,8 +141,9 @@ class Saver:
     def save(self, step, elapsed, trainer):
         if step != self.saved:
             self.collect()
+            arrays = trainer.weights() | trainer.optimizer_state()  # a signal here leaves the step unsaved, to be saved by who sees it
             self.saved, self.last = step, elapsed if self.by_time else step
-            self.pending = self.thread.submit(self.write, step, elapsed, trainer.weights() | trainer.optimizer_state())
+            self.pending = self.thread.submit(self.write, step, elapsed, arrays)
 
     def write(self, step, elapsed, arrays):
         start = time.perf_counter()
@@ -158,5 +159,6 @@ class Saver:
             try:
                 self.log("checkpoint", **self.pending.result())
             except Exception as error:
-                self.log("checkpoint_failed", step=self.saved, reason=f"{error}: training goes on")
+                self.log("checkpoint_failed", step=self.saved, reason=f"{error}: the checkpoints before it stay")
+                self.saved = -1
             self.pending = None

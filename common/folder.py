@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -58,6 +59,22 @@ def locked(file, how=fcntl.LOCK_EX):
     return True
 
 
+def say(text, file=None):
+    """Prints a line above the progress bar. Where nobody reads any more, or the disk is full, the run goes on without."""
+    file = file or sys.stdout
+    try:
+        tqdm.write(text, file=file)
+        file.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # or Python itself complains at the end
+    except OSError:
+        pass
+
+
+def resume_hint(path):
+    return f"continue with --resume {path}" if [*path.glob("step-*.checkpoint")] else ""
+
+
 def end_run(path, status, reason, hint, step):
     """The last line of train.log, and status.json: what became of a run, why, and how to go on. Any process can write them."""
     line = log_line("status", status=status, reason=reason, hint=hint)
@@ -74,37 +91,53 @@ def append(path, line):
         file.write(line + "\n")
 
 
-def resume_folder(resume, run_id):
-    """The folder that RESUME names, as text. For auto it is runs/RUN_ID or, without one, the newest with a checkpoint that is not
-    finished; empty: there is none. Raises UserError."""
+def resume_folder(resume, run_id, backend):
+    """The folder that RESUME names, as text. For auto it is runs/RUN_ID or, without one, this backend's newest with a checkpoint that is
+    not finished; empty: there is none. Raises UserError."""
     paths = [Path(resume)] if resume != "auto" else [Path("runs", run_id)] if run_id else sorted(
-        Path("runs").glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
+        filter(Path.is_dir, Path("runs").glob("*")), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in paths:
         status = read_json(path / "status.json").get("status")
+        theirs = read_json(path / "settings.json").get("backend", backend)
         if resume != "auto":
             if not status:
                 raise UserError(f"RESUME={path} is no folder of a run: name one, runs/..., or use RESUME=auto")
             if status in ("finished", "capped"):
                 raise UserError(f"RESUME={path} has ended ({status}): there is nothing to continue")
-        if status and status not in ("finished", "capped") and (resume != "auto" or run_id or [*path.glob("*.checkpoint")]):
+        if theirs != backend and (resume != "auto" or run_id):
+            raise UserError(f"{path} is a run of the {theirs} trainer: continue it with that one")
+        if status and status not in ("finished", "capped") and (resume != "auto" or run_id or (theirs == backend and resume_hint(path))):
             return str(path)
     return ""
 
 
 def stored_settings(folder):
-    """dict NAME -> text of the settings of a run."""
-    return {name.upper(): str(value) for name, value in read_json(Path(folder, "settings.json")).items()} if folder else {}
+    """dict of texts of the settings of a run, and of what else stands beside them."""
+    return {name: str(value) for name, value in read_json(Path(folder, "settings.json")).items()} if folder else {}
+
+
+def check_free(path, settings):
+    """UserError where a run cannot have this folder: taken or in use, nothing can be written there, or the disk is too full."""
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"{path} cannot be written: {above} is no folder that is yours: start in one that is")
+    if not settings.resume and path.exists() and any(file.stat().st_size for file in path.glob("[!.]*")):
+        raise UserError(f"{path} is there already: choose another RUN_ID, remove it, or continue it with --resume {path}")
+    with contextlib.suppress(FileNotFoundError), open(path / "train.log", "rb") as log:
+        if not locked(log, fcntl.LOCK_SH):
+            raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
+    if (free := disk_free(path)) < (need := disk_need(settings)):
+        raise UserError(f"the disk of {path} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some space", "disk_full")
 
 
 class RunFolder:
     """Rank 0's hold on the folder. Raises UserError where it is taken, in use, unwritable, or the disk too full for the run."""
 
     def __init__(self, path, settings):
-        check_disk(path, settings)
+        check_free(path, settings)
         self.path = path
         try:
-            if not settings.resume:
-                path.mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=True)
             self.file = open(path / "train.log", "a+b", buffering=0)  # noqa: SIM115
             if not locked(self.file):
                 raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
@@ -112,8 +145,6 @@ class RunFolder:
                 left.unlink()
             write_file(path / ".reserve", os.urandom(1 << 14))
             write_json(path / "status.json", {"status": "running", "reason": ""})
-        except FileExistsError:
-            raise UserError(f"{path} is there already: choose another RUN_ID, remove it, or continue it with --resume {path}") from None
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}: start in a folder that is yours, on a disk with room") from error
         if self.file.tell() and os.pread(self.file.fileno(), 1, self.file.tell() - 1) != b"\n":  # killed within a line
@@ -121,12 +152,12 @@ class RunFolder:
 
     def log(self, kind, **values):
         line = log_line(kind, **values)
-        for write in (lambda: self.file.write(f"{line}\n".encode()), lambda: tqdm.write(line)):
-            with contextlib.suppress(OSError):  # a full disk does not end the training
-                write()
+        with contextlib.suppress(OSError):  # a full disk does not end the training
+            self.file.write(f"{line}\n".encode())
+        say(line)
 
     def end(self, status, reason, hint, step):
-        tqdm.write(end_run(self.path, status, reason, hint, step))
+        say(end_run(self.path, status, reason, hint, step))
         self.file.close()
 
 
@@ -138,12 +169,6 @@ def checkpoints_bytes(settings):
 def disk_need(settings):
     """Bytes a run may write: three checkpoints (two are kept, one is being written), the model file, and the rest."""
     return 3 * checkpoints_bytes(settings) + 2 * count_params(settings) + (64 << 20)
-
-
-def check_disk(path, settings):
-    """UserError where the disk of a run's folder, which need not be there yet, is too full for the run."""
-    if (free := disk_free(path)) < (need := disk_need(settings)):
-        raise UserError(f"the disk of {path} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some space", "disk_full")
 
 
 def disk_free(path):

@@ -64,8 +64,9 @@ def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed
             trainer.wait()
             look_at_losses()
             elapsed, _ = agree(trainer, elapsed + time.perf_counter() - clock)
-            interrupt.waits = False
             try:
+                interrupt.waits = False
+                watch.mark([step, 0], f"the checkpoint of step {step}", PATIENCE)
                 if saver and (last or (step > first and trainer.world_size > 1)):  # validation has no place where all ranks could stop
                     saver.save(step, elapsed, trainer)
                 if interrupt.asked:
@@ -95,6 +96,8 @@ def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed
         logged = step <= 10 or step % settings.train_log_every == 0
         if stop or logged:
             look_at_losses()
+        if stop:
+            watch.mark([step, 0], f"the checkpoint of step {step}", PATIENCE)
         if saver and (stop or saver.due(step, elapsed)) and math.isfinite(float(loss)):
             saver.save(step, elapsed, trainer)
         if stop:

@@ -1,12 +1,10 @@
 """`python train_gpt.py --preflight`: what a run with these settings would meet, without running it. Writes nothing that stays.
 
-The checks are those that every run makes before step 0: settings, data, tokenizer, folder, disk and memory. The forecast is rougher:
-a step is taken to run at SHARE of the matrix products that this machine is measured to make, and the int8 codes of a trained matrix
-to spread as those of a normal one do.
+The checks are those that every run makes before step 0: settings, data, tokenizer, folder, disk, and the checkpoint to go on from. The
+forecast, and the memory with it, is rougher: a step is taken to run at SHARE of the matrix products that this machine is measured to
+make, and the int8 codes of a trained matrix to spread as those of a normal one do.
 """
 import dataclasses
-import fcntl
-import os
 import time
 from pathlib import Path
 
@@ -17,11 +15,10 @@ from common.batches import micro_batch_rows, rank_rows
 from common.bundle import bundle
 from common.checkpoint import run_identity
 from common.dataset import open_data
-from common.folder import check_disk, checkpoints_bytes, disk_free, disk_need, locked
+from common.folder import check_free, checkpoints_bytes, disk_free, disk_need
 from common.params import count_params, flops_per_token, initial_weights, param_table
 from common.quantize import quantize_rows
-from common.run import resume
-from common.runlog import log_line
+from common.run import host_memory, resume
 from common.settings import UserError, changed_settings, failing_as
 from common.zstream import zlib_encode
 
@@ -29,42 +26,39 @@ SHARE = 0.3  # of the measured matmul peak; the published baseline on 8xH100 and
 
 
 def report(trainer_class, settings, script):
-    """Prints the report. Raises UserError, as the run would."""
+    """Prints the report. Raises UserError, as the run would, with all that is wrong."""
     start = time.perf_counter()
-    with failing_as("bad_data"):
-        data = open_data(settings)
-    settings = dataclasses.replace(settings, vocab_size=data.tokenizer.vocab_size)
-    trainer = trainer_class(settings, initial_weights(settings))
-    path = Path(settings.resume or f"runs/{settings.run_id or '(date and time)'}")
-    code = bundle(script)
-    if trainer.rank == 0:
-        check_folder(path, settings)
+    path, problems = Path(settings.resume or f"runs/{settings.run_id or '(date and time)'}"), []
+    try:
+        with failing_as("bad_data"):
+            data = open_data(settings)
+        settings = dataclasses.replace(settings, vocab_size=data.tokenizer.vocab_size)
+        if (need := 20 * count_params(settings)) > (have := host_memory()):  # weights, gradients and moments alone
+            problems.append(UserError(f"{count_params(settings):,} parameters need {need >> 30} GiB of memory, this machine has {have >> 30}: "
+                                      "use fewer layers or a smaller width"))
+    except UserError as error:
+        problems.append(error)
+    try:
+        check_free(path, settings)
+    except UserError as error:
+        problems.append(error)
+    if problems:
+        raise UserError("\n  ".join(map(str, problems)), problems[0].status)
+    trainer, code = trainer_class(settings, initial_weights(settings)), bundle(script)
     if settings.resume:
-        resume(trainer, path, run_identity(settings, data, code), lambda kind, **values: trainer.rank or print(log_line(kind, **values)))
+        step, elapsed, _ = resume(trainer, path, run_identity(settings, data, code), print)
+        if trainer.rank == 0:
+            print(f"{'resume':<10}step {step:,}, after {elapsed:,.0f} s")
     step_seconds = settings.train_batch_tokens * flops_per_token(settings) / (SHARE * trainer.matmul_flops() * trainer.world_size)
     model = artifact_bytes(settings)
     if trainer.rank == 0:
         found = [f"{name:<10}{text}" for name, text in lines(trainer, settings, data, path, step_seconds, model, len(code))]
         print("\n".join(found))
-        problems = [line.partition(":")[0].split()[0] for line in found if ": TOO " in line]
-        if problems:
-            raise UserError(f"the estimate of {' and '.join(problems)} says that this run would fail: see above")
+        wrong = [line.partition(":")[0].split()[0] for line in found if ": TOO " in line]
+        if wrong:
+            raise UserError(f"the estimate of {' and '.join(wrong)} says that this run would fail: see above")
         print(f"all checks passed in {time.perf_counter() - start:.1f} s; what is marked ~ is an estimate")
     trainer.close()
-
-
-def check_folder(path, settings):
-    """UserError where the run's folder is taken or in use, or could not be written, or the disk is too full."""
-    check_disk(path, settings)
-    if path.exists() and not settings.resume:
-        raise UserError(f"{path} is there already: choose another RUN_ID, remove it, or continue it with --resume {path}")
-    if settings.resume:
-        with open(path / "train.log", "rb") as log:
-            if not locked(log, fcntl.LOCK_SH):
-                raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
-    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not os.access(above, os.W_OK):
-        raise UserError(f"{above} cannot be written: start in a folder that is yours")
 
 
 def lines(trainer, settings, data, path, step_seconds, model, code):

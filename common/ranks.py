@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 
-from common.folder import end_run, locked
+from common.folder import end_run, locked, resume_hint, say
 from common.settings import UserError
 
 BEAT_SECONDS, RECORD_BYTES = 0.5, 4096
@@ -41,7 +41,8 @@ class RankWatch:
         self.path, self.rank, self.timeout, self.steps = path, rank, timeout, 0  # steps made
         self.state = {"pid": os.getpid(), "host": platform.node(), "ended": "", "reason": "", "beat": 0,
                       "far": [], "place": "the beginning", "limit": PATIENCE}
-        self.world_size, self.peers, self.thread, self.since = world_size, {}, None, {}  # since: how far a rank is, and when that was first seen
+        self.world_size, self.peers, self.thread, self.states, self.lock = world_size, {}, None, {}, threading.Lock()
+        self.since = {}  # how far a rank is, and when that was first seen
 
     def hold(self):
         """Makes and locks this rank's file. Raises UserError."""
@@ -84,13 +85,13 @@ class RankWatch:
         if self.thread:
             if doubtful:
                 self.thread.join(4 * BEAT_SECONDS)
-            self.state |= {"ended": status, "reason": reason[:500]}
+            self.state |= {"ended": status, "reason": reason[:500].encode()[:2000].decode(errors="ignore")}
             self.beat()
 
     def beat(self):
-        self.state["beat"] += 1
-        with contextlib.suppress(OSError):  # a full disk ends no training
-            os.pwrite(self.file, json.dumps(self.state).encode().ljust(RECORD_BYTES)[:RECORD_BYTES], 0)
+        with self.lock, contextlib.suppress(OSError):  # a full disk ends no training
+            self.state["beat"] += 1
+            os.pwrite(self.file, json.dumps(self.state, ensure_ascii=False).encode().ljust(RECORD_BYTES), 0)
 
     def run(self):
         before = {}
@@ -99,8 +100,10 @@ class RankWatch:
             found = self.look()
             if found and found.keys() == before.keys():  # seen twice
                 self.leave(found)
-            before = found
+            before, clock = found, time.monotonic()
             time.sleep(BEAT_SECONDS)
+            if time.monotonic() - clock > 5 * BEAT_SECONDS:  # the machine stood still, and the others with it
+                self.since, self.peers = {}, {rank: [file, b"", 0.0] for rank, (file, *_) in self.peers.items()}
 
     def look(self):
         """dict rank -> (status, reason) of the ranks that are not in order."""
@@ -110,9 +113,11 @@ class RankWatch:
             if record != peer[1]:
                 peer[1:] = record, now
             try:
-                states[rank] = state = json.loads(record)
+                state = json.loads(record)
             except ValueError:  # read while it was written
-                continue
+                if not (state := self.states.get(rank)):
+                    continue
+            states[rank] = state
             place = f"rank {rank} (process {state['pid']} on {state['host']})"
             if state["ended"]:
                 if state["ended"] not in ORDERLY or (state["ended"] == "interrupted" and now - peer[2] > 3):
@@ -125,20 +130,23 @@ class RankWatch:
                       for rank, state in states.items()}
         last = min(far for far, _ in self.since.values())  # the others may wait for who is there
         self.states = states
-        return wrong or {rank: ("timeout", f"rank {rank} hangs in {states[rank]['place']}, for {now - since:.0f} s")
-                         for rank, (far, since) in self.since.items() if far == last and now - since > states[rank]["limit"]}
+        late = {rank: ("timeout", f"rank {rank} hangs in {states[rank]['place']}, for {now - since:.0f} s")
+                for rank, (far, since) in self.since.items() if far == last and now - since > states[rank]["limit"]}
+        if len(late) == len(states):
+            late = dict.fromkeys(late, ("timeout", f"no rank goes on in {self.state['place']}, for {now - self.since[self.rank][1]:.0f} s: one of "
+                                                   "them hangs, or what connects them"))
+        return wrong or late
 
     def leave(self, wrong):
-        status, reasons = next(iter(wrong.values()))[0], "; ".join(reason for _, reason in wrong.values())
-        if self.rank == min([r for r, state in self.states.items() if r not in wrong and not state["ended"]] or self.states):
-            for rank in wrong.keys() & self.peers.keys():  # a process that hangs would keep the launcher waiting
+        status, reasons = next(iter(wrong.values()))[0], "; ".join(dict.fromkeys(reason for _, reason in wrong.values()))
+        others = [r for r, state in self.states.items() if r not in wrong and not state["ended"]]
+        if self.rank == min(others or self.states):
+            for rank in wrong.keys() & self.peers.keys() if others else ():  # a process that hangs would keep the launcher waiting
                 state = self.states[rank]
                 if not state["ended"] and state["host"] == platform.node() and not dead(self.peers[rank][0]):
                     os.kill(state["pid"], signal.SIGKILL)
-            print(f"error: {reasons}", file=sys.stderr)
-            print(end_run(self.path, status, reasons, f"continue with --resume {self.path}" if [*self.path.glob("step-*.checkpoint")] else "",
-                          self.steps), flush=True)
-            sys.stderr.flush()
+            say(f"error: {reasons}", sys.stderr)
+            say(end_run(self.path, status, reasons, resume_hint(self.path), self.steps))
         else:
             time.sleep(4 * BEAT_SECONDS)
         os._exit(2)

@@ -131,9 +131,9 @@ def setting_conflicts(s):
     return wrong
 
 
-def load_settings(kind, flags, environment, warn):
-    """Settings of class `kind` from command-line flags, then the environment, then the defaults. warn(text) tells of
-    near misses. Raises UserError with every problem at once."""
+def load_settings(kind, flags, environment, warn, stored=None):
+    """Settings of class `kind` from command-line flags, then the environment, then, where RESUME is given, stored(resume, run_id), a dict
+    of texts by field, then the defaults. warn(text) tells of near misses. Raises UserError with every problem at once."""
     fields = {f.name: f for f in dataclasses.fields(kind)}
     known = {name.upper(): name for name in fields}
     text = {known[name]: value for name, value in environment.items() if name in known}
@@ -154,6 +154,8 @@ def load_settings(kind, flags, environment, warn):
             wrong.append(f"{flag} needs a value")
         else:
             text[name] = value
+    if stored and text.get("resume"):
+        text = {name: value for name, value in stored(text["resume"], text.get("run_id", "")).items() if name in fields} | text
     for name, given in text.items():
         try:
             values[name] = parse_setting(fields[name], given)

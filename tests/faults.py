@@ -289,11 +289,11 @@ def much_space(kind, rank):
 
 def changes_code(kind, rank):
     """One int8 code of the model file is another when it is read back, in a file that is as well formed as the one written."""
-    import common.run
+    import common.finish
     from common.artifact import pack_payload
     from common.quantize import quantize_weights
     from common.zstream import zlib_encode
-    write = common.run.write_file
+    write = common.finish.write_file
 
     def write_other(path, *parts):
         written = write(path, *parts)
@@ -305,7 +305,7 @@ def changes_code(kind, rank):
             code[3, 5] += 1 if code[3, 5] < 0 else -1
             path.write_bytes(zlib_encode(pack_payload(s, stored | {"tok_emb.weight": code})))
         return written
-    common.run.write_file = write_other
+    common.finish.write_file = write_other
 
 
 def acts_at(kind, rank, step, name, *arguments):
@@ -358,11 +358,34 @@ def no_data(kind, rank, which):
         os.environ["DATA_PATH"] = "/nowhere"
 
 
-def only_resume(kind, rank):
-    """Nothing is set but RESUME."""
+def only_resume(kind, rank, *others):
+    """Nothing is set but RESUME, and others."""
     for name in kind.settings_class.__dataclass_fields__:
         os.environ.pop(name.upper(), None)
-    os.environ["RESUME"] = "runs/r"
+    os.environ.update(RESUME="runs/r", **dict(other.split("=") for other in others))
+
+
+def closed_stdout(kind, rank):
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+    os.close(writer)
+    os.close(reader)
+
+
+def nohup(kind, rank):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return slow(kind, rank)
+
+
+def own_folder(kind, rank):
+    """Each rank on a machine of its own, with nothing shared."""
+    os.environ["MLX_HOSTFILE"] = os.path.abspath("hosts.json")
+    Path(f"machine{rank}").mkdir(exist_ok=True)
+    os.chdir(f"machine{rank}")
+
+
+def hangs_in_step(kind, rank, which, step):
+    return at(kind, rank, which, step, lambda trainer: linger(1000))
 
 
 def other_code(kind, rank):

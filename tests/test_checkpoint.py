@@ -199,6 +199,30 @@ def test_writing_does_not_stop_training_and_a_failure_is_told(tmp_path, monkeypa
     assert len(checkpoints(tmp_path)) == 2
 
 
+def test_a_signal_while_the_state_is_copied_does_not_pass_for_a_save(tmp_path):
+    class Interrupted(State):
+        copies = 0
+
+        def weights(self):
+            self.copies += 1
+            if self.copies == 1:
+                raise KeyboardInterrupt
+            return super().weights()
+
+    trainer, saver = Interrupted(), Saver(tmp_path, IDENTITY, "0", lambda kind, **values: None)
+    with pytest.raises(KeyboardInterrupt):
+        saver.save(3, 1.0, trainer)
+    saver.save(3, 1.0, trainer)
+    saver.collect()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003.checkpoint"]
+
+
+def test_the_newest_is_the_one_of_the_latest_step(tmp_path):
+    for step in (5, 99_999_999, 100_000_000):
+        (tmp_path / f"step-{step:08}.checkpoint").touch()
+    assert [path.stem for path in checkpoints(tmp_path)] == ["step-100000000", "step-99999999", "step-00000005"]
+
+
 def test_due_by_seconds(tmp_path):
     saver = Saver(tmp_path, IDENTITY, "2.5s", lambda *_, **__: None, step=7, elapsed=10.0)
     assert not saver.due(1000, 12.4) and saver.due(8, 12.5)

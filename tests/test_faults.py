@@ -51,6 +51,11 @@ def resume(backend, folder, data, fault=None, **changes):
     return Run(backend, folder, data, fault, **{"resume": "runs/r", "run_id": ""} | changes)
 
 
+def refused(run, *words):
+    """Asserts that a run was not begun: one message, and nothing in the folder is changed."""
+    assert run.wait() == [2] and [word for word in words if word not in run.text()] == [] and "status=bad_settings" in run.text(), run.text()
+
+
 def state(folder):
     """Names and bytes of the checkpoints and the model of a run."""
     return {path.name: path.read_bytes() for path in [*folder.glob("runs/r/*.checkpoint"), *folder.glob("runs/r/*.zlib")]}
@@ -136,7 +141,7 @@ def test_what_is_another_run_is_refused(backend, tmp_path, data_path, stopped):
     for changes, data, says in [({"matrix_lr": 0.5, "seed": 3}, data_path, ["MATRIX_LR is 0.5, there 0.04", "SEED is 3, there 1337"]),
                                 ({}, other, ["data is "])]:
         run = resume(backend, tmp_path / "a", data, **changes)
-        ended(run, "bad_settings", "it is of another run", *says)
+        refused(run, "it is of another run", *says)
         assert state(tmp_path / "a") == kept
     (other / "text_train_000001.bin").write_bytes((data_path / "text_train_000001.bin").read_bytes())
     (other / "manifest.json").write_text(json.dumps({"tokenizer": {"file": "bytes", "sha256": "00"}}))
@@ -150,7 +155,7 @@ def test_a_run_without_a_checkpoint_is_not_another_one_either(backend, tmp_path,
     run.ranks[0].kill()
     run.wait()
     assert not checkpoints(run.path)
-    ended(resume(backend, tmp_path / "a", data_path, seed=3), "bad_settings", "runs/r: it is of another run: SEED is 3, there 1337")
+    refused(resume(backend, tmp_path / "a", data_path, seed=3), "runs/r: it is of another run: SEED is 3, there 1337")
     assert resume(backend, tmp_path / "a", data_path).wait() == [0]
 
 
@@ -162,7 +167,48 @@ def test_a_resumed_run_has_the_settings_of_the_run(backend, tmp_path, data_path,
     assert run.model() == whole(backend)
     stopped(backend, tmp_path / "b")
     run = resume(backend, tmp_path / "b", data_path, ("other_code",))
-    ended(run, "bad_settings", "code is ", "the code in its folder")
+    refused(run, "code is ", "the code in its folder")
+
+
+def test_what_may_change_can_be_changed_where_the_run_goes_on(backend, tmp_path, data_path, stopped, whole):
+    """A setting is judged together with those of the run, not with the defaults; and a refusal leaves the run as it was."""
+    stopped(backend, tmp_path / "a")
+    kept = (tmp_path / "a" / "runs" / "r" / "status.json").read_text()
+    refused(Run(backend, tmp_path / "a", data_path, ("only_resume", "SEED=3")), "SEED is 3, there 1337")
+    assert (tmp_path / "a" / "runs" / "r" / "status.json").read_text() == kept
+    run = Run(backend, tmp_path / "a", data_path, ("only_resume", "MICRO_BATCH_TOKENS=64"))  # less than a row of the default length
+    assert run.wait() == [0], run.text()
+    assert run.model() == whole(backend)
+
+
+def test_a_run_of_the_other_backend_is_named(tmp_path, data_path, stopped):
+    stopped("mlx", tmp_path / "a")
+    (tmp_path / "a" / "runs" / "latest").symlink_to("nowhere")
+    run = resume("torch", tmp_path / "a", data_path)
+    assert run.wait() == [2] and "runs/r is a run of the mlx trainer" in run.text()
+    run = resume("torch", tmp_path / "a", data_path, resume="auto")  # which looks for its own
+    assert run.wait() == [0] and len([*(tmp_path / "a" / "runs").iterdir()]) == 3, run.text()
+
+
+def test_a_folder_in_which_nothing_was_begun_is_used(backend, tmp_path, data_path):
+    """As a run leaves it that is killed just then."""
+    (tmp_path / "a" / "runs" / "r").mkdir(parents=True)
+    (tmp_path / "a" / "runs" / "r" / "train.log").touch()
+    run = Run(backend, tmp_path / "a", data_path, resume="auto")
+    assert run.wait() == [0], run.text()
+
+
+def test_nobody_reads_what_it_prints(backend, tmp_path, data_path):
+    run = Run(backend, tmp_path / "a", data_path, ("closed_stdout",))
+    assert run.wait() == [0] and run.status()["status"] == "finished" and not checkpoints(run.path)
+
+
+def test_a_signal_that_was_ignored_stays_ignored(backend, tmp_path, data_path):
+    """nohup."""
+    run = Run(backend, tmp_path / "a", data_path, ("nohup",))
+    run.until_step(3)
+    os.kill(run.ranks[0].pid, signal.SIGHUP)
+    assert run.wait() == [0], run.text()
 
 
 def test_two_runs_cannot_write_one_folder(backend, tmp_path, data_path, stopped, whole):

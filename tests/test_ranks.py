@@ -91,11 +91,32 @@ def test_a_rank_that_hangs(fault, words, backend, tmp_path, data_path):
 
 
 @pytest.mark.parametrize("fault, words, changes", [
-    (("slow_validation", 1000, 1), "hangs in the validation after step 7", {"val_loss_every": 7, "rank_timeout": 1, "micro_batch_tokens": 64}),
-    (("slow_warm_up", 1), "hangs in the warm-up", {"warmup_steps": 3})])
+    (("slow_validation", 1000, 1), "rank 1 hangs in the validation after step 7",
+     {"val_loss_every": 7, "rank_timeout": 1, "micro_batch_tokens": 64}),
+    (("slow_warm_up", 1), "no rank goes on in the warm-up", {"warmup_steps": 3})])
 def test_a_rank_that_hangs_where_no_step_is_made(fault, words, changes, backend, tmp_path, data_path):
     run = Run(backend, tmp_path / "a", data_path, fault, 2, **changes)
-    ended(run, "timeout", f"rank 1 {words}", codes=[2, -9])
+    ended(run, "timeout", words, codes=[2, -9] if "rank 1" in words else [2, 2])
+
+
+def test_ranks_that_wait_for_each_other_are_all_named(backend, tmp_path, data_path):
+    """One sleeps in its step, the other waits for its gradients: neither can be told from the other."""
+    run = Run(backend, tmp_path / "a", data_path, ("hangs_in_step", 1, 8), 2, rank_timeout=1)
+    ended(run, "timeout", "no rank goes on in step 8", "one of them hangs")
+    assert steps_kept(run) == [5]
+
+
+def test_ranks_that_do_not_see_one_folder_do_not_go_on_together(backend, tmp_path, data_path):
+    """On two machines without a shared disk only rank 0 has a checkpoint."""
+    run = Run(backend, tmp_path / "a", data_path, ("own_folder",), 2, iterations=3000)
+    path = tmp_path / "a" / "machine0" / "runs" / "r"
+    run.until(lambda: [*path.glob("*.checkpoint")])
+    os.kill(run.ranks[0].pid, signal.SIGTERM)
+    assert run.wait() == [2, 2], run.text()
+    kept = (path / "status.json").read_text()
+    again = Run(backend, tmp_path / "a", data_path, ("own_folder",), 2, iterations=3000, resume="auto")
+    assert again.wait() == [2, 2] and "do not make the same step of the same run" in again.text()
+    assert (path / "status.json").read_text() == kept
 
 
 def test_a_rank_without_data_says_so(tmp_path, data_path):

@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import common.finish
 import common.loop
-import common.run
 from common.artifact import decode_model
 from common.batches import TokenStream, step_rows
 from common.bpb import evaluate
 from common.bundle import bundle
 from common.dataset import open_data
 from common.params import initial_weights
+from common.ranks import RankWatch
 from common.run import main, warm_up
 from common.runlog import parse_log
 from common.shards import open_shard, write_shard
@@ -169,13 +170,13 @@ def test_compiled_step_agrees_with_the_plain_one(backend, data_path):
     np.testing.assert_allclose(losses[True], losses[False], rtol=0.02)
 
 
-def test_warm_up_leaves_no_trace(backend, data_path):
+def test_warm_up_leaves_no_trace(backend, tmp_path, data_path):
     s = tiny_settings(backend, data_path, warmup_steps=3, tie_embeddings=False)
     data = open_data(s)
     trainer = trainer_class(backend)(s, initial_weights(s))
     trainer.train_step(step_rows(data.train, s, 5), 1.0, 0.9)
     before = trainer.weights() | trainer.optimizer_state()
-    warm_up(trainer, s, data)
+    warm_up(trainer, s, data, RankWatch(tmp_path, 0, 1, 60))
     after = trainer.weights() | trainer.optimizer_state()
     assert set(before) == set(after) and len(before) > 60
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -342,7 +343,7 @@ def test_a_full_disk_is_found_before_training(backend, in_folder, capsys, monkey
 
 
 def test_over_the_cap_the_file_is_kept(backend, in_folder, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(common.run, "BUDGET_BYTES", 60_000)
+    monkeypatch.setattr(common.finish, "BUDGET_BYTES", 60_000)
     assert in_folder(backend) == 2
     lines, model = trained(tmp_path)
     total = lines["total"][0]["bytes"]
@@ -371,8 +372,9 @@ def test_preflight_says_what_a_run_would_meet_and_writes_nothing(backend, in_fol
     assert in_folder(backend, preflight=True, vocab_size=300) == 2
     check_message(capsys, ["VOCAB_SIZE=300", "260 ids"], "bad_data")
     (tmp_path / "runs" / "r").mkdir(parents=True)
-    assert in_folder(backend, preflight=True, run_id="r") == 2
-    check_message(capsys, ["runs/r is there already"])
+    (tmp_path / "runs" / "r" / "notes").write_text("mine")
+    assert in_folder(backend, preflight=True, run_id="r", vocab_size=300) == 2
+    check_message(capsys, ["runs/r is there already", "VOCAB_SIZE=300"], "bad_data")  # all at once
 
 
 def test_the_forecast_of_the_artifact_is_that_of_the_published_baseline():

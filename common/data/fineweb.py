@@ -64,7 +64,6 @@ class Repository:
                 problem = error
         raise UserError(f"fetched twice: {problem}") from problem
 
-
     def _download(self, path: str, folder: Path) -> Path:
         """Into a folder, behind what an earlier attempt left there, which hf_hub_download begins anew in each process."""
         from huggingface_hub.file_download import build_hf_headers, hf_hub_url, http_get
@@ -72,10 +71,12 @@ class Repository:
         remote, local = self.files[path], folder / os.path.basename(path)
         url = hf_hub_url(self.name, path, repo_type="dataset", revision=self.commit, endpoint=self.api.endpoint)
         with open(folder / f"{remote.blob_id}.incomplete", "ab") as file:  # the same bytes, or not the same name
-            if file.seek(0, os.SEEK_END) >= remote.size:  # more than it can be; the rest of a whole file cannot be asked for
+            if file.seek(0, os.SEEK_END) > remote.size:
                 file.truncate(0)
             for pause in (1, 5, 0):
                 try:
+                    if file.seek(0, os.SEEK_END) == remote.size:  # the rest of a whole file cannot be asked for
+                        break
                     http_get(url, file, resume_size=file.seek(0, os.SEEK_END), headers=headers, expected_size=remote.size)
                     break
                 except Exception as error:
@@ -158,7 +159,7 @@ def run(options) -> None:
     """Make the folder what the options say. UserError: it cannot be done, or the folder holds something else."""
     variant, name, prefix = options.variant, f"fineweb10B_{options.variant}", options.prefix.strip("/")
     out = options.out or Path("data", name)
-    target, staging = out / "manifest.json", out / ".partial"
+    target = out / "manifest.json"
     if options.train_shards < 1:
         raise UserError(f"--train-shards {options.train_shards}: at least one is needed")
     if target.exists() and f'"name": "{name}"'.encode() not in target.read_bytes():
@@ -172,6 +173,21 @@ def run(options) -> None:
     tokenizer = load_tokenizer(cached)
     if variant.removeprefix("sp") not in (variant, str(tokenizer.vocab_size)):
         raise UserError(f"--variant {variant}: its tokenizer {model} has {tokenizer.vocab_size} ids")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with alone(out):
+            complete(options, out, repository, shards, model, cached, tokenizer)
+    except KeyboardInterrupt:
+        raise UserError("interrupted; what has come is kept: run this again to go on") from None
+    finally:
+        with contextlib.suppress(OSError):
+            out.rmdir()  # where nothing was begun
+
+
+def complete(options, out: Path, repository, shards, model: str, cached: Path, tokenizer) -> None:
+    """Fetch what is missing in the folder, then write its manifest. UserError: it cannot be done."""
+    variant, name, remote = options.variant, f"fineweb10B_{options.variant}", repository.files
+    target, staging = out / "manifest.json", out / ".partial"
     there = {path.name: path.stat().st_size for path in out.glob("*")}
     splits = {split: {os.path.basename(path): remote[path] for path in shards[split]} for split in shards}
     if stray := {file for file in there if re.search(r"_(train|val)_.*\.bin$", file)}.difference(*splits.values()):
@@ -187,11 +203,13 @@ def run(options) -> None:
     parts = {part: part.stat().st_size for part in staging.glob("*.incomplete")}
     others = parts.keys() - {staging / f"{file.blob_id}.incomplete" for file in wanted.values()}  # of another export
     needed -= sum(parts[part] for part in parts.keys() - others)
-    free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())).free
+    free = shutil.disk_usage(out).free
     if needed > free:
         raise UserError(f"{out} needs {needed:,} bytes more, {free:,} are free: fewer --train-shards, or another --out")
 
-    staging.mkdir(parents=True, exist_ok=True)
+    staging.mkdir(exist_ok=True)
+    for part in others:
+        part.unlink()
 
     def obtain(file):
         with contextlib.suppress(OSError, UserError):
@@ -204,13 +222,7 @@ def run(options) -> None:
         os.replace(local, out / file)
         return entry
 
-    try:
-        with alone(out):
-            for part in others:
-                part.unlink()
-            entries = in_parallel(obtain, wanted, staging)
-    except KeyboardInterrupt:
-        raise UserError("interrupted; what has come is kept: run this again to go on") from None
+    entries = in_parallel(obtain, wanted, staging)
     shutil.rmtree(staging, ignore_errors=True)
     table = {split: {"tokens": sum(entries[file]["tokens"] for file in splits[split]),
                      "shards": [entries[file] for file in splits[split]]} for split in splits}

@@ -1,0 +1,50 @@
+"""The end of a run: the model file, the score read back from it, and the account of the bytes. Backend-free."""
+import hashlib
+import time
+import zlib
+
+import numpy as np
+
+from common.artifact import BUDGET_BYTES, decode_model, encode_model
+from common.bpb import evaluate
+from common.folder import write_file
+from common.loop import Agreed, agree
+from common.ranks import PATIENCE
+from common.settings import UserError
+
+
+def finish(trainer, settings, data, code_bytes, folder, log, watch):
+    """Writes the model file, reads it back, scores what was read, accounts for the bytes. Summary text. Raises Agreed."""
+    weights = {name: np.asarray(w, np.float32) for name, w in trainer.weights().items()}
+    if not all((np.abs(w) < 8e6).all() for w in weights.values()):
+        raise Agreed("a weight is not finite or 8e6 and more: lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR", "nonfinite")
+    total = 0
+    watch.mark([watch.steps, 2], "writing the model", PATIENCE)
+    if folder:
+        model, payload = encode_model(settings, weights)
+        path = write_file(folder.path / "model.int8.zlib", model)
+        log("model", bytes=len(model), payload=len(payload), zlib9=len(zlib.compress(payload, 9)), sha256=hashlib.sha256(model).hexdigest())
+        total = code_bytes + len(model)
+        log("code_size", bytes=code_bytes)
+        log("total", bytes=total, cap=BUDGET_BYTES, left=BUDGET_BYTES - 1 - total)
+        written = path.read_bytes()
+        if written != model:
+            raise UserError(f"{path} does not read back as it was written: there is no score; check the disk")
+        _, weights = decode_model(written)
+    trainer.load_weights({name: trainer.all_sum(weights[name] if folder else np.zeros_like(weights[name])) for name in sorted(weights)})
+    clock = time.perf_counter()
+    val_loss, val_bpb, tokens, num_bytes = evaluate(trainer, settings, data.val, data.tokenizer, data.val_tokens,
+                                                    watch.each([watch.steps, 3], "the final evaluation", PATIENCE))
+    log("scored", tokens=tokens, bytes=num_bytes, partial=data.partial)
+    log("final", val_loss=val_loss, val_bpb=val_bpb, ms=1e3 * (time.perf_counter() - clock), partial=data.partial)
+    log("final_exact", val_loss=val_loss, val_bpb=val_bpb, partial=data.partial)
+    over = agree(trainer, failed=total >= BUDGET_BYTES)[1]
+    if not folder:
+        if over:
+            raise Agreed("over the cap", "over_budget")
+        return ""
+    if over:
+        raise Agreed(f"code {code_bytes:,} + model {len(model):,} = {total:,} bytes, {total - BUDGET_BYTES + 1:,} too many: it must be "
+                     f"less than {BUDGET_BYTES:,}. The model is kept in {path}; use fewer layers or a smaller width", "over_budget")
+    return (f"  final     val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}  read back from the written file{data.partial}\n"
+            f"  size      {total:,} bytes = model {len(model):,} + code {code_bytes:,}; {BUDGET_BYTES - 1 - total:,} left under the cap")
