@@ -98,7 +98,8 @@ class GPT(nn.Module):
             self.skip_weights = nn.Parameter(torch.empty(self.num_skips, s.model_dim))
         if not s.tie_embeddings:
             self.lm_head = nn.Linear(s.model_dim, s.vocab_size, bias=False)
-        self.cos, self.sin = (torch.tensor(t, dtype=wide(dtype), device=device) for t in rope_tables(s, max(s.train_seq_len, s.eval_seq_len)))
+        longest = max(s.train_seq_len, s.eval_seq_len)
+        self.cos, self.sin = (torch.tensor(t, dtype=wide(dtype), device=device) for t in rope_tables(s, longest))
 
     def logits(self, tokens_BT):
         """(B, T, V) in float32, float64 in reference mode."""
@@ -267,7 +268,7 @@ class TorchTrainer:
         return torch.where(self.finite, loss, loss + norm)
 
     def backward(self, tokens, alone=False):
-        """Gradients of the global mean loss into .grad, and that loss; alone: of the mean over this rank's rows, without the other ranks."""
+        """Gradients of the global mean loss into .grad, and that loss; alone: of the mean over this rank's rows."""
         tokens, ranks = self.to_device(tokens), 1 if alone else self.world_size
         micro = tokens.split(micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1))
         scale = 1.0 / (tokens[:, 1:].numel() * ranks)

@@ -136,7 +136,8 @@ class GPT(nn.Module):
             self.skip_weights = mx.zeros((self.num_skips, s.model_dim))
         if not s.tie_embeddings:
             self.lm_head = nn.Linear(s.model_dim, s.vocab_size, bias=False)
-        self._cos, self._sin = (mx.array(t, dtype=wide(dtype)) for t in rope_tables(s, max(s.train_seq_len, s.eval_seq_len)))
+        longest = max(s.train_seq_len, s.eval_seq_len)
+        self._cos, self._sin = (mx.array(t, dtype=wide(dtype)) for t in rope_tables(s, longest))
 
     def logits(self, tokens_BT):
         """(B, T, V) in float32, float64 in reference mode."""
@@ -345,7 +346,7 @@ class MlxTrainer:
         return params, momenta, moments
 
     def backward(self, tokens, alone=False):
-        """(loss, gradients) of the global mean loss; alone: of the mean over this rank's rows, without the other ranks."""
+        """(loss, gradients) of the global mean loss; alone: of the mean over this rank's rows."""
         scale = self.scalar(1.0 / (tokens[:, 1:].size * (1 if alone else self.world_size)))
         rows = micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1)
         total = None

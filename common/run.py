@@ -280,7 +280,7 @@ def finish(trainer, settings, data, code_bytes, folder, log, watch):
     if over:
         raise Agreed(f"code {code_bytes:,} + model {len(model):,} = {total:,} bytes, {total - BUDGET_BYTES + 1:,} too many: it must be "
                      f"less than {BUDGET_BYTES:,}. The model is kept in {path}; use fewer layers or a smaller width", "over_budget")
-    how = f"  scored    windows of {seq_len:,} tokens, every {stride:,}; test-time training: {ttt}; in {seconds:.1f} s of {EVAL_SECONDS:.0f}\n"
+    how = f"  scored    windows of {seq_len:,} tokens, every {stride:,}; test-time training: {ttt}; {seconds:.1f} s of {EVAL_SECONDS:.0f}\n"
     return (how * (ttt != "off" or {seq_len, stride} != {settings.train_seq_len}) +
             f"  final     val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}  read back from the written file{data.partial}\n"
             f"  size      {total:,} bytes = model {len(model):,} + code {code_bytes:,}; {BUDGET_BYTES - 1 - total:,} left under the cap")

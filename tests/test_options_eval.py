@@ -1,7 +1,5 @@
 """Options of the final evaluation on both backends: `python -m pytest tests/test_options_eval.py`."""
 import dataclasses
-import hashlib
-import json
 
 import numpy as np
 import pytest
@@ -11,10 +9,7 @@ from common.batches import TokenStream, step_rows
 from common.dataset import open_data
 from common.params import initial_weights
 from common.runlog import parse_log
-from common.shards import write_shard
 from parity.problem import full_weights
-from records.evaluation import check_evaluation
-from records.folder import open_folder
 from tests import faults
 from tests.conftest import BACKENDS, ROOT, environment, run_script, tiny_settings, trainer_class
 
@@ -22,22 +17,6 @@ BOS = 1
 WAYS = {"stride": {"eval_stride": 8}, "long": {"eval_seq_len": 48}, "ttt": {"ttt_lr": 0.5, "ttt_chunk": "64"},
         "documents": {"ttt_lr": 0.5, "ttt_chunk": "40d"},
         "all": {"eval_stride": 12, "eval_seq_len": 48, "ttt_lr": 0.5, "ttt_chunk": "100d"}}
-
-
-@pytest.fixture(scope="module")
-def documents(tmp_path_factory):
-    """A data folder in byte tokens of documents that begin with a BOS: 8,000 tokens for training, 700 for validation."""
-    folder, random = tmp_path_factory.mktemp("documents"), np.random.Generator(np.random.Philox(5))
-    words = "the cat sat on a mat and then ran off to see what there was to eat in the old red barn".split()
-    tokens = []
-    while len(tokens) < 8700:
-        text = " ".join(words[i] for i in random.integers(0, len(words), random.integers(3, 60)))
-        tokens += [BOS, *(4 + b for b in text.encode())]
-    for name, part in {"text_train_000000": tokens[:8000], "text_val_000000": tokens[8000:8700]}.items():
-        write_shard(folder / f"{name}.bin", np.array(part, np.uint16))
-    digest = hashlib.sha256(b"bytes").hexdigest()
-    (folder / "manifest.json").write_text(json.dumps({"tokenizer": {"file": "bytes", "sha256": digest}}))
-    return folder
 
 
 def build(backend, data_path, weights=None, **changes):
@@ -63,8 +42,8 @@ def final_scores(trainer, settings, tokens, tokenizer, monkeypatch):
 
 # legal ----------------------------------------------------------------------------------------------------------------------
 
-SMALL = {"vocab_size": 10, "num_layers": 1, "model_dim": 16, "num_heads": 2, "num_kv_heads": 1, "train_seq_len": 8, "train_batch_tokens": 64,
-         "micro_batch_tokens": 16}
+SMALL = {"vocab_size": 10, "num_layers": 1, "model_dim": 16, "num_heads": 2, "num_kv_heads": 1, "train_seq_len": 8,
+         "train_batch_tokens": 64, "micro_batch_tokens": 16}
 TABLE = dataclasses.make_dataclass("Table", ["byte_counts", "leading_space", "boundary", "bos_id"])(
     np.ones(10, np.int32), np.zeros(10, bool), np.zeros(10, bool), BOS)
 LEGAL = {"windows": {}, "stride": {"eval_stride": 3}, "chunks": {"ttt_lr": 0.5, "ttt_chunk": "16"},
@@ -80,7 +59,8 @@ def test_no_score_knows_its_own_or_a_later_token(way, backend, monkeypatch):
     tokens = np.random.Generator(np.random.Philox(11)).integers(2, 10, 40)
     tokens[[0, 5, 28]] = BOS
     for place in (7, 16, 17, 27, 38):
-        ways = np.array([final_scores(trainer, settings, [*tokens[:place], token, *tokens[place + 1:]], TABLE, monkeypatch) for token in range(10)])
+        ways = np.array([final_scores(trainer, settings, [*tokens[:place], token, *tokens[place + 1:]], TABLE, monkeypatch)
+                         for token in range(10)])
         assert (ways[:, 1:place] == ways[0, 1:place]).all()
         assert abs(np.exp(-ways[:, place]).sum() - 1) < 1e-12
         assert (ways[:, place + 1] != ways[0, place + 1]).any()
@@ -155,11 +135,11 @@ def test_context_and_steps_help_a_trained_model(backend, documents):
 
 
 def test_ranks_and_backends_score_alike_in_whole_runs(documents, tmp_path):
-    """With all options on one rank and two: the same score, by the same model as without them; the log says how it was scored and what it
-    took; and a reviewer with the other backend finds the same."""
+    """With all options on one rank and two: the same score, by the same model as without them; and the log says how it was scored and what
+    it took."""
     scores, models = [], []
     for backend, world_size, way in (("torch", 1, "all"), ("torch", 2, "all"), ("mlx", 1, "all"), ("mlx", 2, "all"), ("torch", 1, None)):
-        run = faults.Run(backend, tmp_path / f"{backend}{world_size}{way}", documents, world_size=world_size, compile=0, **WAYS.get(way, {}))
+        run = faults.Run(backend, tmp_path / f"{backend}{world_size}{way}", documents, world_size=world_size, **WAYS.get(way, {}))
         assert run.wait() == [0] * world_size, run.text()
         models.append(run.model())
         [line] = run.lines("evaluation")
@@ -168,32 +148,9 @@ def test_ranks_and_backends_score_alike_in_whole_runs(documents, tmp_path):
             scores.append([run.lines("final_exact")[0][key] for key in ("val_loss", "val_bpb")])
             assert (line["seq_len"], line["stride"], line["ttt"]) == (48, 12, "lr 0.5, chunk 100d")
             assert "windows of 48 tokens, every 12; test-time training: lr 0.5, chunk 100d" in run.text()
-            # what scores again has the settings from the log; its weights are those of the file in float32
-            [finding] = check_evaluation(open_folder(run.path), documents, "torch" if backend == "mlx" else "mlx")
-            assert finding.status == "PASS", finding
-            plain = edited(run.path, '"eval_stride": 12', '"eval_stride": 48')
-            assert [f.status for f in check_evaluation(plain, documents)] == ["FAIL"]
         else:
             assert (line["seq_len"], line["stride"], line["ttt"]) == (32, 32, "off") and "scored    windows" not in run.text()
     assert len({*models}) == 1 and np.ptp(scores, axis=0).max() <= 1.01e-8  # the last digit printed
-
-
-def edited(path, old, new):
-    log = path / "train.log"
-    assert log.read_text().count(old) == 1
-    log.write_text(log.read_text().replace(old, new))
-    return open_folder(path)
-
-
-@pytest.mark.parametrize("old, new, words", [
-    ('"eval_stride": 12', '"eval_stride": 49', "EVAL_STRIDE=49 would leave tokens out"), ('"eval_stride": 12', '"eval_stride": -1', "not a whole"),
-    ('"ttt_lr": 0.5', '"ttt_lr": -0.5', "TTT_LR=-0.5 is not a number"), ('"100d"', '"d"', "TTT_CHUNK=d is neither"),
-    ('"eval_seq_len": 48', '"eval_seq_len": 9000', "rows of 9,000 tokens")])
-def test_a_log_cannot_claim_settings_that_no_run_takes(old, new, words, documents, tmp_path):
-    run = faults.Run("torch", tmp_path, documents, iterations=1, **WAYS["all"])
-    assert run.wait() == [0], run.text()
-    [finding] = check_evaluation(edited(run.path, old, new), documents)
-    assert finding.status != "PASS" and words in finding.observed
 
 
 def test_steps_that_diverge_end_the_run(backend, documents, tmp_path):
