@@ -347,7 +347,8 @@ class MlxTrainer:
 
     def backward(self, tokens, alone=False):
         """(loss, gradients) of the global mean loss; alone: of the mean over this rank's rows."""
-        scale = self.scalar(1.0 / (tokens[:, 1:].size * (1 if alone else self.world_size)))
+        ranks = 1 if alone else self.world_size
+        scale = self.scalar(1.0 / (tokens[:, 1:].size * ranks))
         rows = micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1)
         total = None
         for first in range(0, len(tokens), rows):

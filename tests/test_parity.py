@@ -130,7 +130,7 @@ MUTANTS = [
     ("mlx", "mix[1] * x0", "mix[1] * x", "logits"),
     ("mlx", "mx.arange(last) <= mx.arange(first, last)[:, None]", "mx.arange(last) <= mx.arange(first, last)[:, None] + 1", "logits"),
     ("torch", "torch.relu(linear(x, self.fc)).square()", "torch.relu(linear(x, self.fc))", "logits"),
-    ("mlx", "(tokens[:, 1:].size * self.world_size)", "(tokens.size * self.world_size)", "loss"),
+    ("mlx", "(tokens[:, 1:].size * ranks)", "(tokens.size * ranks)", "loss"),
     ("torch", "logits = linear(rms_norm(x, self.s), head)",  # the head's gradient does not reach the tied embedding
      "logits = F.linear(rms_norm(x, self.s), head.weight.detach().to(x.dtype))", "gradients"),
     ("torch", "return x.transpose(1, 2) if tall else x", "return x.transpose(1, 2) if tall or x.shape[1] == x.shape[2] else x", "one step"),
