@@ -98,7 +98,8 @@ class GPT(nn.Module):
             self.skip_weights = nn.Parameter(torch.empty(self.num_skips, s.model_dim))
         if not s.tie_embeddings:
             self.lm_head = nn.Linear(s.model_dim, s.vocab_size, bias=False)
-        self.cos, self.sin = (torch.tensor(t, dtype=wide(dtype), device=device) for t in rope_tables(s, s.train_seq_len))
+        longest = max(s.train_seq_len, s.eval_seq_len)
+        self.cos, self.sin = (torch.tensor(t, dtype=wide(dtype), device=device) for t in rope_tables(s, longest))
 
     def logits(self, tokens_BT):
         """(B, T, V) in float32, float64 in reference mode."""
@@ -267,10 +268,10 @@ class TorchTrainer:
         return torch.where(self.finite, loss, loss + norm)
 
     def backward(self, tokens, alone=False):
-        """Gradients of the global mean loss into .grad, and that loss; alone: this rank's part of both."""
-        tokens = self.to_device(tokens)
-        micro = tokens.split(micro_batch_rows(self.s, len(tokens)))
-        scale = 1.0 / (tokens[:, 1:].numel() * self.world_size)
+        """Gradients of the global mean loss into .grad, and that loss; alone: of the mean over this rank's rows."""
+        tokens, ranks = self.to_device(tokens), 1 if alone else self.world_size
+        micro = tokens.split(micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1))
+        scale = 1.0 / (tokens[:, 1:].numel() * ranks)
         total = torch.zeros((), dtype=wide(self.dtype), device=self.device)
         for p in self.params.values():
             p.grad = None
@@ -278,7 +279,7 @@ class TorchTrainer:
             last = i == len(micro) - 1 and not alone
             with contextlib.nullcontext() if last or self.world_size == 1 else self.forward.no_sync():
                 loss = self.forward(rows).sum() * scale
-                (loss * self.world_size).backward()  # DDP averages over the ranks
+                (loss * ranks).backward()  # DDP averages over the ranks
             total += loss.detach()
         if self.world_size > 1 and not alone:
             dist.all_reduce(total)
@@ -287,6 +288,12 @@ class TorchTrainer:
     def finite_alone(self, tokens):
         loss = self.backward(tokens, alone=True)
         return all(x.isfinite().all() for x in [loss, *(p.grad for p in self.params.values())])
+
+    def sgd_step(self, tokens, lr):
+        """Plain SGD on the mean nats of rows (rows, T + 1): every parameter moves by -lr times its gradient, on this rank alone."""
+        self.backward(tokens, alone=True)
+        with torch.no_grad():
+            torch._foreach_add_(list(self.params.values()), [p.grad for p in self.params.values()], alpha=-lr)
 
     def to_device(self, tokens):
         tokens = torch.from_numpy(np.array(tokens))

@@ -136,7 +136,8 @@ class GPT(nn.Module):
             self.skip_weights = mx.zeros((self.num_skips, s.model_dim))
         if not s.tie_embeddings:
             self.lm_head = nn.Linear(s.model_dim, s.vocab_size, bias=False)
-        self._cos, self._sin = (mx.array(t, dtype=wide(dtype)) for t in rope_tables(s, s.train_seq_len))
+        longest = max(s.train_seq_len, s.eval_seq_len)
+        self._cos, self._sin = (mx.array(t, dtype=wide(dtype)) for t in rope_tables(s, longest))
 
     def logits(self, tokens_BT):
         """(B, T, V) in float32, float64 in reference mode."""
@@ -345,9 +346,10 @@ class MlxTrainer:
         return params, momenta, moments
 
     def backward(self, tokens, alone=False):
-        """(loss, gradients) of the global mean loss; alone: this rank's part of both."""
-        scale = self.scalar(1.0 / (tokens[:, 1:].size * self.world_size))
-        rows = micro_batch_rows(self.s, len(tokens))
+        """(loss, gradients) of the global mean loss; alone: of the mean over this rank's rows."""
+        ranks = 1 if alone else self.world_size
+        scale = self.scalar(1.0 / (tokens[:, 1:].size * ranks))
+        rows = micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1)
         total = None
         for first in range(0, len(tokens), rows):
             part = self.loss_and_grads(self.params, mx.array(tokens[first:first + rows]), scale)
@@ -369,6 +371,12 @@ class MlxTrainer:
     def finite_alone(self, tokens):
         loss, grads = self.backward(tokens, alone=True)
         return all(mx.isfinite(x).all().item() for x in [loss, *grads.values()])
+
+    def sgd_step(self, tokens, lr):
+        """Plain SGD on the mean nats of rows (rows, T + 1): every parameter moves by -lr times its gradient, on this rank alone."""
+        _, grads = self.backward(tokens, alone=True)
+        self.params = {name: p - self.scalar(lr) * grads[name] for name, p in self.params.items()}
+        mx.eval(self.params)
 
     # what else a run asks for ------------------------------------------------------
 

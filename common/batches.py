@@ -50,8 +50,8 @@ def step_rows(stream, settings, step, rank=0, world_size=1):
     return np.lib.stride_tricks.sliding_window_view(tokens, length + 1)[::length]
 
 
-def micro_batch_rows(settings, rows):
+def micro_batch_rows(settings, rows, seq_len=0):
     """Rows of one forward and backward: the largest divisor of a rank's rows that micro_batch_tokens allows, so that all
-    micro-batches have one shape."""
-    most = max(1, settings.micro_batch_tokens // settings.train_seq_len)
+    micro-batches have one shape. seq_len: tokens of a row; 0: train_seq_len."""
+    most = max(1, settings.micro_batch_tokens // (seq_len or settings.train_seq_len))
     return max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)

@@ -1,4 +1,9 @@
-"""Validation: which windows are scored, how many raw UTF-8 bytes they stand for, and bits per byte."""
+"""Validation: which windows are scored, how many raw UTF-8 bytes they stand for, and bits per byte.
+
+The final evaluation may slide its windows, take longer ones, and train at test time, score first: the targets are cut into chunks, each
+is scored, and only then SGD steps on it. Nothing that a score depends on, windows, weights or the cut itself, knows a token after its
+own place or that token itself, so that the probabilities of all tokens at a place add up to 1.
+"""
 import math
 
 import numpy as np
@@ -6,39 +11,101 @@ import numpy as np
 from common.batches import micro_batch_rows, rank_rows
 from common.tokenizer import count_bytes
 
+EVAL_SECONDS = 600.0  # the challenge's limit of the final evaluation, on 8xH100
+
 
 def bits_per_byte(nats, num_bytes):
     return nats / math.log(2) / num_bytes
 
 
-def eval_windows(num_tokens, seq_len):
-    """int64 (windows, 2): start and number of scored tokens of each window. Window w reads inputs [start, start + n) and
-    scores tokens [start + 1, start + n]; every token after the first is scored exactly once, the short tail too."""
-    starts = np.arange(0, num_tokens - 1, seq_len)
-    return np.stack([starts, np.minimum(seq_len, num_tokens - 1 - starts)], axis=1)
+def eval_windows(num_tokens, seq_len, stride, first=1):
+    """int64 (windows, 3): start, number of inputs n, number of scored targets m of each window. It reads inputs [start, start + n) and
+    scores the last m of its targets [start + 1, start + n]; each of the tokens [first, num_tokens) is scored exactly once, the short tail
+    too. m is at most stride, and all but the first of a stream have seq_len - stride inputs more, of tokens scored before."""
+    targets = np.arange(first, num_tokens, stride)
+    scored = np.minimum(stride, num_tokens - targets)
+    starts = np.maximum(0, targets - 1 - (seq_len - stride))
+    return np.stack([starts, targets - 1 + scored - starts, scored], axis=1)
 
 
 def eval_batch(stream, windows, rows, seq_len):
     """(tokens int32 (rows, seq_len + 1), scored bool (rows, seq_len)) for at most `rows` windows; missing rows and the part of
     a row after a short window are token 0 and not scored, so that every batch has one shape. A causal model cannot see them."""
     tokens, scored = np.zeros((rows, seq_len + 1), np.int32), np.zeros((rows, seq_len), bool)
-    for row, (start, count) in enumerate(windows):
+    for row, (start, count, last) in enumerate(windows):
         tokens[row, :count + 1] = stream.read(start, count + 1)
-        scored[row, :count] = True
+        scored[row, count - last:count] = True
     return tokens, scored
 
 
-def evaluate(trainer, settings, stream, tokenizer, num_tokens, each=iter):
+def eval_chunks(stream, num_tokens, length, bos_id):
+    """(first, end, whether a document ends there) of each chunk of at most `length` targets [first, end). Documents begin with a BOS,
+    which ends a chunk: were it the first target of the next, its weights and not those of the other tokens would be restored."""
+    first = 1
+    while first < num_tokens:
+        borders = np.flatnonzero(stream.read(first, min(length, num_tokens - first)) == bos_id)
+        end = first + int(borders[0]) + 1 if len(borders) else min(first + length, num_tokens)
+        yield first, end, len(borders) > 0
+        first = end
+
+
+def eval_plan(stream, num_tokens, seq_len, stride, chunk=0, bos_id=None):
+    """What an evaluation does in turn: ("score", windows), ("train", starts of rows of seq_len inputs), ("restore", None).
+    chunk: targets scored between two steps; 0: all. bos_id: weights are restored after each document; None: never. Rows end with the
+    chunk, and the first may begin before it; a step that no score would follow, or with no whole row yet, is left out."""
+    pending, adapted = [], False
+    for first, end, border in eval_chunks(stream, num_tokens, chunk or num_tokens, bos_id):
+        pending.append(eval_windows(end, seq_len, stride, first))
+        starts = np.arange(end - 1 - seq_len, max(-1, first - 1 - seq_len), -seq_len)[::-1]
+        last, step = end == num_tokens, not border and len(starts) > 0
+        if last or step or (border and adapted):  # until then the weights stay as they are
+            yield "score", np.concatenate(pending)
+            pending = []
+        if step and not last:
+            yield "train", starts
+        elif border and adapted:
+            yield "restore", None
+        adapted = step
+
+
+def eval_lengths(settings):
+    """(tokens of a window, tokens between windows) of the final evaluation."""
+    seq_len = settings.eval_seq_len or settings.train_seq_len
+    return seq_len, settings.eval_stride or seq_len
+
+
+def evaluate(trainer, settings, stream, tokenizer, num_tokens, each=iter, final=False):
     """(nats per token, bits per byte, tokens scored, bytes) over the first num_tokens of the stream. The windows are dealt
-    to the ranks in turn; each rank counts the bytes of its own. `each` hands on the numbers of the batches as they begin."""
-    seq_len = settings.train_seq_len
+    to the ranks in turn; each rank counts the bytes of its own. `each` hands on the parts of the work as they begin. final: as
+    eval_seq_len, eval_stride, ttt_lr and ttt_chunk say; every rank makes all steps, and has the weights that it had afterwards."""
+    seq_len, stride = eval_lengths(settings) if final else (settings.train_seq_len, settings.train_seq_len)
+    chunk, bos_id, trained = 0, None, None
     rows = micro_batch_rows(settings, rank_rows(settings, trainer.rank, trainer.world_size)[1])  # training's shape: no second compilation
-    mine = eval_windows(num_tokens, seq_len)[trainer.rank::trainer.world_size]
+    if seq_len != settings.train_seq_len:
+        rows = max(1, settings.micro_batch_tokens // seq_len)
+    if final and settings.ttt_lr:
+        chunk, bos_id = int(settings.ttt_chunk.rstrip("d")), tokenizer.bos_id if settings.ttt_chunk.endswith("d") else None
+        rows, trained = min(rows, math.ceil(math.ceil(chunk / stride) / trainer.world_size)), trainer.weights()
+
+    def work():
+        for act, what in eval_plan(stream, num_tokens, seq_len, stride, chunk, bos_id):
+            mine = what[trainer.rank::trainer.world_size] if act == "score" else []
+            yield from ((act, mine[first:first + rows]) for first in range(0, len(mine), rows))
+            if act != "score":
+                yield act, what
+
     total = np.zeros(3)  # nats, tokens, bytes
-    for first in each(range(0, len(mine), rows)):
-        tokens, scored = eval_batch(stream, mine[first:first + rows], rows, seq_len)
-        nats = np.asarray(trainer.token_nats(tokens), np.float64)
-        num_bytes = count_bytes(tokenizer, tokens[:, :-1], tokens[:, 1:])
-        total += nats[scored].sum(), scored.sum(), num_bytes[scored].sum()
+    for act, what in each(work()):
+        if act == "train":
+            trainer.sgd_step(np.stack([stream.read(start, seq_len + 1) for start in what]), settings.ttt_lr)
+        elif act == "restore":
+            trainer.load_weights(trained)
+        else:
+            tokens, scored = eval_batch(stream, what, rows, seq_len)
+            nats = np.asarray(trainer.token_nats(tokens), np.float64)
+            num_bytes = count_bytes(tokenizer, tokens[:, :-1], tokens[:, 1:])
+            total += nats[scored].sum(), scored.sum(), num_bytes[scored].sum()
+    if trained:
+        trainer.load_weights(trained)
     nats, count, num_bytes = trainer.all_sum(total)
     return nats / count, bits_per_byte(nats, num_bytes), int(count), int(num_bytes)

@@ -29,6 +29,7 @@ LOG_LINES = {
     "total": "Total submission size int8+zlib: {bytes:d} bytes (cap:{cap:d} left:{left:d})",
     "final": "final_int8_zlib_roundtrip val_loss:{val_loss:.4f} val_bpb:{val_bpb:.4f} eval_time:{ms:.0f}ms{partial:*}",
     "final_exact": "final_int8_zlib_roundtrip_exact val_loss:{val_loss:.8f} val_bpb:{val_bpb:.8f}{partial:*}",
+    "evaluation": "evaluation: time:{seconds:.1f}s limit:{limit:.0f}s seq_len:{seq_len:d} stride:{stride:d} ttt:{ttt:*}",
     "scored": "scored: tokens:{tokens:d} bytes:{bytes:d}{partial:*}",
     "resume": "resume: step:{step:d} train_time:{ms:.0f}ms folder:{path:*}",
     "checkpoint": "checkpoint: step:{step:d} bytes:{bytes:d} write_time:{seconds:.2f}s",

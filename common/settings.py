@@ -85,6 +85,11 @@ class Settings(ModelSettings):
     val_loss_every: int = setting(1000, "steps between validations; 0: only at the end", 0, 10**9)
     val_tokens_limit: int = setting(0, "tokens of a partial validation; 0: all", 0, 2**40)
     train_log_every: int = setting(200, "steps between log lines after the first ten", 1, 10**9)
+    # options
+    eval_seq_len: int = setting(0, "tokens of a window of the final evaluation; 0: TRAIN_SEQ_LEN", 0, 2**20)
+    eval_stride: int = setting(0, "tokens that the windows of the final evaluation advance by; 0: EVAL_SEQ_LEN", 0, 2**20)
+    ttt_lr: float = setting(0.0, "test-time training: SGD's learning rate in the final evaluation; 0: off", 0, 100)
+    ttt_chunk: str = setting("32768", "tokens scored before each step on them; 2048d: and trained weights restored after a document")
     # what may go wrong
     resume: str = setting("", "run folder to continue, or auto: the newest that is not finished, if any")
     checkpoint_every: str = setting("60s", "steps (500) or seconds (60s) between checkpoints; 0: only when interrupted and at the end")
@@ -122,6 +127,11 @@ def setting_conflicts(s):
         wrong.append(f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} is less than one row (TRAIN_SEQ_LEN={s.train_seq_len})")
     if s.val_tokens_limit == 1:
         wrong.append("VAL_TOKENS_LIMIT=1 leaves nothing to score: use 0 (all) or more")
+    if s.eval_stride > (window := s.eval_seq_len or s.train_seq_len):
+        wrong.append(f"EVAL_STRIDE={s.eval_stride} would leave tokens out between windows of {window} (EVAL_SEQ_LEN, else TRAIN_SEQ_LEN): "
+                     f"use 1 to {window}, or a longer EVAL_SEQ_LEN")
+    if not re.fullmatch(r"[1-9]\d{0,8}d?", s.ttt_chunk, re.ASCII):
+        wrong.append(f"TTT_CHUNK={s.ttt_chunk} is neither tokens (32768) nor tokens within a document (2048d)")
     if not re.fullmatch(r"(?!\.)[\w.-]{0,60}", s.run_id):
         wrong.append(f"RUN_ID={s.run_id} must be a plain folder name: at most 60 letters, digits, _ - .")
     if not re.fullmatch(r"\d{1,9}|\d{1,9}(\.\d{1,9})?s", s.checkpoint_every):

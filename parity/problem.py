@@ -122,7 +122,7 @@ def observe(trainer_class, problem, dtype, progress=lambda rung: None, **changes
                         for step in sorted(steps) for ranks in (1, 2, 4, 8)}
 
     progress("bytes and windows")
-    windows = bpb.eval_windows(len(problem.val), s.train_seq_len)
+    windows = bpb.eval_windows(len(problem.val), s.train_seq_len, s.train_seq_len)
     tokens = problem.val.astype(np.int64)
     shown["bytes and windows"] = {"windows": windows, "bytes": bpb.count_bytes(problem.table, tokens[:-1], tokens[1:])}
 

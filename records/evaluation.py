@@ -5,12 +5,13 @@ import hashlib
 from common.artifact import BUDGET_BYTES, decode_model
 from common.bpb import evaluate
 from common.dataset import open_data
-from common.settings import UserError
+from common.settings import Settings, UserError, parse_setting, setting_conflicts
 from records.checks import FAIL, PASS, UNVERIFIED, Finding
 from records.folder import Refused
 
 SAME_BACKEND, ACROSS = 5e-5, 5e-4  # bits per byte
 MODEL_FILE, LONGEST_ROW = "model.int8.zlib", 8192
+EVAL_SETTINGS = "eval_seq_len", "eval_stride", "ttt_lr", "ttt_chunk"  # what the score depends on besides model and data
 
 
 def trainer_class(backend):
@@ -23,6 +24,17 @@ def trainer_class(backend):
         return TorchTrainer
     except ModuleNotFoundError as error:
         raise UserError(f"--backend {backend}: {error}; `make install BACKEND={backend}` provides it") from None
+
+
+def bad_settings(own):
+    """What no run takes of the settings of an evaluation, which a log may claim."""
+    try:
+        for field in dataclasses.fields(Settings):
+            if field.name in EVAL_SETTINGS and field.type is not str:
+                parse_setting(field, repr(getattr(own, field.name)))
+    except ValueError as error:
+        return str(error)
+    return "; ".join(setting_conflicts(own))
 
 
 def check_evaluation(folder, data_path, backend=None):
@@ -41,17 +53,23 @@ def check_evaluation(folder, data_path, backend=None):
     if not log or not log.score():
         yield Finding(UNVERIFIED, "no log names this model's SHA-256 and a score", "the log of the run that wrote it", MODEL_FILE)
         return
-    if settings.train_seq_len > LONGEST_ROW:
-        yield Finding(UNVERIFIED, f"rows of {settings.train_seq_len:,} tokens", f"at most {LONGEST_ROW:,}, for the sake of memory", MODEL_FILE)
+    ran = log.run_settings
+    longest = max(settings.train_seq_len, ran.eval_seq_len)
+    if longest > LONGEST_ROW:
+        yield Finding(UNVERIFIED, f"rows of {longest:,} tokens", f"at most {LONGEST_ROW:,}, for the sake of memory", MODEL_FILE)
         return
     backend = backend or log.backend or "torch"
     kind = trainer_class(backend)
     rows = max(1, 8192 // settings.train_seq_len) * settings.train_seq_len
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    ran = log.run_settings  # bfloat16 rounds otherwise where it is compiled: 6e-4 measured, so the same backend runs as it ran
+    # bfloat16 rounds otherwise where it is compiled: 6e-4 measured, so the same backend runs as it ran
     how = {"compile": ran.compile, "compute_dtype": ran.compute_dtype} if backend == log.backend else {"compile": False, "compute_dtype": "float32"}
     values |= how | {"data_path": str(data_path), "train_batch_tokens": rows, "micro_batch_tokens": rows}
+    values |= {name: getattr(ran, name) for name in EVAL_SETTINGS}
     own = kind.settings_class(**values)
+    if wrong := bad_settings(own):
+        yield Finding(FAIL, wrong, "settings that can be", log.name)
+        return
     try:
         data = open_data(own)
     except UserError as error:
@@ -62,7 +80,7 @@ def check_evaluation(folder, data_path, backend=None):
                       str(data_path))
         return
     trainer = kind(own, weights)
-    _, bpb, _, _ = evaluate(trainer, own, data.val, data.tokenizer, data.val_tokens)
+    _, bpb, _, _ = evaluate(trainer, own, data.val, data.tokenizer, data.val_tokens, final=True)
     trainer.close()
     claimed, bound = log.score()[1], SAME_BACKEND if backend == log.backend else ACROSS
     words = f"{bpb:.8f} on {backend}, off by {abs(bpb - claimed):.1e}"

@@ -37,7 +37,7 @@ _LINES = {kind: re.compile(pattern) for kind, pattern in {
 }.items()}
 _FIRST = re.compile(r"(?:step:)?\d{1,9}/\d|stopping_early:|final_|quantized|legal_ttt|DIAGNOSTIC |pre-quantization |Code size|Serialized |Total sub|"
                     r"seed:|val_|train_|peak |model_params:|world_size:|run:|versions:|command:|settings:|data:|tokenizer:|code:|throughput:|"
-                    r"scored:|status=|resume:|warmup_steps:")
+                    r"scored:|evaluation:|status=|resume:|warmup_steps:")
 _SETTING = re.compile(r"  (\w{1,60}):(?: (.{0,400}))?")  # under the heading "Hyperparameters:"
 
 
@@ -66,6 +66,7 @@ class RunLog:
     total_bytes: int | None = None
     val_tokens: int | None = None
     val_bytes: int | None = None
+    evaluation_ms: float | None = None  # of the final evaluation of one of our runs
     memory_mib: int | None = None
     params: int | None = None
     batch_tokens: int | None = None
@@ -258,6 +259,8 @@ def _take_own(log, line):
         log.dataset, log.manifest_sha256 = values["path"].rstrip("/").rsplit("/", 1)[-1], values["manifest"]
     elif kind == "code":
         log.code_sha256 = values["sha256"]
+    elif kind == "evaluation":
+        log.evaluation_ms = 1e3 * values["seconds"]
     elif kind == "scored":
         log.val_tokens, log.val_bytes = values["tokens"], values["bytes"]
         log.partial = log.partial or _partial(values["partial"])

@@ -35,6 +35,22 @@ def data_path(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory):
+    """A data folder in byte tokens of documents that begin with a BOS: 8,000 tokens for training, 700 for validation."""
+    folder, random = tmp_path_factory.mktemp("documents"), np.random.Generator(np.random.Philox(5))
+    words = "the cat sat on a mat and then ran off to see what there was to eat in the old red barn".split()
+    tokens = []
+    while len(tokens) < 8700:
+        text = " ".join(words[i] for i in random.integers(0, len(words), random.integers(3, 60)))
+        tokens += [1, *(4 + b for b in text.encode())]
+    for name, part in {"text_train_000000": tokens[:8000], "text_val_000000": tokens[8000:8700]}.items():
+        write_shard(folder / f"{name}.bin", np.array(part, np.uint16))
+    digest = hashlib.sha256(b"bytes").hexdigest()
+    (folder / "manifest.json").write_text(json.dumps({"tokenizer": {"file": "bytes", "sha256": digest}}))
+    return folder
+
+
 def pytest_runtest_setup(item):
     """Tests marked `cuda` and `metal` run wherever there is such a device."""
     import torch

@@ -345,6 +345,14 @@ def slow_validation(kind, rank, seconds, which=0):
     return Slow
 
 
+def diverges_at_test_time(kind, rank):
+    """No weight is finite after a step of test-time training."""
+    class Diverging(kind):
+        def sgd_step(self, tokens, lr):
+            super().sgd_step(tokens, float("nan"))
+    return Diverging
+
+
 def slow_warm_up(kind, rank, which):
     """The second step does not end, and there is little patience with it."""
     import common.loop

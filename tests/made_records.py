@@ -56,6 +56,7 @@ def log_text(seed, bpb, code, model, payload, data, cap=600.0, ms_a_step=100.0):
         ("scored", {"tokens": data["tokens"], "bytes": data["bytes"], "partial": ""}),
         ("final", {"val_loss": loss, "val_bpb": bpb, "ms": 1000, "partial": ""}),
         ("final_exact", {"val_loss": loss, "val_bpb": bpb, "partial": ""}),
+        ("evaluation", {"seconds": 1.0, "limit": 600.0, "seq_len": 16, "stride": 16, "ttt": "off"}),
         ("status", {"status": "capped", "reason": "the wall-clock cap was reached", "hint": "none"}),
     ]
     return "".join(log_line(kind, **values) + "\n" for kind, values in lines)

@@ -130,7 +130,7 @@ MUTANTS = [
     ("mlx", "mix[1] * x0", "mix[1] * x", "logits"),
     ("mlx", "mx.arange(last) <= mx.arange(first, last)[:, None]", "mx.arange(last) <= mx.arange(first, last)[:, None] + 1", "logits"),
     ("torch", "torch.relu(linear(x, self.fc)).square()", "torch.relu(linear(x, self.fc))", "logits"),
-    ("mlx", "(tokens[:, 1:].size * self.world_size)", "(tokens.size * self.world_size)", "loss"),
+    ("mlx", "(tokens[:, 1:].size * ranks)", "(tokens.size * ranks)", "loss"),
     ("torch", "logits = linear(rms_norm(x, self.s), head)",  # the head's gradient does not reach the tied embedding
      "logits = F.linear(rms_norm(x, self.s), head.weight.detach().to(x.dtype))", "gradients"),
     ("torch", "return x.transpose(1, 2) if tall else x", "return x.transpose(1, 2) if tall or x.shape[1] == x.shape[2] else x", "one step"),
@@ -173,7 +173,7 @@ COMMON_DEFECTS = [
     (batches, "step_rows", lambda *a, make=batches.step_rows: np.roll(make(*a), 1, axis=1), "batches"),
     (batches, "rank_rows", lambda s, rank, ranks, make=batches.rank_rows: (max(0, make(s, rank, ranks)[0] - 1), make(s, rank, ranks)[1]), "batches"),
     (bpb, "count_bytes", lambda *a, make=bpb.count_bytes: make(*a) + 1, "bytes and windows"),
-    (bpb, "eval_windows", lambda n, length, make=bpb.eval_windows: make(n, length)[:-1], "bytes and windows"),
+    (bpb, "eval_windows", lambda *a, make=bpb.eval_windows: make(*a)[:-1], "bytes and windows"),
     (schedule, "muon_momentum", lambda s, step, make=schedule.muon_momentum: make(s, step + 1), "training losses"),
     (bpb, "bits_per_byte", lambda nats, count: nats / count, "validation"),
     (quantize, "quantize_rows", late_rounding, "quantized payload"),

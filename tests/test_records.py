@@ -11,7 +11,10 @@ import pytest
 from common.artifact import BUDGET_BYTES
 from records.__main__ import main
 from records.checks import PLACEHOLDER
+from records.evaluation import check_evaluation
+from records.folder import open_folder
 from records.verify import NAMES, exit_code, read_code, status_of, table, verdict, verify_folder
+from tests import faults
 from tests.conftest import BACKENDS, ROOT, environment, run_script
 from tests.made_records import FINEWEB, SCRIPT, make_record, make_run
 
@@ -152,6 +155,7 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
         ("plain", edit("train.log", r"step_avg:100.00ms", "step_avg:90.00ms"), "90.0 ms a step"),
         ("plain", field(wallclock_seconds=5.0), "wallclock"),
         ("plain", field(step_stop=5), "step_stop"), ("record", edit("train.log", r"eval_time:\d+", "eval_time:600001"), "evaluation took"),
+        ("record", edit("train.log", r"evaluation: time:1.0s", "evaluation: time:600.1s"), "evaluation took 600.1 s"),
         ("plain", write("README.md", "Trained on pydoc_sp1024 for a while"), "the compute is not stated"),
     ],
 }
@@ -370,3 +374,29 @@ def test_a_real_run_is_packed_smoked_and_scored_again_on_both_backends(tmp_path,
     shutil.copytree(data_path, other_data)
     (other_data / "manifest.json").write_text((data_path / "manifest.json").read_text() + "\n")
     assert status_of(verify_folder(folder, data=other_data)["re-evaluation"]) == "NOT VERIFIED"
+
+
+EVALUATED = {"eval_stride": 12, "eval_seq_len": 48, "ttt_lr": 0.5, "ttt_chunk": "100d"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_scores_again_has_the_evaluation_of_the_log(backend, tmp_path, documents):
+    """Sliding windows and test-time training, on both backends, in reference mode and in float32; not without them."""
+    run = faults.Run(backend, tmp_path, documents, **EVALUATED)
+    assert run.wait() == [0], run.text()
+    for other in BACKENDS:
+        [finding] = check_evaluation(open_folder(run.path), documents, other)
+        assert finding.status == "PASS", finding
+    for old, new, words in (
+            ('"eval_stride": 12', '"eval_stride": 48', "off by"), ('"ttt_lr": 0.5', '"ttt_lr": 0.0', "off by"),
+            ('"eval_stride": 12', '"eval_stride": 49', "EVAL_STRIDE=49 would leave"),
+            ('"eval_stride": 12', '"eval_stride": -1', "not a whole"),
+            ('"ttt_lr": 0.5', '"ttt_lr": -0.5', "TTT_LR=-0.5 is not a number"), ('"100d"', '"d"', "TTT_CHUNK=d is neither"),
+            ('"eval_seq_len": 48', '"eval_seq_len": 9000', "rows of 9,000 tokens")):
+        log = run.path / "train.log"
+        text = log.read_text()
+        assert text.count(old) == 1
+        log.write_text(text.replace(old, new))
+        [finding] = check_evaluation(open_folder(run.path), documents)
+        assert finding.status in ("FAIL", "NOT VERIFIED") and words in finding.observed
+        log.write_text(text)

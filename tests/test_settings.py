@@ -140,6 +140,10 @@ def test_a_near_miss_in_the_environment_is_warned_of():
     ({"train_batch_tokens": 512}, "TRAIN_BATCH_TOKENS=512 must be a multiple of TRAIN_SEQ_LEN=1024"),
     ({"micro_batch_tokens": 1023}, "MICRO_BATCH_TOKENS=1023 is less than one row"),
     ({"val_tokens_limit": 1}, "VAL_TOKENS_LIMIT=1 leaves nothing"),
+    ({"eval_stride": 1025}, "EVAL_STRIDE=1025 would leave tokens out between windows of 1024"),
+    ({"eval_stride": 65, "eval_seq_len": 64}, "EVAL_STRIDE=65 would leave tokens out between windows of 64"),
+    *[({"ttt_chunk": chunk}, f"TTT_CHUNK={chunk} is neither tokens")
+      for chunk in ("", "0", "d", "05", "64s", "64dd", "-64", "6.4", "64\n", "1" * 10)],
     ({"compute_dtype": "float64", "device": "gpu"}, "COMPUTE_DTYPE=float64 runs on the CPU"),
     *[({"run_id": run_id}, f"RUN_ID={run_id} must be a plain folder name")
       for run_id in ("..", ".a", "a/b", "/a", "a b", "a\\b", "a\n")],
@@ -151,6 +155,8 @@ def test_what_cannot_hold_together(values, words):
 
 @pytest.mark.parametrize("values", [
     {"run_id": "2026-03-18_a.b"}, {"compute_dtype": "float64"}, {"micro_batch_tokens": 1024}, {"val_tokens_limit": 2},
+    {"eval_stride": 1024}, {"eval_stride": 2048, "eval_seq_len": 2048}, {"eval_seq_len": 2**20},
+    {"ttt_lr": 0.1, "ttt_chunk": "1"}, {"ttt_chunk": "2048d"},
     {"model_dim": 4, "num_heads": 2, "num_kv_heads": 2}, {"train_batch_tokens": 1024},
 ])
 def test_what_can(values):
