@@ -40,6 +40,7 @@ class Trainer(Protocol):
     rank: int
     world_size: int
     steps_ahead: int  # steps that may still be under way when train_step returns
+    rounding: bool  # whether steps round the weights of the forward pass as the model file does (with QAT_START)
 
     def train_step(self, tokens, lr_scale: float, momentum: float) -> SupportsFloat:
         """One update from this rank's int32 rows (rows, train_seq_len + 1); the mean nats per token of the global batch. Where that or
@@ -47,6 +48,11 @@ class Trainer(Protocol):
 
     def finite_alone(self, tokens) -> bool:
         """Whether loss and gradient of this rank's rows alone are finite. Leaves nothing but gradients changed."""
+
+    def update_average(self, decay: float): ...  # of the weights, with EMA_DECAY; part of the optimizer's state
+
+    def average(self) -> dict:
+        """Like weights()."""
 
     def token_nats(self, tokens):
         """(B, T) nats of the targets of int32 tokens (B, T + 1), T = train_seq_len."""
@@ -240,7 +246,7 @@ def describe_run(trainer, settings, data, code, path, log):
 
 def finish(trainer, settings, data, code_bytes, folder, log, watch):
     """Writes the model file, reads it back, scores what was read, accounts for the bytes. Summary text. Raises Agreed."""
-    weights = {name: np.asarray(w, np.float32) for name, w in trainer.weights().items()}
+    weights = {name: np.asarray(w, np.float32) for name, w in (trainer.average() if settings.ema_decay else trainer.weights()).items()}
     if not all((np.abs(w) < 8e6).all() for w in weights.values()):
         raise Agreed("a weight is not finite or 8e6 and more: lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR", "nonfinite")
     total = 0

@@ -85,6 +85,9 @@ class Settings(ModelSettings):
     val_loss_every: int = setting(1000, "steps between validations; 0: only at the end", 0, 10**9)
     val_tokens_limit: int = setting(0, "tokens of a partial validation; 0: all", 0, 2**40)
     train_log_every: int = setting(200, "steps between log lines after the first ten", 1, 10**9)
+    # options
+    qat_start: float = setting(1.0, "share of the run after which the forward pass rounds weights as the model file does; 1: never", 0, 1)
+    ema_decay: float = setting(0.0, "decay per step of the average of the weights that is validated and exported; 0: none", 0, 0.999999)
     # what may go wrong
     resume: str = setting("", "run folder to continue, or auto: the newest that is not finished, if any")
     checkpoint_every: str = setting("60s", "steps (500) or seconds (60s) between checkpoints; 0: only when interrupted and at the end")
