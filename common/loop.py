@@ -55,7 +55,7 @@ def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed
 
     bar = tqdm(total=1.0, disable=trainer.rank > 0 or not sys.stderr.isatty(), leave=False,
                bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
-    shown, clock = -math.inf, time.perf_counter()
+    shown, clock, interrupt.waits = -math.inf, time.perf_counter(), True
     while True:
         next_end = elapsed + (2 + trainer.steps_ahead) * elapsed / max(step, 1)  # one step to spare
         last = step == settings.iterations or next_end > cap
