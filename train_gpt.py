@@ -27,6 +27,7 @@ import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows
 from common.params import check_weights, param_table, rope_tables, training_bytes
+from common.quantize import tensor_levels
 from common.run import host_memory, host_peak_memory, main
 from common.settings import Settings, UserError
 
@@ -176,6 +177,12 @@ def newton_schulz(g, steps):
     return x.transpose(1, 2) if tall else x
 
 
+def round_rows(w, levels):
+    """float32 (rows, columns) as quantize.py stores and reads it."""
+    step = (w.abs().amax(dim=1, keepdim=True) / levels).half().float()
+    return torch.where(step > 0, w / step, 0.0).round().clamp(-round(levels), round(levels)) * step
+
+
 class Muon:
     """Nesterov momentum, then Newton-Schulz, all matrices of one shape in one batched product. Every rank computes every
     update: a few percent of a step, and the weights of all ranks stay equal to the bit."""
@@ -238,6 +245,8 @@ class TorchTrainer:
             p = self.params[name]
             self.adam.state[p] = {"step": torch.zeros((), device=self.device if self.device.type == "cuda" else "cpu"),
                                   "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        self.average_weights = {n: p.detach().clone() for n, p in self.params.items()} if s.ema_decay else {}
+        self.rounding, self.levels = False, tensor_levels(s)
         self.running = None  # event at the end of the step before, on CUDA
         self.steps_ahead = int(self.device.type == "cuda")
 
@@ -275,15 +284,31 @@ class TorchTrainer:
         total = torch.zeros((), dtype=wide(self.dtype), device=self.device)
         for p in self.params.values():
             p.grad = None
-        for i, rows in enumerate(micro):
-            last = i == len(micro) - 1 and not alone
-            with contextlib.nullcontext() if last or self.world_size == 1 else self.forward.no_sync():
-                loss = self.forward(rows).sum() * scale
-                (loss * ranks).backward()  # DDP averages over the ranks
-            total += loss.detach()
+        with self.rounded_weights() if self.rounding else contextlib.nullcontext():
+            for i, rows in enumerate(micro):
+                last = i == len(micro) - 1 and not alone
+                with contextlib.nullcontext() if last or self.world_size == 1 else self.forward.no_sync():
+                    loss = self.forward(rows).sum() * scale
+                    (loss * ranks).backward()  # DDP averages over the ranks
+                total += loss.detach()
         if self.world_size > 1 and not alone:
             dist.all_reduce(total)
         return total
+
+    @contextlib.contextmanager
+    def rounded_weights(self):
+        """Inside, the weights are those that the model file would hold: gradients there are taken for those of the weights themselves (the
+        straight-through estimator, Bengio et al., arXiv:1308.3432). Not compiled: Inductor leaves out the rounding to float16."""
+        own = {name: self.params[name].detach().clone() for name in self.levels}
+        with torch.no_grad():
+            for name, levels in self.levels.items():
+                self.params[name].copy_(round_rows(own[name].float(), levels))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, w in own.items():
+                    self.params[name].copy_(w)
 
     def finite_alone(self, tokens):
         loss = self.backward(tokens, alone=True)
@@ -336,17 +361,28 @@ class TorchTrainer:
         for name, p in self.params.items():
             p.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
 
+    @torch.no_grad()
+    def update_average(self, decay):
+        """Moves the average towards the weights by 1 - decay of the way; not where nothing is updated any more."""
+        change = torch._foreach_sub(list(self.params.values()), list(self.average_weights.values()))
+        torch._foreach_mul_(change, (1 - decay) * self.finite.to(change[0].dtype))
+        torch._foreach_add_(list(self.average_weights.values()), change)
+
+    def average(self):
+        return self.to_host(self.average_weights)
+
     def adam_names(self):
         return [name for name in self.params if self.groups[name] != "matrix"]
 
     def optimizer_state(self):
-        """dict of arrays: NAME.momentum, NAME.exp_avg, NAME.exp_avg_sq, and adam_step, the number of updates made."""
+        """dict of arrays: NAME.momentum, NAME.exp_avg, NAME.exp_avg_sq, NAME.ema where weights are averaged, and adam_step, the number of
+        updates made."""
         state = {f"{name}.momentum": row for shape, group in self.muon.groups.items()
                  for name, row in zip(group, self.muon.momentum[shape])}
         for name in self.adam_names():
             moments = self.adam.state[self.params[name]]
             state |= {f"{name}.{key}": moments[key] for key in ("exp_avg", "exp_avg_sq")} | {"adam_step": moments["step"]}
-        return self.to_host(state)
+        return self.to_host(state | {f"{name}.ema": p for name, p in self.average_weights.items()})
 
     @torch.no_grad()
     def load_optimizer_state(self, state):
@@ -357,6 +393,8 @@ class TorchTrainer:
             for key in ("exp_avg", "exp_avg_sq"):
                 moments[key].copy_(torch.from_numpy(np.ascontiguousarray(state[f"{name}.{key}"])))
             moments["step"].fill_(float(state["adam_step"]))
+        for name, p in self.average_weights.items():
+            p.copy_(torch.from_numpy(np.ascontiguousarray(state[f"{name}.ema"])))
 
     def all_sum(self, array):
         """Sum of a numpy array over the ranks."""

@@ -59,6 +59,7 @@ import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows
 from common.params import check_weights, param_table, rope_tables, training_bytes
+from common.quantize import tensor_levels
 from common.run import host_memory, host_peak_memory, main
 from common.settings import Settings, UserError, setting
 
@@ -231,6 +232,12 @@ def newton_schulz(g, steps):
     return x.swapaxes(1, 2) if tall else x
 
 
+def round_rows(w, levels):
+    """float32 (rows, columns) as quantize.py stores and reads it."""
+    step = (mx.max(mx.abs(w), axis=1, keepdims=True) / levels).astype(mx.float16).astype(mx.float32)
+    return mx.clip(mx.round(mx.where(step > 0, w / step, 0.0)), -round(levels), round(levels)) * step
+
+
 class Muon:
     """Nesterov momentum, then Newton-Schulz, all matrices of one shape in one batched product. Every rank computes every
     update: a few percent of a step, and the weights of all ranks stay equal to the bit."""
@@ -306,6 +313,8 @@ class MlxTrainer:
         self.muon = Muon(matrices, self.dtype, s.muon_backend_steps)
         self.adam = Adam(others, {n: lrs[self.groups[n]] for n in others}, s)
         self.adam_step = 0
+        self.average_weights = dict(self.params) if s.ema_decay else {}
+        self.rounding, self.levels = False, tensor_levels(s)
         compiled = mx.compile if s.compile else lambda f: f
         self.forward = compiled(self.forward_with)
         self.loss_and_grads = compiled(mx.value_and_grad(self.loss_with))
@@ -349,10 +358,11 @@ class MlxTrainer:
         """(loss, gradients) of the global mean loss; alone: of the mean over this rank's rows."""
         ranks = 1 if alone else self.world_size
         scale = self.scalar(1.0 / (tokens[:, 1:].size * ranks))
+        params = self.rounded_weights() if self.rounding else self.params
         rows = micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1)
         total = None
         for first in range(0, len(tokens), rows):
-            part = self.loss_and_grads(self.params, mx.array(tokens[first:first + rows]), scale)
+            part = self.loss_and_grads(params, mx.array(tokens[first:first + rows]), scale)
             if total is not None:
                 part = part[0] + total[0], {name: g + total[1][name] for name, g in part[1].items()}
             total = part
@@ -367,6 +377,12 @@ class MlxTrainer:
             loss, *summed = (part.reshape(like.shape) for part, like in zip(mx.split(flat, ends[:-1]), parts))
             grads = dict(zip(grads, summed))
         return loss, grads
+
+    def rounded_weights(self):
+        """The weights that the model file would hold: gradients there are taken for those of the weights themselves (the straight-through
+        estimator, Bengio et al., arXiv:1308.3432)."""
+        return self.params | {name: round_rows(self.params[name].astype(mx.float32), levels).astype(wide(self.dtype))
+                              for name, levels in self.levels.items()}
 
     def finite_alone(self, tokens):
         loss, grads = self.backward(tokens, alone=True)
@@ -401,10 +417,21 @@ class MlxTrainer:
         check_weights(self.s, weights)
         self.params = {name: mx.array(weights[name], dtype=wide(self.dtype)) for name in self.groups}
 
+    def update_average(self, decay):
+        """Moves the average towards the weights by 1 - decay of the way."""
+        share = self.scalar(1 - decay)
+        self.average_weights = {name: mean + (self.params[name] - mean) * share for name, mean in self.average_weights.items()}
+        mx.eval(self.average_weights)
+
+    def average(self):
+        return {name: np.array(p) for name, p in self.average_weights.items()}
+
     def optimizer_state(self):
-        """dict of arrays: NAME.momentum, NAME.exp_avg, NAME.exp_avg_sq, and adam_step, the number of updates made."""
+        """dict of arrays: NAME.momentum, NAME.exp_avg, NAME.exp_avg_sq, NAME.ema where weights are averaged, and adam_step, the number of
+        updates made."""
         state = {f"{name}.momentum": np.array(row) for shape, names in self.muon.groups.items()
                  for name, row in zip(names, self.muon.momentum[f"{shape}"])}
+        state |= {f"{name}.ema": p for name, p in self.average().items()}
         return state | {name: np.array(p) for name, p in self.adam.moments.items()} | {"adam_step": np.float32(self.adam_step)}
 
     def load_optimizer_state(self, state):
@@ -412,6 +439,7 @@ class MlxTrainer:
             momentum = np.stack([state[f"{name}.momentum"] for name in names])
             self.muon.momentum[f"{shape}"] = mx.array(momentum, dtype=wide(self.dtype))
         self.adam.moments = {name: mx.array(state[name], dtype=wide(self.dtype)) for name in self.adam.moments}
+        self.average_weights = {name: mx.array(state[f"{name}.ema"], dtype=wide(self.dtype)) for name in self.average_weights}
         self.adam_step = int(state["adam_step"])
 
     def all_sum(self, array):

@@ -15,7 +15,7 @@ from common.settings import UserError
 
 def finish(trainer, settings, data, code_bytes, folder, log, watch):
     """Writes the model file, reads it back, scores what was read, accounts for the bytes. Summary text. Raises Agreed."""
-    weights = {name: np.asarray(w, np.float32) for name, w in trainer.weights().items()}
+    weights = {name: np.asarray(w, np.float32) for name, w in (trainer.average() if settings.ema_decay else trainer.weights()).items()}
     if not all((np.abs(w) < 8e6).all() for w in weights.values()):
         raise Agreed("a weight is not finite or 8e6 and more: lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR", "nonfinite")
     total = 0

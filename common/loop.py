@@ -10,7 +10,7 @@ from common.batches import rank_rows, step_rows
 from common.bpb import evaluate
 from common.params import flops_per_token
 from common.ranks import PATIENCE
-from common.schedule import lr_scale, muon_momentum, run_progress
+from common.schedule import ema_decay, lr_scale, muon_momentum, run_progress
 from common.settings import UserError, failing_as
 from common.shards import check_ids
 
@@ -55,7 +55,7 @@ def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed
 
     bar = tqdm(total=1.0, disable=trainer.rank > 0 or not sys.stderr.isatty(), leave=False,
                bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
-    shown, clock = -math.inf, time.perf_counter()
+    shown, clock, interrupt.waits = -math.inf, time.perf_counter(), True
     while True:
         next_end = elapsed + (2 + trainer.steps_ahead) * elapsed / max(step, 1)  # one step to spare
         last = step == settings.iterations or next_end > cap
@@ -64,32 +64,43 @@ def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed
             trainer.wait()
             look_at_losses()
             elapsed, _ = agree(trainer, elapsed + time.perf_counter() - clock)
+            own = None  # the weights that are trained, while their average is validated
             try:
-                interrupt.waits = False
                 watch.mark([step, 0], f"the checkpoint of step {step}", PATIENCE)
                 if saver and (last or (step > first and trainer.world_size > 1)):  # validation has no place where all ranks could stop
                     saver.save(step, elapsed, trainer)
+                if settings.ema_decay:
+                    own = trainer.weights()
+                    trainer.load_weights(trainer.average())
+                interrupt.waits = False
                 if interrupt.asked:
                     raise KeyboardInterrupt
                 val_loss, val_bpb, _, _ = evaluate(trainer, settings, data.val, data.tokenizer, data.val_tokens,
                                                    watch.each([step, 0], f"the validation after step {step}", limit if val_bpb else PATIENCE))
+                interrupt.waits = True
             except KeyboardInterrupt:
+                if own:
+                    trainer.load_weights(own)
                 if saver:
                     saver.save(step, elapsed, trainer)
                 raise
+            if own:
+                trainer.load_weights(own)
             log("val", step=step, iterations=settings.iterations, val_loss=val_loss, val_bpb=val_bpb, ms=1e3 * elapsed,
                 avg=1e3 * elapsed / max(step, 1), partial=data.partial)
             clock = time.perf_counter()
         if last:
             break
-        interrupt.waits = True
         watch.mark([step, 1, 0], f"step {step + 1}", limit)
-        scale = lr_scale(settings, run_progress(settings, step, elapsed))
+        progress = run_progress(settings, step, elapsed)
+        trainer.rounding = settings.qat_start <= progress < 1
         tokens = batch_of(trainer, settings, data, step)
         watch.mark([step, 1, 1], f"step {step + 1}", limit)
-        loss = trainer.train_step(tokens, scale, muon_momentum(settings, step))
+        loss = trainer.train_step(tokens, lr_scale(settings, progress), muon_momentum(settings, step))
         begun.append((step, tokens, loss))
         look_at_losses(trainer.steps_ahead)
+        if settings.ema_decay:
+            trainer.update_average(ema_decay(settings, step))
         watch.steps = step = step + 1
         now = time.perf_counter()
         (elapsed, stop), clock = agree(trainer, elapsed + now - clock, interrupt.asked > 0), now
@@ -110,6 +121,7 @@ def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed
                 log("step", step=step, iterations=settings.iterations, train_loss=value, ms=1e3 * elapsed, avg=1e3 * elapsed / step,
                     rate=rate)
     bar.close()
+    trainer.rounding = False
     status = "finished" if step == settings.iterations else "capped"
     if status == "capped":
         log("stop", ms=1e3 * elapsed, step=step, iterations=settings.iterations)

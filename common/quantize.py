@@ -4,13 +4,18 @@ import numpy as np
 from common.params import check_tensors, param_table
 
 
-def quantize_rows(weight):
+def tensor_levels(settings):
+    """dict of the tensors that are quantized: name -> largest code."""
+    return {name: 15 for name, p in param_table(settings).items() if p.group != "scalar"}
+
+
+def quantize_rows(weight, levels=127):
     """(q int8 (rows, columns), scale float16 (rows,)) with weight ~ q * scale. q is computed against the scale as stored.
     There is no floor under the scale: a row of zeros has scale 0."""
-    scale = (np.abs(weight).max(axis=1) / 127).astype(np.float16)
+    scale = (np.abs(weight).max(axis=1) / levels).astype(np.float16)
     step = scale.astype(np.float32)[:, None]
     q = np.divide(weight, step, out=np.zeros_like(weight), where=step > 0)
-    return np.clip(np.rint(q), -127, 127).astype(np.int8), scale
+    return np.clip(np.rint(q), -levels, levels).astype(np.int8), scale
 
 
 def dequantize_rows(q, scale):

@@ -1,11 +1,10 @@
-"""The training run: settings, data, folder, training (loop.py), artifact and the score read back from it, and every way to end."""
+"""The training run: settings, data, folder, training (loop.py), model and score (finish.py), and every way to end."""
 import contextlib
 import dataclasses
 import errno
 import hashlib
 import importlib
 import json
-import math
 import os
 import platform
 import resource
@@ -19,16 +18,25 @@ from typing import Protocol, SupportsFloat
 
 import numpy as np
 
-from common.artifact import BUDGET_BYTES, decode_model, encode_model
 from common.batches import micro_batch_rows, rank_rows
-from common.bpb import EVAL_SECONDS, eval_lengths, evaluate
 from common.bundle import bundle
 from common.checkpoint import Saver, checkpoints, read_checkpoint, run_identity
 from common.dataset import open_data
-from common.folder import RunFolder, disk_free, disk_need, resume_folder, stored_settings, write_file, write_json
+from common.finish import finish
+from common.folder import (
+    RunFolder,
+    disk_free,
+    disk_need,
+    resume_folder,
+    resume_hint,
+    say,
+    stored_settings,
+    write_file,
+    write_json,
+)
 from common.loop import Agreed, agree, train, warm_up
 from common.params import count_params, flops_per_token, initial_weights
-from common.ranks import PATIENCE, Interrupt, RankWatch
+from common.ranks import Interrupt, RankWatch
 from common.runlog import log_line
 from common.settings import UserError, changed_settings, failing_as, load_settings, settings_help
 
@@ -41,6 +49,7 @@ class Trainer(Protocol):
     rank: int
     world_size: int
     steps_ahead: int  # steps that may still be under way when train_step returns
+    rounding: bool  # whether steps round the weights of the forward pass as the model file does (with QAT_START)
 
     def train_step(self, tokens, lr_scale: float, momentum: float) -> SupportsFloat:
         """One update from this rank's int32 rows (rows, train_seq_len + 1); the mean nats per token of the global batch. Where that or
@@ -48,6 +57,11 @@ class Trainer(Protocol):
 
     def finite_alone(self, tokens) -> bool:
         """Whether loss and gradient of this rank's rows alone are finite. Leaves nothing but gradients changed."""
+
+    def update_average(self, decay: float): ...  # of the weights, with EMA_DECAY; part of the optimizer's state
+
+    def average(self) -> dict:
+        """Like weights()."""
 
     def token_nats(self, tokens):
         """(B, T) nats of the targets of int32 tokens (B, T + 1), T at most the longer of train_seq_len and eval_seq_len."""
@@ -90,20 +104,23 @@ def main(trainer_class, script):
         print(settings_help(kind, f"usage: python {Path(script).name} [--preflight] [--setting value ...]"))
         return 0
     interrupt = Interrupt()
-    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+                if signal.getsignal(number) != signal.SIG_IGN}  # nohup
     flags, preflight = [flag for flag in flags if flag != "--preflight"], "--preflight" in flags
+    settings, folder = None, ""
 
     def warn(text):
         if not rank:
-            print(f"warning: {text}", file=sys.stderr)
+            say(f"warning: {text}", sys.stderr)
+
+    def stored(resume, run_id):
+        nonlocal folder
+        folder = resume_folder(resume, run_id, trainer_class.backend)
+        return stored_settings(folder)
 
     try:
         with failing_as("bad_settings"):
-            settings = load_settings(kind, flags, os.environ, warn)
-            if settings.resume:  # the settings of the run, unless others are given (and refused, where they matter)
-                folder = resume_folder(settings.resume, settings.run_id)
-                settings = load_settings(kind, flags, stored_settings(folder) | dict(os.environ), warn)
-                settings = dataclasses.replace(settings, resume=folder)
+            settings = dataclasses.replace(load_settings(kind, flags, os.environ, warn, stored), resume=folder)
         if preflight:
             try:
                 report = importlib.import_module("common.preflight").report  # not in the one file that is counted
@@ -116,12 +133,12 @@ def main(trainer_class, script):
     except BaseException as error:
         status, reason, defect = explain(error)
         if rank:  # rank 0 says what it knows too
-            if not (isinstance(error, (Agreed, KeyboardInterrupt)) or status == "bad_settings" or getattr(error, "told", False)):
-                print(f"error: rank {rank}: {reason}", file=sys.stderr)
+            if not (isinstance(error, (Agreed, KeyboardInterrupt)) or (not settings and not folder) or getattr(error, "told", False)):
+                say(f"error: rank {rank}: {reason}", sys.stderr)
         else:
-            print(f"error: {reason}", file=sys.stderr)
+            say(f"error: {reason}", sys.stderr)
             if not getattr(error, "told", False):
-                print(log_line("status", status=status, reason=reason, hint=""))
+                say(log_line("status", status=status, reason=reason, hint=""))
         if defect:
             raise  # with a traceback
         return 2
@@ -141,7 +158,7 @@ def explain(error):
             return "disk_full", f"{error}: is the disk full? Free some space", False
         return "failed", f"{error}" + ": is the folder yours?" * isinstance(error, PermissionError), False
     words = str(error).lower()
-    if isinstance(error, RuntimeError) and any(w in words for w in ("out of memory", "allocate")):  # the frameworks' own
+    if isinstance(error, (RuntimeError, MemoryError)) and any(w in words for w in ("out of memory", "allocate")):  # the frameworks' own
         return "failed", f"{str(error).splitlines()[0]}: lower MICRO_BATCH_TOKENS, which never changes the result", False
     return "failed", f"{type(error).__name__}: {error}", True
 
@@ -155,16 +172,23 @@ def run(trainer_class, settings, script, interrupt):
     settings = dataclasses.replace(settings, vocab_size=data.tokenizer.vocab_size)
     trainer = trainer_class(settings, initial_weights(settings))
     name = settings.run_id or time.strftime("%Y%m%d-%H%M%S", time.localtime(agree(trainer, time.time())[0]))
-    path = Path(settings.resume or f"runs/{name}")
+    path, identity, damage = Path(settings.resume or f"runs/{name}"), run_identity(settings, data, code), []
+    step, elapsed, damaged = together(trainer, lambda: resume(trainer, path, identity, damage.append) if settings.resume else (0, 0.0, []))
+    mine = np.array([step, zlib.crc32(repr(sorted(identity.items())).encode())], float)
+    if agree(trainer, failed=(trainer.all_sum(mine) != trainer.world_size * mine).any())[1]:
+        trainer.close()
+        raise Agreed("the ranks do not make the same step of the same run: give all of them the same settings, code, data and folder of the run")
     folder = together(trainer, lambda: RunFolder(path, settings) if trainer.rank == 0 else None)
     log = folder.log if folder else lambda kind, **values: None
     watch = RankWatch(path, trainer.rank, trainer.world_size, settings.rank_timeout)
-    saver = None
+    watch.steps, saver = step, None
     try:
         together(trainer, watch.hold)
         watch.start()
-        identity = run_identity(settings, data, code)
-        step, elapsed, damaged = resume(trainer, path, identity, log) if settings.resume else (0, 0.0, [])
+        for text in damage:
+            log("checkpoint_damaged", reason=text)
+        if settings.resume:
+            log("resume", step=step, ms=1e3 * elapsed, path=path)
         saver = Saver(path, identity, settings.checkpoint_every, log, step, elapsed, damaged) if folder else None
         if folder:
             write_file(path / Path(script).name, code)
@@ -182,7 +206,7 @@ def run(trainer_class, settings, script, interrupt):
                 saver.collect()
         error.told = folder or watch.thread
         if folder:
-            folder.end(status, reason, f"continue with --resume {path}" if checkpoints(path) else "", watch.steps)
+            folder.end(status, reason, resume_hint(path), watch.steps)
         if isinstance(error, Agreed):
             trainer.close()
         raise
@@ -192,7 +216,7 @@ def run(trainer_class, settings, script, interrupt):
         folder.end(status, "the wall-clock cap was reached" if status == "capped" else "all steps were made", "", watch.steps)
         for old in checkpoints(path):
             old.unlink()
-        print(f"\n{summary}\n  {path}/ holds the log, the code, the settings and the model")
+        say(f"\n{summary}\n  {path}/ holds the log, the code, the settings and the model")
     trainer.close()
     if folder:
         for file in path.glob("rank*"):
@@ -200,11 +224,11 @@ def run(trainer_class, settings, script, interrupt):
 
 
 def together(trainer, act):
-    """What act() gives. Raises UserError on every rank where it does so on one."""
+    """What act() gives. Raises UserError or OSError on every rank where it does so on one."""
     made = problem = None
     try:
         made = act()
-    except UserError as error:
+    except (UserError, OSError) as error:
         problem = error
     if agree(trainer, failed=problem is not None)[1]:
         trainer.close()
@@ -212,15 +236,14 @@ def together(trainer, act):
     return made
 
 
-def resume(trainer, path, identity, log):
-    """(step, training seconds, damaged files) of the newest whole checkpoint, which the trainer then has."""
+def resume(trainer, path, identity, warn):
+    """(step, training seconds, damaged files) of the newest whole checkpoint, which the trainer then has; warn(text) tells of others."""
     names, state = trainer.weights(), trainer.optimizer_state()
     expected = {name: (array.shape, str(array.dtype)) for name, array in (names | state).items()}
-    step, elapsed, arrays, damaged = read_checkpoint(path, identity, expected, lambda text: log("checkpoint_damaged", reason=text))
+    step, elapsed, arrays, damaged = read_checkpoint(path, identity, expected, warn)
     if arrays:
         trainer.load_weights({name: arrays[name] for name in names})
         trainer.load_optimizer_state(arrays)
-    log("resume", step=step, ms=1e3 * elapsed, path=path)
     return step, elapsed, damaged
 
 
@@ -240,50 +263,6 @@ def describe_run(trainer, settings, data, code, path, log):
     log("preflight", free=disk_free(path) >> 20, need=disk_need(settings) >> 20, memory=memory >> 20, memory_need=memory_need >> 20)
     log("batch", tokens=settings.train_batch_tokens, seq_len=settings.train_seq_len, world_size=trainer.world_size,
         micro_rows=micro_batch_rows(settings, rows))
-
-
-def finish(trainer, settings, data, code_bytes, folder, log, watch):
-    """Writes the model file, reads it back, scores what was read, accounts for the bytes. Summary text. Raises Agreed."""
-    weights = {name: np.asarray(w, np.float32) for name, w in trainer.weights().items()}
-    if not all((np.abs(w) < 8e6).all() for w in weights.values()):
-        raise Agreed("a weight is not finite or 8e6 and more: lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR", "nonfinite")
-    total = 0
-    watch.mark([watch.steps, 2], "writing the model", PATIENCE)
-    if folder:
-        model, payload = encode_model(settings, weights)
-        path = write_file(folder.path / "model.int8.zlib", model)
-        log("model", bytes=len(model), payload=len(payload), zlib9=len(zlib.compress(payload, 9)), sha256=hashlib.sha256(model).hexdigest())
-        total = code_bytes + len(model)
-        log("code_size", bytes=code_bytes)
-        log("total", bytes=total, cap=BUDGET_BYTES, left=BUDGET_BYTES - 1 - total)
-        written = path.read_bytes()
-        if written != model:
-            raise UserError(f"{path} does not read back as it was written: there is no score; check the disk")
-        _, weights = decode_model(written)
-    trainer.load_weights({name: trainer.all_sum(weights[name] if folder else np.zeros_like(weights[name])) for name in sorted(weights)})
-    clock = time.perf_counter()
-    val_loss, val_bpb, tokens, num_bytes = evaluate(trainer, settings, data.val, data.tokenizer, data.val_tokens,
-                                                    watch.each([watch.steps, 3], "the final evaluation", PATIENCE), final=True)
-    seconds, (seq_len, stride) = time.perf_counter() - clock, eval_lengths(settings)
-    if settings.ttt_lr and not math.isfinite(val_loss):
-        raise Agreed(f"test-time training ends in a loss of {val_loss}: lower TTT_LR={settings.ttt_lr}", "nonfinite")
-    ttt = f"lr {settings.ttt_lr}, chunk {settings.ttt_chunk}" if settings.ttt_lr else "off"
-    log("scored", tokens=tokens, bytes=num_bytes, partial=data.partial)
-    log("final", val_loss=val_loss, val_bpb=val_bpb, ms=1e3 * seconds, partial=data.partial)
-    log("final_exact", val_loss=val_loss, val_bpb=val_bpb, partial=data.partial)
-    log("evaluation", seconds=seconds, limit=EVAL_SECONDS, seq_len=seq_len, stride=stride, ttt=ttt)
-    over = agree(trainer, failed=total >= BUDGET_BYTES)[1]
-    if not folder:
-        if over:
-            raise Agreed("over the cap", "over_budget")
-        return ""
-    if over:
-        raise Agreed(f"code {code_bytes:,} + model {len(model):,} = {total:,} bytes, {total - BUDGET_BYTES + 1:,} too many: it must be "
-                     f"less than {BUDGET_BYTES:,}. The model is kept in {path}; use fewer layers or a smaller width", "over_budget")
-    how = f"  scored    windows of {seq_len:,} tokens, every {stride:,}; test-time training: {ttt}; {seconds:.1f} s of {EVAL_SECONDS:.0f}\n"
-    return (how * (ttt != "off" or {seq_len, stride} != {settings.train_seq_len}) +
-            f"  final     val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}  read back from the written file{data.partial}\n"
-            f"  size      {total:,} bytes = model {len(model):,} + code {code_bytes:,}; {BUDGET_BYTES - 1 - total:,} left under the cap")
 
 
 def host_peak_memory():

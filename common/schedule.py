@@ -15,6 +15,11 @@ def lr_scale(settings, progress):
     return min(1.0, (1.0 - progress) / settings.warmdown_fraction) if settings.warmdown_fraction else 1.0
 
 
+def ema_decay(settings, step):
+    """Decay of the average of the weights after a step, less in the beginning: the average forgets where it started within ten steps."""
+    return min(settings.ema_decay, (1 + step) / (10 + step))
+
+
 def muon_momentum(settings, step):
     """Momentum of Muon at a step: linear from its start value over `muon_momentum_warmup_steps`."""
     steps = settings.muon_momentum_warmup_steps

@@ -90,6 +90,8 @@ class Settings(ModelSettings):
     eval_stride: int = setting(0, "tokens that the windows of the final evaluation advance by; 0: EVAL_SEQ_LEN", 0, 2**20)
     ttt_lr: float = setting(0.0, "test-time training: SGD's learning rate in the final evaluation; 0: off", 0, 100)
     ttt_chunk: str = setting("32768", "tokens scored before each step on them; 2048d: and trained weights restored after a document")
+    qat_start: float = setting(1.0, "share of the run after which the forward pass rounds weights as the model file does; 1: never", 0, 1)
+    ema_decay: float = setting(0.0, "decay per step of the average of the weights that is validated and exported; 0: none", 0, 0.999999)
     # what may go wrong
     resume: str = setting("", "run folder to continue, or auto: the newest that is not finished, if any")
     checkpoint_every: str = setting("60s", "steps (500) or seconds (60s) between checkpoints; 0: only when interrupted and at the end")

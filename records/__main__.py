@@ -6,6 +6,7 @@
     python -m records leaderboard                            records/README.md and records/index.html from the folders
     python -m records report runs/<id>... [-o report.html]   curves and bytes of your own runs, side by side
     python -m records reproduce ENTRY                        the command, data and machine that would make a record again
+    python -m records ablation                               what each option does, measured here
 """
 import argparse
 import sys
@@ -55,6 +56,13 @@ def main(arguments=None):
     reproduce = commands.add_parser("reproduce", help="how to make a record again")
     reproduce.add_argument("entry", help="folder, or its name")
     reproduce.add_argument("--records", type=Path, default=Path("records"))
+
+    ablation = commands.add_parser("ablation", help="what each option does to score and bytes, measured here")
+    ablation.add_argument("--only", nargs="+", metavar="TRIAL", help="these, and what they are compared with (default: all)")
+    ablation.add_argument("--backend", choices=("torch", "mlx"), default="torch", help="(default: torch)")
+    ablation.add_argument("--data", type=Path, default=Path("data/pydoc_sp1024"), metavar="DIR", help="(default: the embedded corpus)")
+    ablation.add_argument("--seeds", type=int, default=3, help="runs of each (default: 3)")
+    ablation.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
 
     options = parser.parse_args(arguments)
     try:

@@ -1,0 +1,117 @@
+"""`python -m records ablation`: what each option does to score and bytes, measured on this machine at the size of `make train` on a CPU.
+
+Every trial is run with the same seeds and the same data, and compared with the trial it builds on by the test of
+`python -m records significance`, and seed by seed: a seed gives both the same initial weights. Training is equal in floating-point
+operations, so that a busy machine decides nothing: an option that makes a step dearer makes fewer steps. Runs are kept in
+runs/ablation-TRIAL-SEED, and one that is finished is not made again.
+"""
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from common.params import flops_per_token
+from common.runlog import parse_log
+from common.settings import Settings, UserError, load_settings
+from records.significance import Side, compare
+
+STEPS, TRAINERS = 200, {"torch": "train_gpt.py", "mlx": "train_gpt_mlx.py"}
+SIZE = {"NUM_LAYERS": 4, "MODEL_DIM": 256, "NUM_HEADS": 4, "NUM_KV_HEADS": 2, "TRAIN_SEQ_LEN": 256, "TRAIN_BATCH_TOKENS": 4096,
+        "MICRO_BATCH_TOKENS": 4096, "MATRIX_LR": 0.02, "MUON_MOMENTUM_WARMUP_STEPS": 100, "VAL_LOSS_EVERY": 0, "MAX_WALLCLOCK_SECONDS": 0,
+        "CHECKPOINT_EVERY": 0}
+# name: (settings, the trial that it is compared with)
+TRIALS = {
+    "baseline": ({}, None),
+    "stride": ({"EVAL_STRIDE": 64}, "baseline"),
+    "window-512": ({"EVAL_SEQ_LEN": 512, "EVAL_STRIDE": 256}, "baseline"),
+    "ema": ({"EMA_DECAY": 0.95}, "baseline"),
+    "loop": ({"LOOP_LAYERS": "1-2"}, "baseline"),
+    "ttt": ({"TTT_LR": 0.05, "TTT_CHUNK": "4096"}, "baseline"),
+    "ttt-document": ({"TTT_LR": 0.05, "TTT_CHUNK": "1024d"}, "baseline"),
+    "rows-1024": ({"TRAIN_SEQ_LEN": 1024}, "baseline"),
+    "embed-fp16": ({"QUANT_LEVELS": "embed=fp16"}, "baseline"),
+    "6-bit": ({"QUANT_LEVELS": 31}, "baseline"),
+    "5-bit": ({"QUANT_LEVELS": 15}, "baseline"),
+    "4-bit": ({"QUANT_LEVELS": 7}, "baseline"),
+    "6-bit-qat": ({"QUANT_LEVELS": 31, "QAT_START": 0.5}, "6-bit"),
+    "5-bit-qat": ({"QUANT_LEVELS": 15, "QAT_START": 0.5}, "5-bit"),
+    "4-bit-qat": ({"QUANT_LEVELS": 7, "QAT_START": 0.5}, "4-bit"),
+}
+
+
+def trial_settings(trial, data_path):
+    """dict NAME -> text of a trial, with steps for as many operations as the baseline's."""
+    values, plain = ({name: str(value) for name, value in found.items()} for found in (SIZE | TRIALS[trial][0], SIZE))
+    cost, plain_cost = (flops_per_token(load_settings(Settings, [], found | {"VOCAB_SIZE": "1024"}, print)) for found in (values, plain))
+    return values | {"DATA_PATH": str(data_path), "ITERATIONS": str(round(STEPS * plain_cost / cost))}
+
+
+def ancestry(trial):
+    """The trial and those that it builds on."""
+    return [trial, *(ancestry(TRIALS[trial][1]) if TRIALS[trial][1] else [])]
+
+
+def outcome(folder):
+    """dict of what is shown of a finished run, or None."""
+    path = folder / "train.log"
+    lines = parse_log(path.read_text()) if path.exists() else []
+    found = dict(lines)  # the last of each kind
+    if found.get("status", {}).get("status") not in ("finished", "capped"):
+        return None
+    return {"loss": found["final_exact"]["val_loss"], "bpb": found["final_exact"]["val_bpb"], "before": found["val"]["val_bpb"],
+            "bytes": found["total"]["bytes"], "steps": found["val"]["step"], "seconds": found["val"]["ms"] / 1e3,
+            "evaluation": found["final"]["ms"] / 1e3}
+
+
+def run_trial(trial, seed, backend, data_path):
+    """outcome() of one run, which is made where it is not there. Raises UserError."""
+    folder = Path("runs") / f"ablation-{backend}-{trial}-{seed}"
+    if not (found := outcome(folder)):
+        env = os.environ | trial_settings(trial, data_path) | {"RUN_ID": folder.name, "SEED": str(seed), "RESUME": "auto"}
+        done = subprocess.run([sys.executable, TRAINERS[backend]], env=env, check=False, text=True, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE)
+        if done.returncode or not (found := outcome(folder)):
+            raise UserError(f"{folder} ended with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
+    print(f"{folder.name}: val_bpb {found['bpb']:.4f}", file=sys.stderr)
+    return found
+
+
+def line(trial, runs):
+    """One row of the table, in Markdown."""
+    settings, against = TRIALS[trial]
+    mean = {key: statistics.mean(run[key] for run in runs[trial]) for key in runs[trial][0]}
+    cells = [trial, " ".join(f"`{name}={value}`" for name, value in settings.items()) or "defaults",
+             f"{mean['bpb']:.4f} ± {statistics.stdev(run['bpb'] for run in runs[trial]):.4f}",
+             f"{mean['bpb'] - mean['before']:+.4f}", f"{mean['bytes']:,.0f}", f"{mean['steps']:.0f}", f"{mean['evaluation']:.1f}"]
+    if against:
+        pairs = [ours["bpb"] - theirs["bpb"] for ours, theirs in zip(runs[trial], runs[against])]
+        sides = [Side(name, [run["loss"] for run in runs[name]], [run["bpb"] for run in runs[name]]) for name in (against, trial)]
+        found = compare(*sides)
+        p = found["readings"]["no margin"]["p"] if "readings" in found else float("nan")
+        cells += [f"{statistics.mean(pairs):+.4f} ± {statistics.stdev(pairs):.4f} against {against}",
+                  f"{found['decision']}, p = {p:.2g} without margin"]
+    return "| " + " | ".join([*cells, *[""] * (9 - len(cells))]) + " |"
+
+
+def run(options):
+    names = options.only or list(TRIALS)
+    if unknown := set(names) - TRIALS.keys():
+        raise UserError(f"--only {min(unknown)}: no such trial; there are {', '.join(TRIALS)}")
+    if options.seeds < 2:
+        raise UserError(f"--seeds {options.seeds}: a spread needs 2 or more")
+    names = [name for name in TRIALS if any(name in ancestry(trial) for trial in names)]
+    seeds = range(1337, 1337 + options.seeds)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        jobs = {name: [pool.submit(run_trial, name, seed, options.backend, options.data) for seed in seeds] for name in names}
+        try:
+            runs = {name: [job.result() for job in made] for name, made in jobs.items()}
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    print("| trial | settings | val_bpb | cost of the round trip | bytes | steps | evaluation, s | seed by seed | verdict |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name in runs:
+        print(line(name, runs))
+    return 0

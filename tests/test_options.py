@@ -1,0 +1,90 @@
+"""The options of a run, which are off by default, on both backends: `python -m pytest tests/test_options.py`."""
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from common.params import initial_weights
+from common.quantize import dequantize_rows, quantize_rows
+from common.schedule import ema_decay
+from common.settings import Settings
+from tests.conftest import TINY, trainer_class
+from tests.faults import Run, ended
+
+TRAINING = {"average": {"ema_decay": 0.9}, "rounding": {"qat_start": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, data_path):
+    """The model file of a whole run, by backend and settings; each is made once."""
+    made = {}
+
+    def model(backend, **changes):
+        key = backend, *changes.items()
+        if key not in made:
+            run = Run(backend, tmp_path_factory.mktemp("whole"), data_path, **changes)
+            assert run.wait() == [0], run.text()
+            made[key] = run.model()
+        return made[key]
+    return model
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_both_backends_train_the_same_model_with_it(name, models):
+    """In the reference mode, to the byte; and another one than without."""
+    changes = TRAINING[name]
+    assert models("torch", **changes) == models("mlx", **changes) != models("torch")
+
+
+def test_interrupted_and_resumed_with_two_ranks(backend, tmp_path, data_path, models):
+    """What is averaged is part of a checkpoint, and validated without a trace in the weights."""
+    changes = TRAINING["average"] | TRAINING["rounding"]
+    run = Run(backend, tmp_path / "a", data_path, ("slow",), 2, val_loss_every=3, train_log_every=1, **changes)
+    run.until_step(14)
+    os.kill(run.ranks[0].pid, signal.SIGTERM)
+    ended(run, "interrupted")
+    again = Run(backend, tmp_path / "a", data_path, None, 2, resume="auto", run_id="", val_loss_every=3, **changes)
+    assert again.wait() == [0, 0], again.text()
+    assert run.model() == models(backend, **changes)
+
+
+def test_the_average_is_what_the_formula_says(backend):
+    s = trainer_class(backend).settings_class(**TINY, compute_dtype="float64", ema_decay=0.9)
+    trainer = trainer_class(backend)(s, initial_weights(s))
+    mean, rows = trainer.weights(), np.arange(4 * (s.train_seq_len + 1)).reshape(4, -1) % s.vocab_size
+    for step in range(3):
+        trainer.train_step(rows, 1.0, 0.9)
+        decay = ema_decay(s, step)
+        trainer.update_average(decay)
+        weights = trainer.weights()
+        mean = {name: decay * mean[name] + (1 - decay) * weights[name] for name in mean}
+    found = trainer.average()
+    assert max(np.abs(found[name] - mean[name]).max() for name in mean) < 1e-12
+    assert max(np.abs(found[name] - weights[name]).max() for name in mean) > 1e-3
+
+
+def test_the_decay_grows_to_what_was_asked_for():
+    s = Settings(ema_decay=0.99)
+    assert [ema_decay(s, step) for step in (0, 10, 10_000)] == [0.1, 11 / 20, 0.99]
+
+
+@pytest.mark.parametrize("levels", [2, 7, 31, 127])
+def test_training_rounds_as_the_model_file_does(levels, backend):
+    """Bit for bit, with rows of zeros, rows whose scale is a subnormal float16 or none, and values half way between two codes."""
+    random = np.random.Generator(np.random.Philox(0))
+    weights = random.standard_normal((64, 96)).astype(np.float32) * np.float32(10.0) ** random.integers(-7, 3, (64, 1)).astype(np.float32)
+    weights[3] = 0
+    weights[4] = (np.arange(96) % (2 * levels + 1) - levels) / 2
+    if backend == "torch":
+        import torch
+
+        from train_gpt import round_rows
+        rounded = round_rows(torch.from_numpy(weights), levels).numpy()
+    else:
+        import mlx.core as mx
+
+        from train_gpt_mlx import round_rows
+        with mx.stream(mx.cpu):
+            rounded = np.array(round_rows(mx.array(weights), levels))
+    assert np.array_equal(rounded, dequantize_rows(*quantize_rows(weights, levels)))
