@@ -18,15 +18,17 @@ from typing import Protocol, SupportsFloat
 
 import numpy as np
 
-from common.artifact import BUDGET_BYTES, decode_model, encode_model
+from common.artifact import BUDGET_BYTES, decode_model
 from common.batches import micro_batch_rows, rank_rows
 from common.bpb import evaluate
 from common.bundle import bundle
 from common.checkpoint import Saver, checkpoints, read_checkpoint, run_identity
 from common.dataset import open_data
+from common.fit import encode_within
 from common.folder import RunFolder, disk_free, disk_need, resume_folder, stored_settings, write_file, write_json
 from common.loop import Agreed, agree, train, warm_up
 from common.params import count_params, flops_per_token, initial_weights
+from common.quantize import unstorable
 from common.ranks import PATIENCE, Interrupt, RankWatch
 from common.runlog import log_line
 from common.settings import UserError, changed_settings, failing_as, load_settings, settings_help
@@ -204,7 +206,7 @@ def together(trainer, act):
         problem = error
     if agree(trainer, failed=problem is not None)[1]:
         trainer.close()
-        raise problem or Agreed("another rank cannot begin, and says why")
+        raise problem or Agreed("another rank cannot go on, and says why")
     return made
 
 
@@ -241,12 +243,13 @@ def describe_run(trainer, settings, data, code, path, log):
 def finish(trainer, settings, data, code_bytes, folder, log, watch):
     """Writes the model file, reads it back, scores what was read, accounts for the bytes. Summary text. Raises Agreed."""
     weights = {name: np.asarray(w, np.float32) for name, w in trainer.weights().items()}
-    if not all((np.abs(w) < 8e6).all() for w in weights.values()):
-        raise Agreed("a weight is not finite or 8e6 and more: lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR", "nonfinite")
+    if name := unstorable(settings, weights):
+        raise Agreed(f"{name} is not finite or too large to be stored (8e6 at 127 levels): lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR", "nonfinite")
     total = 0
     watch.mark([watch.steps, 2], "writing the model", PATIENCE)
+    made = together(trainer, lambda: encode_within(settings, weights, BUDGET_BYTES - 1 - code_bytes, log) if folder else None)
     if folder:
-        model, payload = encode_model(settings, weights)
+        model, payload = made
         path = write_file(folder.path / "model.int8.zlib", model)
         log("model", bytes=len(model), payload=len(payload), zlib9=len(zlib.compress(payload, 9)), sha256=hashlib.sha256(model).hexdigest())
         total = code_bytes + len(model)
@@ -270,7 +273,8 @@ def finish(trainer, settings, data, code_bytes, folder, log, watch):
         return ""
     if over:
         raise Agreed(f"code {code_bytes:,} + model {len(model):,} = {total:,} bytes, {total - BUDGET_BYTES + 1:,} too many: it must be "
-                     f"less than {BUDGET_BYTES:,}. The model is kept in {path}; use fewer layers or a smaller width", "over_budget")
+                     f"less than {BUDGET_BYTES:,}. The model is kept in {path}; continue with QUANT_LEVELS=auto, or use fewer layers or a "
+                     "smaller width", "over_budget")
     return (f"  final     val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}  read back from the written file{data.partial}\n"
             f"  size      {total:,} bytes = model {len(model):,} + code {code_bytes:,}; {BUDGET_BYTES - 1 - total:,} left under the cap")
 
