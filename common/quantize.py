@@ -1,4 +1,5 @@
-"""float32 weights <-> whole codes with one scale a row, or float16. numpy only, order-independent operations only: backends cannot disagree.
+"""float32 weights <-> whole codes with one scale a row, or float16. numpy only, order-independent operations only: backends cannot
+disagree.
 
 The rule, which whoever trains with it repeats on the device. L is the number of levels, a real number from 2 on, 127 by default:
 all in float32, for each row w of a matrix,
@@ -82,7 +83,8 @@ def weight_limit(levels):
 def unstorable(settings, weights, levels=None):
     """Name of the first tensor with a value that is not finite or too large to be stored, else None."""
     levels = {"scalar": 127} | (levels or group_levels(settings))
-    return next((name for name, p in param_table(settings).items() if not (np.abs(weights[name]) < weight_limit(levels[p.group])).all()), None)
+    return next((name for name, p in param_table(settings).items()
+                 if not (np.abs(weights[name]) < weight_limit(levels[p.group])).all()), None)
 
 
 def quantize_weights(settings, weights, levels=None):

@@ -247,7 +247,8 @@ def finish(trainer, settings, data, code_bytes, folder, log, watch):
         raise Agreed(f"{name} is not finite or too large to be stored (8e6 at 127 levels): lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR", "nonfinite")
     total = 0
     watch.mark([watch.steps, 2], "writing the model", PATIENCE)
-    made = together(trainer, lambda: encode_within(settings, weights, BUDGET_BYTES - 1 - code_bytes, log) if folder else None)
+    budget = BUDGET_BYTES - 1 - code_bytes
+    made = together(trainer, lambda: encode_within(settings, weights, budget, log) if folder else None)
     if folder:
         model, payload = made
         path = write_file(folder.path / "model.int8.zlib", model)
