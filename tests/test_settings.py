@@ -8,6 +8,7 @@ from common.settings import (
     Settings,
     UserError,
     changed_settings,
+    group_levels,
     load_settings,
     model_settings,
     parse_setting,
@@ -140,6 +141,13 @@ def test_a_near_miss_in_the_environment_is_warned_of():
     ({"train_batch_tokens": 512}, "TRAIN_BATCH_TOKENS=512 must be a multiple of TRAIN_SEQ_LEN=1024"),
     ({"micro_batch_tokens": 1023}, "MICRO_BATCH_TOKENS=1023 is less than one row"),
     ({"val_tokens_limit": 1}, "VAL_TOKENS_LIMIT=1 leaves nothing"),
+    ({"quant_levels": "1"}, "QUANT_LEVELS=1: 1 is not a whole number from 2 to 127, auto or fp16"),
+    *[({"quant_levels": value}, f"QUANT_LEVELS={value}: {words}") for value, words in (
+        ("", "nothing is not"), ("128", "128 is not"), ("7.5", "7.5 is not"), ("-5", "-5 is not"), ("matrix=", "nothing is not"),
+        ("matrix=1,embed=5", "1 is not"), ("matrix=5,", "nothing is not"), ("scalar=5", "scalar is not one of matrix, embed"),
+        ("=5", "nothing is not one"),
+        ("head=5", "head is not one of matrix, embed: the head is the embedding, unless TIE_EMBEDDINGS=0"),
+        ("5,6", "give one value"), ("5,matrix=5", "give one value"), ("matrix=5,6", "give one value"), ("matrix=5,matrix=5", "give one value"))],
     ({"compute_dtype": "float64", "device": "gpu"}, "COMPUTE_DTYPE=float64 runs on the CPU"),
     *[({"run_id": run_id}, f"RUN_ID={run_id} must be a plain folder name")
       for run_id in ("..", ".a", "a/b", "/a", "a b", "a\\b", "a\n")],
@@ -150,11 +158,18 @@ def test_what_cannot_hold_together(values, words):
 
 
 @pytest.mark.parametrize("values", [
+    {"quant_levels": "auto"}, {"quant_levels": "matrix=15, embed = fp16"}, {"quant_levels": "head=2", "tie_embeddings": False},
     {"run_id": "2026-03-18_a.b"}, {"compute_dtype": "float64"}, {"micro_batch_tokens": 1024}, {"val_tokens_limit": 2},
     {"model_dim": 4, "num_heads": 2, "num_kv_heads": 2}, {"train_batch_tokens": 1024},
 ])
 def test_what_can(values):
     assert load(*[f"--{name}={value}" for name, value in values.items()]) == Settings(**values)
+
+
+def test_levels_of_each_group():
+    assert group_levels(Settings()) == {"matrix": 127, "embed": 127}
+    assert group_levels(Settings(quant_levels="fp16", tie_embeddings=False)) == dict.fromkeys(("matrix", "embed", "head"), "fp16")
+    assert group_levels(Settings(quant_levels="head=auto, matrix=15", tie_embeddings=False)) == {"matrix": 15, "embed": 127, "head": "auto"}
 
 
 def test_changed_settings():
