@@ -78,8 +78,8 @@ def too_large(settings, least, budget):
     fewer = next((n for n in range(settings.num_layers - 1, 0, -1)
                   if count_params(dataclasses.replace(settings, num_layers=n)) <= params - many), None)
     hint = f"NUM_LAYERS={fewer} would fit" if fewer else "use a smaller MODEL_DIM"
-    return (f"QUANT_LEVELS={settings.quant_levels}: at {LEAST_LEVELS} levels the model has {least:,} bytes, {least - budget:,} more than the "
-            f"{budget:,} that the code leaves: of its {params:,} parameters about {many:,} are too many; {hint}")
+    return (f"QUANT_LEVELS={settings.quant_levels}: at {LEAST_LEVELS} levels the model has {least:,} bytes, {least - budget:,} more than "
+            f"the {budget:,} that the code leaves: of its {params:,} parameters about {many:,} are too many; {hint}")
 
 
 def encode_within(settings, weights, budget, log):
@@ -89,5 +89,6 @@ def encode_within(settings, weights, budget, log):
     if "auto" in levels.values():
         levels, tried = fit_levels(settings, weights, budget)
     for found, size, error in tried:
-        log("quant", levels=",".join(f"{group}={value}" for group, value in found.items()), bytes=size, error=error)
+        text = ",".join(f"{group}={value}" for group, value in found.items())
+        log("quant", levels=text, bytes=size, error=error)
     return encode_model(settings, weights, levels)

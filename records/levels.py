@@ -20,7 +20,8 @@ def fewer(own, number):
 
 
 def level_rows(settings, own, weights, score):
-    """Yields (levels as text, bytes of the file, bits per weight, relative error, score(weights)) of the file's own levels, then of fewer."""
+    """Yields (levels as text, bytes of the file, bits per weight, relative error, score(weights)): with the file's own levels, then with
+    fewer."""
     variants = [own, *(levels for number in LEVELS if (levels := fewer(own, number)) != own)]
     for levels in variants:
         stored = quantize_weights(settings, weights, levels)
@@ -60,7 +61,6 @@ def draw(path, found):
             axes.annotate(text, at, xytext=(4, 4), textcoords="offset points", fontsize=7, color=line.get_color(), parse_math=False)
     axes.set(xlabel="million bytes of the model file", ylabel="bits per byte" if scored else "error, % of the weights' root mean square",
              title="Fewer levels: bytes against " + ("the score" if scored else "the rounding error"))
-    axes.set_xscale("log")
     axes.grid(color="#e2e3e0")
     axes.legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=130)

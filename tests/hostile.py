@@ -172,7 +172,8 @@ class Artifact:
         self.settings = Settings(vocab_size=2, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, train_seq_len=4, mlp_mult=1)
         self.samples = []
         for levels in (127, 127, 2, 5.5, 300, "fp16"):
-            file, payload = encode_model(self.settings, initial_weights(self.settings), {"matrix": levels, "embed": 127 if levels == 5.5 else levels})
+            file, payload = encode_model(self.settings, initial_weights(self.settings),
+                                         {"matrix": levels, "embed": 127 if levels == 5.5 else levels})
             self.samples.append((file, *unpacked(payload)))
 
     def make(self, r):

@@ -29,7 +29,8 @@ def test_fewer_levels_cost_fewer_bytes_and_more_error(tmp_path, capsys):
     found = rows(capsys.readouterr().out)
     assert [row[0] for row in found] == ["127", "63", "31", "15", "11", "7", "5", "3", "2"]
     sizes, errors = [int(row[1].replace(",", "")) for row in found], [float(row[3].rstrip("%")) for row in found]
-    assert sizes[0] == model.stat().st_size and sizes == sorted(sizes, reverse=True) and errors == sorted(errors) and errors[0] == 0 < errors[1]
+    assert sizes[0] == model.stat().st_size and sizes == sorted(sizes, reverse=True)
+    assert errors == sorted(errors) and errors[0] == 0 < errors[1]
     assert (tmp_path / "l.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -60,7 +61,8 @@ def test_the_score_is_that_of_each_file(tmp_path, data_path, capsys):
 
 def test_what_cannot_be_read_is_named(tmp_path, capsys):
     (tmp_path / "m").write_bytes(b"no model")
-    for path, words in ((tmp_path / "m", "is no zlib stream"), (tmp_path / "none", "is missing"), (tmp_path, "model.int8.zlib: is missing")):
+    for path, words in ((tmp_path / "m", "is no zlib stream"), (tmp_path / "none", "is missing"),
+                        (tmp_path, "model.int8.zlib: is missing")):
         assert main(["levels", str(path)]) == 2
         assert words in capsys.readouterr().err
     assert main(["levels", str(tmp_path / "m"), "--plot", "x.txt"]) == 2
