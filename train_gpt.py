@@ -179,6 +179,8 @@ def newton_schulz(g, steps):
 
 def round_rows(w, levels):
     """float32 (rows, columns) as quantize.py stores and reads it."""
+    if levels == "fp16":
+        return w.half().float()
     step = (w.abs().amax(dim=1, keepdim=True) / levels).half().float()
     return torch.where(step > 0, w / step, 0.0).round().clamp(-round(levels), round(levels)) * step
 
@@ -246,7 +248,7 @@ class TorchTrainer:
             self.adam.state[p] = {"step": torch.zeros((), device=self.device if self.device.type == "cuda" else "cpu"),
                                   "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         self.average_weights = {n: p.detach().clone() for n, p in self.params.items()} if s.ema_decay else {}
-        self.rounding, self.levels = False, tensor_levels(s)
+        self.rounding, self.levels = False, tensor_levels(s) if s.qat_start < 1 else {}
         self.running = None  # event at the end of the step before, on CUDA
         self.steps_ahead = int(self.device.type == "cuda")
 

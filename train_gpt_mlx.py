@@ -234,6 +234,8 @@ def newton_schulz(g, steps):
 
 def round_rows(w, levels):
     """float32 (rows, columns) as quantize.py stores and reads it."""
+    if levels == "fp16":
+        return w.astype(mx.float16).astype(mx.float32)
     step = (mx.max(mx.abs(w), axis=1, keepdims=True) / levels).astype(mx.float16).astype(mx.float32)
     return mx.clip(mx.round(mx.where(step > 0, w / step, 0.0)), -round(levels), round(levels)) * step
 
@@ -314,7 +316,7 @@ class MlxTrainer:
         self.adam = Adam(others, {n: lrs[self.groups[n]] for n in others}, s)
         self.adam_step = 0
         self.average_weights = dict(self.params) if s.ema_decay else {}
-        self.rounding, self.levels = False, tensor_levels(s)
+        self.rounding, self.levels = False, tensor_levels(s) if s.qat_start < 1 else {}
         compiled = mx.compile if s.compile else lambda f: f
         self.forward = compiled(self.forward_with)
         self.loss_and_grads = compiled(mx.value_and_grad(self.loss_with))

@@ -2,9 +2,10 @@
 
 Format 1. The file is one RFC 1950 zlib stream and nothing after it. Inside: a safetensors file of the tensors of
 quantize.py, in the order that the safetensors library writes (dtype, then name), whose header has one metadata key, "parity_golf":
-JSON with sorted keys and no spaces, {"format": 1, "settings": {the model's settings}}. There is exactly one payload for given
-weights and settings, and the reader refuses every other; how it is deflated is the writer's affair, so that a better encoder leaves
-older files readable.
+JSON with sorted keys and no spaces, {"format": 1, "settings": {the model's settings}}. Groups of tensors that have other levels than
+127 are named there too: {"format": 1, "levels": {"embed": "fp16", "matrix": 18.342}, "settings": ...}, a whole number without a point.
+There is exactly one payload for given weights, levels and settings, and the reader refuses every other; how it is deflated is the
+writer's affair, so that a better encoder leaves older files readable.
 """
 import dataclasses
 import json
@@ -13,23 +14,26 @@ import zlib
 import safetensors.numpy
 
 from common.params import count_params
-from common.quantize import dequantize_weights, quantize_weights
-from common.settings import ModelSettings, Settings, UserError, model_settings, parse_setting, setting_conflicts
+from common.quantize import MOST_LEVELS, dequantize_weights, quantize_weights
+from common.settings import ModelSettings, Settings, UserError, group_levels, model_settings, parse_setting, setting_conflicts
 from common.zstream import zlib_encode
 
 BUDGET_BYTES = 16_000_000  # code + model file must stay below
 MODEL_FORMAT = 1
 
 
-def pack_payload(settings, stored):
-    """The canonical uncompressed bytes of the stored tensors."""
-    meta = json.dumps({"format": MODEL_FORMAT, "settings": model_settings(settings)}, sort_keys=True, separators=(",", ":"))
-    return safetensors.numpy.save(stored, metadata={"parity_golf": meta})
+def pack_payload(settings, stored, levels=None):
+    """The canonical uncompressed bytes of the stored tensors; levels: as quantize_weights has them."""
+    head = {"format": MODEL_FORMAT, "settings": model_settings(settings)}
+    other = {group: value for group, value in (levels or group_levels(settings)).items() if value != 127}
+    if other:
+        head["levels"] = {group: value if value == "fp16" or value % 1 else int(value) for group, value in other.items()}
+    return safetensors.numpy.save(stored, metadata={"parity_golf": json.dumps(head, sort_keys=True, separators=(",", ":"))})
 
 
-def encode_model(settings, weights):
-    """(file bytes, payload bytes) of float32 weights."""
-    payload = pack_payload(settings, quantize_weights(settings, weights))
+def encode_model(settings, weights, levels=None):
+    """(file bytes, payload bytes) of float32 weights; levels: dict group -> number or "fp16", those of the settings by default."""
+    payload = pack_payload(settings, quantize_weights(settings, weights, levels), levels)
     return zlib_encode(payload), payload
 
 
@@ -49,12 +53,12 @@ def inflate_bounded(data, limit):
     return payload
 
 
-def read_model_settings(payload):
-    """The Settings in a payload's header. Raises ValueError."""
+def read_header(payload):
+    """(Settings, dict group -> levels) in a payload's header. Raises ValueError."""
     try:
         size = min(int.from_bytes(payload[:8], "little"), 1 << 20)
         meta = json.loads(json.loads(payload[8:8 + size])["__metadata__"]["parity_golf"])
-        found, given = meta["format"], dict(meta["settings"])
+        found, given, other = meta["format"], dict(meta["settings"]), dict(meta.get("levels", {}))
     except (LookupError, TypeError, ValueError, RecursionError):
         raise ValueError("has no readable parity_golf header") from None
     if found != MODEL_FORMAT:
@@ -69,21 +73,33 @@ def read_model_settings(payload):
     wrong += ["VOCAB_SIZE=0"] * (not settings.vocab_size)
     if wrong:
         raise ValueError("has settings that cannot be: " + "; ".join(wrong))
-    return settings
+    levels = group_levels(settings)
+    for group, value in other.items():
+        if group not in levels:
+            raise ValueError(f"has levels for {group!r:.40}, which is not one of {', '.join(levels)}")
+        if value != "fp16" and not (type(value) in (int, float) and 2 <= value <= MOST_LEVELS):
+            raise ValueError(f"has {group} levels that are neither a number from 2 to {MOST_LEVELS} nor fp16")
+    return settings, levels | other
 
 
 def decode_model(data, max_payload=1 << 28):
     """(Settings, float32 weights) from the bytes of a model file, which may come from anyone: bounded memory, no code is run,
     and a payload that is not exactly what encode_model writes for its content is refused. Raises UserError."""
+    settings, _, _, weights = read_model(data, max_payload)
+    return settings, weights
+
+
+def read_model(data, max_payload=1 << 28):
+    """(Settings, dict group -> levels, stored tensors, float32 weights), as decode_model reads them. Raises UserError."""
     try:
         payload = inflate_bounded(data, max_payload)
-        settings = read_model_settings(payload)
+        settings, levels = read_header(payload)
         if (params := count_params(settings)) > len(payload):
             raise ValueError(f"has {len(payload)} bytes inside, too few for the {params} parameters of its settings")
         stored = safetensors.numpy.load(payload)
-        weights = dequantize_weights(settings, stored)
-        if pack_payload(settings, stored) != payload:
+        weights = dequantize_weights(settings, stored, levels)
+        if pack_payload(settings, stored, levels) != payload:
             raise ValueError("is not in canonical form")
     except (ValueError, KeyError, safetensors.SafetensorError) as error:
         raise UserError(f"the model file {error}: it was damaged or not written by this program") from None
-    return settings, weights
+    return settings, levels, stored, weights

@@ -5,10 +5,12 @@ import zlib
 
 import numpy as np
 
-from common.artifact import BUDGET_BYTES, decode_model, encode_model
+from common.artifact import BUDGET_BYTES, decode_model
 from common.bpb import evaluate
+from common.fit import encode_within
 from common.folder import write_file
-from common.loop import Agreed, agree
+from common.loop import Agreed, agree, together
+from common.quantize import unstorable
 from common.ranks import PATIENCE
 from common.settings import UserError
 
@@ -16,12 +18,14 @@ from common.settings import UserError
 def finish(trainer, settings, data, code_bytes, folder, log, watch):
     """Writes the model file, reads it back, scores what was read, accounts for the bytes. Summary text. Raises Agreed."""
     weights = {name: np.asarray(w, np.float32) for name, w in (trainer.average() if settings.ema_decay else trainer.weights()).items()}
-    if not all((np.abs(w) < 8e6).all() for w in weights.values()):
-        raise Agreed("a weight is not finite or 8e6 and more: lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR", "nonfinite")
+    if name := unstorable(settings, weights):
+        raise Agreed(f"{name} is not finite or too large to be stored (8e6 at 127 levels): lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR", "nonfinite")
     total = 0
     watch.mark([watch.steps, 2], "writing the model", PATIENCE)
+    budget = BUDGET_BYTES - 1 - code_bytes
+    made = together(trainer, lambda: encode_within(settings, weights, budget, log) if folder else None)
     if folder:
-        model, payload = encode_model(settings, weights)
+        model, payload = made
         path = write_file(folder.path / "model.int8.zlib", model)
         log("model", bytes=len(model), payload=len(payload), zlib9=len(zlib.compress(payload, 9)), sha256=hashlib.sha256(model).hexdigest())
         total = code_bytes + len(model)
@@ -45,6 +49,7 @@ def finish(trainer, settings, data, code_bytes, folder, log, watch):
         return ""
     if over:
         raise Agreed(f"code {code_bytes:,} + model {len(model):,} = {total:,} bytes, {total - BUDGET_BYTES + 1:,} too many: it must be "
-                     f"less than {BUDGET_BYTES:,}. The model is kept in {path}; use fewer layers or a smaller width", "over_budget")
+                     f"less than {BUDGET_BYTES:,}. The model is kept in {path}; continue with QUANT_LEVELS=auto, or use fewer layers or a "
+                     "smaller width", "over_budget")
     return (f"  final     val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}  read back from the written file{data.partial}\n"
             f"  size      {total:,} bytes = model {len(model):,} + code {code_bytes:,}; {BUDGET_BYTES - 1 - total:,} left under the cap")

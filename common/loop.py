@@ -141,6 +141,19 @@ def agree(trainer, seconds=0.0, failed=False):
     return float(total[0]), bool(total[1])
 
 
+def together(trainer, act):
+    """What act() gives. Raises UserError or OSError on every rank where it does so on one."""
+    made = problem = None
+    try:
+        made = act()
+    except (UserError, OSError) as error:
+        problem = error
+    if agree(trainer, failed=problem is not None)[1]:
+        trainer.close()
+        raise problem or Agreed("another rank cannot go on, and says why")
+    return made
+
+
 def nonfinite_reason(trainer, settings, tokens, step, value):
     """Names the ranks whose own rows do it, and those rows' place in the train stream; all ranks where only the sum does."""
     world, alone = trainer.world_size, np.ones(trainer.world_size)

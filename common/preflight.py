@@ -15,12 +15,13 @@ from common.batches import micro_batch_rows, rank_rows
 from common.bundle import bundle
 from common.checkpoint import run_identity
 from common.dataset import open_data
+from common.fit import LEAST_LEVELS, bit_bytes, search_levels, with_auto
 from common.folder import check_free, checkpoints_bytes, disk_free, disk_need
 from common.params import count_params, flops_per_token, initial_weights, param_table
-from common.quantize import quantize_rows
+from common.quantize import MOST_LEVELS, store_matrix
 from common.run import host_memory, resume
-from common.settings import UserError, changed_settings, failing_as
-from common.zstream import zlib_encode
+from common.settings import UserError, changed_settings, failing_as, group_levels
+from common.zstream import zlib_size
 
 SHARE = 0.3  # of the measured matmul peak; the published baseline on 8xH100 and torch on two CPU cores reach 0.2 to 0.4
 
@@ -50,9 +51,10 @@ def report(trainer_class, settings, script):
         if trainer.rank == 0:
             print(f"{'resume':<10}step {step:,}, after {elapsed:,.0f} s")
     step_seconds = settings.train_batch_tokens * flops_per_token(settings) / (SHARE * trainer.matmul_flops() * trainer.world_size)
-    model = artifact_bytes(settings)
+    levels, words = expected_levels(settings, BUDGET_BYTES - 1 - len(code))
+    model = artifact_bytes(settings, levels)
     if trainer.rank == 0:
-        found = [f"{name:<10}{text}" for name, text in lines(trainer, settings, data, path, step_seconds, model, len(code))]
+        found = [f"{name:<10}{text}" for name, text in lines(trainer, settings, data, path, step_seconds, model, words, len(code))]
         print("\n".join(found))
         wrong = [line.partition(":")[0].split()[0] for line in found if ": TOO " in line]
         if wrong:
@@ -61,7 +63,7 @@ def report(trainer_class, settings, script):
     trainer.close()
 
 
-def lines(trainer, settings, data, path, step_seconds, model, code):
+def lines(trainer, settings, data, path, step_seconds, model, levels, code):
     """(name, text) of each line of the report."""
     cap, total = settings.max_wallclock_seconds, model + code
     steps = min(settings.iterations, int(cap / step_seconds) if cap else settings.iterations)
@@ -79,21 +81,36 @@ def lines(trainer, settings, data, path, step_seconds, model, code):
     yield "step", f"~{step_seconds:.3g} s, ~{settings.train_batch_tokens / step_seconds:,.0f} tokens/s, at {SHARE:.0%} of the measured matmul peak"
     yield "run", (f"~{steps:,} of {settings.iterations:,} steps in ~{steps * step_seconds:,.0f} s (cap: {f'{cap:,.0f} s' if cap else 'none'}), "
                   f"~{tokens:,} tokens, ~{tokens / data.train.length:.2g} times the training data")
-    yield "artifact", (f"~{total:,} bytes = model ~{model:,} + code {code:,} of {BUDGET_BYTES:,}"
-                       + (": TOO LARGE, it seems; use fewer layers or a smaller width" if total >= BUDGET_BYTES else ""))
+    yield "artifact", (f"~{total:,} bytes = model ~{model:,} + code {code:,} of {BUDGET_BYTES:,}{levels}"
+                       + (": TOO LARGE, it seems; use " + "QUANT_LEVELS=auto, " * (not levels) + "fewer layers or a smaller width"
+                          if total >= BUDGET_BYTES else ""))
     yield "keeps", f"a checkpoint of {checkpoints_bytes(settings) >> 20:,} MiB every {settings.checkpoint_every}, the two newest, until the end"
 
 
-def artifact_bytes(settings):
-    """Bytes of the model file, estimated: rows of each length of normal numbers are quantized and encoded, up to 2**18 numbers."""
-    random, total, ratios = np.random.Generator(np.random.Philox(0)), 2000, {}
+def expected_levels(settings, budget):
+    """(dict group -> number or "fp16", what the report says of it): what QUANT_LEVELS=auto is expected to find."""
+    groups = group_levels(settings)
+    if "auto" not in groups.values():
+        return groups, ""
+    found = search_levels(lambda number: artifact_bytes(settings, with_auto(groups, number)), budget, bit_bytes(settings, groups))
+    found = found or LEAST_LEVELS
+    return with_auto(groups, found), f" at ~{round(found, 2):,} levels, which can be {LEAST_LEVELS} to {MOST_LEVELS:,}"
+
+
+def artifact_bytes(settings, levels=None):
+    """Bytes of the model file, estimated: rows of each length of normal numbers are quantized and encoded, up to 2**18 numbers. levels:
+    as quantize_weights has them."""
+    levels, random, total, ratios = levels or group_levels(settings), np.random.Generator(np.random.Philox(0)), 2000, {}
     for p in param_table(settings).values():
         if p.group == "scalar":
             total += 4 * int(np.prod(p.shape))
             continue
-        rows, columns = p.shape
-        if columns not in ratios:
-            q, _ = quantize_rows(random.standard_normal((max(1, 2**18 // columns), columns)).astype(np.float32))
-            ratios[columns] = len(zlib_encode(q.tobytes())) / q.size
-        total += int(ratios[columns] * rows * columns) + 2 * rows
+        (rows, columns), number = p.shape, levels[p.group]
+        if (columns, number) not in ratios:
+            weight = random.standard_normal((max(1, 2**18 // columns), columns)).astype(np.float32)
+            stored = store_matrix("w", weight, number)
+            scale = stored.pop("w.scale").itemsize if "w.scale" in stored else 0
+            ratios[columns, number] = sum(zlib_size(tensor.tobytes()) for tensor in stored.values()) / weight.size, scale
+        ratio, scale = ratios[columns, number]
+        total += int(ratio * rows * columns) + scale * rows
     return total

@@ -34,7 +34,7 @@ from common.folder import (
     write_file,
     write_json,
 )
-from common.loop import Agreed, agree, train, warm_up
+from common.loop import Agreed, agree, together, train, warm_up
 from common.params import count_params, flops_per_token, initial_weights
 from common.ranks import Interrupt, RankWatch
 from common.runlog import log_line
@@ -221,19 +221,6 @@ def run(trainer_class, settings, script, interrupt):
     if folder:
         for file in path.glob("rank*"):
             file.unlink()
-
-
-def together(trainer, act):
-    """What act() gives. Raises UserError or OSError on every rank where it does so on one."""
-    made = problem = None
-    try:
-        made = act()
-    except (UserError, OSError) as error:
-        problem = error
-    if agree(trainer, failed=problem is not None)[1]:
-        trainer.close()
-        raise problem or Agreed("another rank cannot begin, and says why")
-    return made
 
 
 def resume(trainer, path, identity, warn):

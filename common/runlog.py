@@ -24,6 +24,7 @@ LOG_LINES = {
     "stop": "stopping_early: wallclock_cap train_time:{ms:.0f}ms step:{step:d}/{iterations:d}",
     "memory": "peak memory allocated: {mib:d} MiB",
     "throughput": "throughput: {rate:.0f} tok/s {flops:.2f} GFLOP/s {share:.1f}% of the measured matmul peak ({peak:.1f} GFLOP/s)",
+    "quant": "quant: levels:{levels:s} model_bytes:{bytes:d} weights_error:{error:.6f}",
     "model": "Serialized model int8+zlib: {bytes:d} bytes (payload:{payload:d} stock_zlib9:{zlib9:d} sha256:{sha256:s})",
     "code_size": "Code size: {bytes:d} bytes",
     "total": "Total submission size int8+zlib: {bytes:d} bytes (cap:{cap:d} left:{left:d})",

@@ -92,6 +92,8 @@ class Settings(ModelSettings):
     ttt_chunk: str = setting("32768", "tokens scored before each step on them; 2048d: and trained weights restored after a document")
     qat_start: float = setting(1.0, "share of the run after which the forward pass rounds weights as the model file does; 1: never", 0, 1)
     ema_decay: float = setting(0.0, "decay per step of the average of the weights that is validated and exported; 0: none", 0, 0.999999)
+    quant_levels: str = setting("127", "largest code of a stored weight, 2 to 127; auto: as many as fit the budget; or by group: "
+                                       "matrix=15,embed=fp16,head=auto")
     # what may go wrong
     resume: str = setting("", "run folder to continue, or auto: the newest that is not finished, if any")
     checkpoint_every: str = setting("60s", "steps (500) or seconds (60s) between checkpoints; 0: only when interrupted and at the end")
@@ -118,6 +120,25 @@ def parse_setting(field, text):
     return value
 
 
+def group_levels(s):
+    """dict group -> levels: 2 to 127, "auto" or "fp16". QUANT_LEVELS is one value, or some by group; 127 where it says nothing. There is
+    a head only where it is untied. Raises ValueError in plain words."""
+    found = dict.fromkeys(["matrix", "embed"] + ["head"] * (not s.tie_embeddings), 127)
+    named = set()
+    for part in s.quant_levels.split(","):
+        name, equals, value = (word.strip() for word in part.rpartition("="))
+        if not (value in ("auto", "fp16") or (re.fullmatch("[0-9]{1,3}", value) and 2 <= int(value) <= 127)):
+            raise ValueError(f"QUANT_LEVELS={s.quant_levels}: {value or 'nothing'} is not a whole number from 2 to 127, auto or fp16")
+        if equals and name not in found:
+            hint = ": the head is the embedding, unless TIE_EMBEDDINGS=0" * (name == "head")
+            raise ValueError(f"QUANT_LEVELS={s.quant_levels}: {name or 'nothing'} is not one of {', '.join(found)}{hint}")
+        if named & {name, ""} or (named and not equals):
+            raise ValueError(f"QUANT_LEVELS={s.quant_levels}: give one value for all, or one for each group, as in matrix=15,embed=fp16")
+        named.add(name)
+        found |= dict.fromkeys([name] if equals else found, value if value in ("auto", "fp16") else int(value))
+    return found
+
+
 def setting_conflicts(s):
     """list[str]: what cannot hold together, in plain words."""
     wrong = [f"{a.upper()}={getattr(s, a)} must be a multiple of {b.upper()}={getattr(s, b)}"
@@ -140,6 +161,12 @@ def setting_conflicts(s):
         wrong.append(f"CHECKPOINT_EVERY={s.checkpoint_every} is neither steps (500) nor seconds (60s)")
     if s.compute_dtype == "float64" and s.device == "gpu":
         wrong.append("COMPUTE_DTYPE=float64 runs on the CPU: use DEVICE=cpu or auto")
+    try:
+        if s.qat_start < 1 and "auto" in group_levels(s).values():
+            wrong.append(f"QAT_START={s.qat_start} needs to know what to round to: instead of auto in QUANT_LEVELS={s.quant_levels} give numbers, "
+                         "such as those that --preflight or a run without QAT_START finds")
+    except ValueError as error:
+        wrong.append(str(error))
     return wrong
 
 

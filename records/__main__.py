@@ -5,6 +5,7 @@
     python -m records significance BASELINE... --candidate RUN...
     python -m records leaderboard                            records/README.md and records/index.html from the folders
     python -m records report runs/<id>... [-o report.html]   curves and bytes of your own runs, side by side
+    python -m records levels MODEL_OR_RUN... [--data-path DIR] [--plot FILE.png]     bytes and score of a model with fewer levels
     python -m records reproduce ENTRY                        the command, data and machine that would make a record again
     python -m records ablation                               what each option does, measured here
 """
@@ -52,6 +53,15 @@ def main(arguments=None):
     report = commands.add_parser("report", help="curves and bytes of runs, as a page and a picture")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     report.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page; the PNG lies beside it (default: report.html)")
+
+    levels = commands.add_parser("levels", help="bytes, rounding error and score of a model with fewer levels",
+                                 description="Quantizes the weights of model files again, with fewer levels. What is rounded are the weights in "
+                                             "the file, which were rounded once: those before that would lose a little less.")
+    levels.add_argument("models", nargs="+", type=Path, metavar="MODEL_OR_RUN", help="model.int8.zlib, or the folder of a run or record with it")
+    levels.add_argument("--data-path", type=Path, metavar="DIR", help="score each on the validation shards of this folder")
+    levels.add_argument("--val-tokens-limit", type=int, default=0, metavar="N", help="on the first N tokens of them (default: all)")
+    levels.add_argument("--backend", choices=("torch", "mlx"), default="torch", help="on which it is scored (default: torch)")
+    levels.add_argument("--plot", type=Path, metavar="FILE.png", help="val_bpb, or the error, against bytes; one line a model")
 
     reproduce = commands.add_parser("reproduce", help="how to make a record again")
     reproduce.add_argument("entry", help="folder, or its name")

@@ -1,10 +1,9 @@
-"""Where the bytes of a model file go, and what rounding to int8 costs, tensor by tensor, from the file alone."""
+"""Where the bytes of a model file go, and what rounding costs, tensor by tensor, from the file alone."""
 import dataclasses
 
 import numpy as np
-import safetensors.numpy
 
-from common.artifact import decode_model, inflate_bounded
+from common.artifact import read_model
 from common.params import param_table
 
 GROUPS = ("embedding", "attention", "mlp", "head", "controls", "scales")
@@ -30,18 +29,18 @@ def entropy_bytes(array):
 
 def model_budget(data):
     """list of TensorBytes of a model file's bytes, in reading order; together they have the file's size. Raises UserError."""
-    settings, _ = decode_model(data)
-    stored = safetensors.numpy.load(inflate_bounded(data, 1 << 28))
+    settings, levels, stored, weights = read_model(data)
     found = []
     for name, param in param_table(settings).items():
         group = {"embed": "embedding", "head": "head", "scalar": "controls"}.get(param.group, "attention" if ".attn." in name else "mlp")
-        if param.group == "scalar":
+        if param.group == "scalar" or levels[param.group] == "fp16":
             found.append(TensorBytes(name, group, stored[name].size, entropy_bytes(stored[name]), None))
             continue
         step = stored[f"{name}.scale"].astype(np.float64)
-        square = np.square(step) * np.square(stored[name].astype(np.float64)).sum(1)
-        error = float(np.sqrt(np.square(step).sum() / 12 * stored[name].shape[1] / square.sum())) if square.sum() else 0.0
-        found.append(TensorBytes(name, group, stored[name].size, entropy_bytes(stored[name]), error))
+        square = np.square(weights[name].astype(np.float64)).sum()
+        error = float(np.sqrt(np.square(step).sum() / 12 * stored[name].shape[1] / square)) if square else 0.0
+        size = sum(entropy_bytes(stored[part]) for part in (name, f"{name}.low") if part in stored)
+        found.append(TensorBytes(name, group, stored[name].size, size, error))
         found.append(TensorBytes(f"{name}.scale", "scales", step.size, entropy_bytes(stored[f"{name}.scale"]), None))
     if not any(t.bytes for t in found):  # every byte is the same: by count
         found = [dataclasses.replace(t, bytes=t.numbers) for t in found]

@@ -37,6 +37,13 @@ def bad_settings(own):
     return "; ".join(setting_conflicts(own))
 
 
+def scoring_settings(kind, settings, data_path, **how):
+    """Settings of a trainer class that scores a model of these sizes on the data of a folder, in batches of about 8192 tokens."""
+    rows = max(1, 8192 // settings.train_seq_len) * settings.train_seq_len
+    values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    return kind.settings_class(**values | how | {"data_path": str(data_path), "train_batch_tokens": rows, "micro_batch_tokens": rows})
+
+
 def check_evaluation(folder, data_path, backend=None):
     """Findings of scoring model.int8.zlib on the data of a folder; backend: that of the log by default."""
     if MODEL_FILE not in folder.files:
@@ -60,13 +67,9 @@ def check_evaluation(folder, data_path, backend=None):
         return
     backend = backend or log.backend or "torch"
     kind = trainer_class(backend)
-    rows = max(1, 8192 // settings.train_seq_len) * settings.train_seq_len
-    values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
     # bfloat16 rounds otherwise where it is compiled: 6e-4 measured, so the same backend runs as it ran
     how = {"compile": ran.compile, "compute_dtype": ran.compute_dtype} if backend == log.backend else {"compile": False, "compute_dtype": "float32"}
-    values |= how | {"data_path": str(data_path), "train_batch_tokens": rows, "micro_batch_tokens": rows}
-    values |= {name: getattr(ran, name) for name in EVAL_SETTINGS}
-    own = kind.settings_class(**values)
+    own = scoring_settings(kind, settings, data_path, **how | {name: getattr(ran, name) for name in EVAL_SETTINGS})
     if wrong := bad_settings(own):
         yield Finding(FAIL, wrong, "settings that can be", log.name)
         return

@@ -27,7 +27,7 @@ function tensors() {
   const of = runs.map((run) => new Map(run.tensors.map((t) => [t[0], t])));
   const most = Math.max(1e-9, ...runs.flatMap((run) => run.tensors.map((t) => t[4] ?? 0)));
   const bar = (t, n) => t ? h("div", {class: "budget", style: "height:8px;margin-top:4px", title: percent(t[4])}, h("span", {style: `width:${100 * t[4] / most}%;background:${color(n)}`})) : null;
-  return h("div", {class: "card tablecard wide"}, h("h3", {style: "padding:14px 16px 6px"}, "Expected rounding error of int8 per tensor",
+  return h("div", {class: "card tablecard wide"}, h("h3", {style: "padding:14px 16px 6px"}, "Expected rounding error per tensor",
     h("span", {class: "unit"}, " step / \u221a12, relative to the tensor's root mean square; and the bytes it takes")),
     h("div", {class: "scroll"}, h("table", {class: "small"}, h("thead", {}, h("tr", {}, h("th", {scope: "col"}, "tensor"), ...runs.map((run) => h("th", {scope: "col"}, run.name)))),
       h("tbody", {}, ...names.map((name) => h("tr", {}, h("td", {}, name), ...of.map((map, n) => { const t = map.get(name); return h("td", {class: "num"}, t ? h("div", {class: "pair"}, h("span", {}, percent(t[4])), h("span", {class: "soft"}, `${commas(t[3])} bytes`)) : "\u2013", bar(t, n)); })))))));

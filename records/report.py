@@ -109,7 +109,7 @@ def draw(path, runs):
             axes[key].grid(axis="y", visible=False)
         axes["bytes"].legend(fontsize="x-small", frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.55 / bars))
         if names:
-            axes["error"].set(title="Expected rounding error of int8, relative", xlabel="% of the tensor's root mean square",
+            axes["error"].set(title="Expected rounding error, relative", xlabel="% of the tensor's root mean square",
                               yticks=range(len(names)), ylim=(len(names) - 0.3, -0.7))
             axes["error"].set_yticklabels(names, fontsize=7)
             axes["error"].set_xlim(left=0)

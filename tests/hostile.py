@@ -170,13 +170,17 @@ class Artifact:
 
     def __init__(self, folder):
         self.settings = Settings(vocab_size=2, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, train_seq_len=4, mlp_mult=1)
-        self.sample, payload = encode_model(self.settings, initial_weights(self.settings))
-        self.header, self.body = unpacked(payload)
+        self.samples = []
+        for levels in (127, 127, 2, 5.5, 300, "fp16"):
+            file, payload = encode_model(self.settings, initial_weights(self.settings),
+                                         {"matrix": levels, "embed": 127 if levels == 5.5 else levels})
+            self.samples.append((file, *unpacked(payload)))
 
     def make(self, r):
+        file, header, body = r.choice(self.samples)
         if r.random() < 0.3:
-            return mutated(r, self.sample)
-        return zlib.compress(mutated_tensors(r, self.header, self.body, "parity_golf"), 0)
+            return mutated(r, file)
+        return zlib.compress(mutated_tensors(r, header, body, "parity_golf"), 0)
 
     def read(self, data):
         settings, weights = decode_model(data, 1 << 20)

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 
-from common.artifact import decode_model, encode_model
+from common.artifact import decode_model, encode_model, read_model
 from common.params import initial_weights, param_table
 from common.quantize import dequantize_weights, quantize_weights
 from common.settings import Settings, UserError, model_settings
@@ -122,6 +122,21 @@ def test_the_deepest_model_fits_the_header():
     decode_model(encode_model(deep, initial_weights(deep))[0])
 
 
+@pytest.mark.parametrize("levels, words", [
+    ({"matrix": 5, "embed": 5, "head": 5}, '"levels":{"embed":5,"head":5,"matrix":5},'),
+    ({"matrix": 18.342, "embed": "fp16", "head": 127}, '"levels":{"embed":"fp16","matrix":18.342},'),
+    ({"matrix": 127, "embed": 300.0, "head": 2}, '"levels":{"embed":300,"head":2},'),
+    ({"matrix": 127, "embed": 127, "head": 127}, ""),
+])
+def test_levels_are_in_the_header_where_they_are_not_127(levels, words):
+    file, payload = encode_model(TINY, WEIGHTS, levels)
+    meta = json.loads(payload[8:8 + int.from_bytes(payload[:8], "little")])["__metadata__"]["parity_golf"]
+    assert meta == META.replace('"settings"', words + '"settings"', 1)
+    settings, found, _, weights = read_model(file)
+    assert found == levels and model_settings(settings) == model_settings(TINY)
+    assert same(weights, dequantize_weights(TINY, quantize_weights(TINY, WEIGHTS, levels), levels))
+
+
 # files from anyone ----------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +218,25 @@ def test_other_metadata(model, meta):
 def test_another_version(model, old, new, words):
     _, header, body = model
     refused(wrap(padded(json.loads(header) | {"__metadata__": {"parity_golf": META.replace(old, new)}}), body), words)
+
+
+@pytest.mark.parametrize("levels, words", [
+    ('{"matrix":4}', "beyond its 4 levels"), ('{"matrix":127}', "canonical"), ("{}", "canonical"), ('{"matrix":5.0}', "canonical"),
+    ('{"matrix":5.00}', "canonical"), ('[["matrix",5]]', "canonical"), ('{"matrix":1.9}', "number"), ('{"matrix":32768}', "number"),
+    ('{"matrix":"auto"}', "number"), ('{"matrix":true}', "number"), ('{"matrix":null}', "number"), ('{"matrix":NaN}', "number"),
+    ('{"matrix":1e999}', "number"), ('{"matrix":1%s}' % ("0" * 400), "number"), ('{"matrix":[5]}', "number"), ('{"scalar":5}', "scalar"),
+    ('{"matrix":5,"x":5}', "'x'"), ("5", "header"), ("null", "header"), ('{"matrix":"fp16"}', "tensor"), ('{"matrix":300}', "tensor"),
+])
+def test_other_levels(levels, words):
+    groups = {"matrix": 5, "embed": 127, "head": 127}
+    payload = encode_model(TINY, WEIGHTS, groups)[1]
+    size = int.from_bytes(payload[:8], "little")
+    tensors, body = json.loads(payload[8:8 + size]), payload[8 + size:]
+    meta = tensors["__metadata__"]["parity_golf"]
+    decode_model(wrap(padded(tensors), body))
+    changed = meta.replace('{"matrix":5}', levels)
+    assert changed != meta
+    refused(wrap(padded(tensors | {"__metadata__": {"parity_golf": changed}}), body), words)
 
 
 @pytest.mark.parametrize("name, value, words", [

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 TRAINERS = {"train_gpt": "torch", "train_gpt_mlx": "mlx"}
 BLAS = {"train_gpt_mlx": {"scipy_openblas32"}}  # what MLX computes with on Linux
 DATA_LIBRARIES = {"sentencepiece", "huggingface_hub", "tqdm", "pyarrow", "matplotlib"}
-RECORDS_TESTS = {"made_records.py", "hostile.py", "test_records.py", "test_records_hostile.py", "test_significance.py", "test_leaderboard.py"}
+RECORDS_TESTS = {"made_records.py", "hostile.py", "test_records.py", "test_records_hostile.py", "test_significance.py", "test_leaderboard.py",
+                 "test_records_levels.py"}
 LIBRARIES = {"common.tokenizer": {"sentencepiece"}, "common.artifact": {"safetensors"}, "common.checkpoint": {"safetensors"},
              "common.folder": {"tqdm"}, "common.loop": {"tqdm"}}
 

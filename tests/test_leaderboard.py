@@ -216,7 +216,7 @@ def test_report_page_and_picture(tmp_path, capsys):
 tensors: document.querySelectorAll(".small tbody tr").length, text: document.body.textContent,
 paths: document.querySelectorAll("svg path").length});""")
     assert found["titles"] == ["Training loss", "Validation", "Learning rate", "Throughput", "Byte budget by tensor group",
-                               "Expected rounding error of int8 per tensor"]
+                               "Expected rounding error per tensor"]
     assert found["paths"] == 8 and found["tensors"] == 2 + 13 and "peak MiB" in found["text"] and "embedding" in found["text"]
     assert 'data-ready="2"' in browse(tmp_path / "r.html", tmp_path)
     assert main(["report", str(tmp_path / "no")]) == 2 and "error: " in capsys.readouterr().err

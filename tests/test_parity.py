@@ -148,15 +148,15 @@ def test_a_defect_in_a_trainer_fails_at_its_rung(backend, old, new, rung, shown,
     assert f"first failing rung: {rung}" in ladder.table(rows)
 
 
-def late_rounding(weight):
+def late_rounding(weight, levels):
     """q against the scale before it is rounded."""
-    scale = np.abs(weight).max(axis=1) / np.float32(127)
-    return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale.astype(np.float16)
+    scale = np.abs(weight).max(axis=1) / np.float32(levels)
+    return np.clip(np.rint(weight / scale[:, None]), -levels, levels).astype(np.int8), scale.astype(np.float16)
 
 
-def reading_order(settings, stored, whole=artifact.pack_payload):
+def reading_order(settings, stored, levels, whole=artifact.pack_payload):
     """The same tensors, the last two of equal size and kind swapped in the file."""
-    payload = whole(settings, stored)
+    payload = whole(settings, stored, levels)
     size = int.from_bytes(payload[:8], "little")
     head = json.loads(payload[8:8 + size])
     a, b = "blocks.0.attn_scale", "blocks.0.mlp_scale"

@@ -1,11 +1,22 @@
 """int8 rows with float16 scales: `python -m pytest tests/test_quantize.py`."""
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.params import param_table
-from common.quantize import dequantize_rows, dequantize_weights, quantize_rows, quantize_weights
+from common.quantize import (
+    dequantize_rows,
+    dequantize_weights,
+    load_matrix,
+    quantize_rows,
+    quantize_weights,
+    relative_error,
+    store_matrix,
+    unstorable,
+)
 from common.settings import Settings
 
 TINY = Settings(vocab_size=11, num_layers=2, model_dim=8, num_heads=2, num_kv_heads=1, tie_embeddings=False)
@@ -121,3 +132,71 @@ def test_tensors_that_do_not_fit_are_refused(name, change, words):
     with pytest.raises(ValueError) as error:
         dequantize_weights(TINY, stored)
     assert name.removesuffix(".scale") in str(error.value) and words in str(error.value)
+
+
+@pytest.mark.parametrize("levels", [2, 2.7, 5, 15, 18.342, 127, 127.4])
+def test_the_rule_at_any_levels(levels):
+    """step = float16(max / L), q = clip(rint(w / step), -rint(L), rint(L)), row by row in Python's own arithmetic."""
+    weight = matrix(4, 6, 40)
+    q, scale = quantize_rows(weight, levels)
+    assert q.dtype == np.int8 and scale.dtype == np.float16 and np.abs(q).max() == round(levels)
+    for row, codes, step in zip(weight, q, scale.astype(np.float32)):
+        assert step == np.float16(np.abs(row).max() / np.float32(levels))
+        assert codes.tolist() == [max(-round(levels), min(round(levels), round(float(w / step)))) for w in row]
+
+
+@pytest.mark.parametrize("levels", [128, 255, 256, 1000.5, 32767])
+def test_wide_codes_are_split_in_two_and_come_back(levels):
+    weight = matrix(5, 6, 4000)
+    weight[0, :2] = -1, 1  # both ends
+    stored = store_matrix("w", weight, levels)
+    assert {name: str(tensor.dtype) for name, tensor in stored.items()} == {"w": "int8", "w.low": "uint8", "w.scale": "float32"}
+    q, scale = quantize_rows(weight, levels)
+    assert np.abs(q.astype(np.int32)).max() == round(levels) and stored["w"].max() > 60
+    back = load_matrix("w", stored, levels)
+    assert back.tobytes() == dequantize_rows(q, scale).tobytes()
+    assert np.abs(back - weight).max() <= 0.5001 / levels
+
+
+def test_groups_have_their_own_levels():
+    weights = trained()
+    for text, limits in (("matrix=5,embed=fp16,head=31", {"matrix": 5, "head": 31}), ("7", {"matrix": 7, "embed": 7, "head": 7})):
+        s = dataclasses.replace(TINY, quant_levels=text)
+        stored = quantize_weights(s, weights)
+        back = dequantize_weights(s, stored)
+        for name, p in param_table(TINY).items():
+            if p.group in limits:
+                assert np.abs(stored[name]).max() == limits[p.group]
+                assert np.abs(back[name] - weights[name]).max() <= 0.51 / limits[p.group]
+            elif p.group == "embed":
+                assert back[name].tobytes() == weights[name].astype(np.float16).astype(np.float32).tobytes() and name + ".scale" not in stored
+            else:
+                assert back[name].tobytes() == weights[name].tobytes()
+
+
+@pytest.mark.parametrize("text, largest", [("127", 8e6), ("2", 8e6 / 127 * 2), ("fp16", 8e6 / 127), ("auto", 8e6 / 127 * 2)])
+def test_a_weight_whose_scale_is_no_float16_is_refused(text, largest):
+    s, weights = dataclasses.replace(TINY, quant_levels=text), trained()
+    weights["tok_emb.weight"][0, 0] = largest * 1.01
+    assert unstorable(s, weights) == "tok_emb.weight"
+    weights["tok_emb.weight"][0, 0] = largest * 0.99
+    assert unstorable(s, weights) is None
+    if text != "auto":
+        dequantize_weights(s, quantize_weights(s, weights))
+
+
+@pytest.mark.parametrize("levels, name, value", [(5, "tok_emb.weight", 6), (5, "tok_emb.weight", -6), (127, "tok_emb.weight", -128),
+                                                 (300, "tok_emb.weight", 80), (300, "tok_emb.weight.low", 4)])
+def test_codes_beyond_the_levels_are_refused(levels, name, value):
+    groups = dict.fromkeys(("matrix", "embed", "head"), levels)
+    stored = quantize_weights(TINY, trained(), groups)
+    dequantize_weights(TINY, stored, groups)
+    stored[name][0, 0] = value
+    with pytest.raises(ValueError, match=f"tensor {name} holds a code"):
+        dequantize_weights(TINY, stored, groups)
+
+
+def test_relative_error():
+    weights = trained()
+    assert relative_error(TINY, weights, weights) == 0
+    assert relative_error(TINY, weights, {name: 0.75 * w for name, w in weights.items()}) == pytest.approx(0.25)

@@ -133,7 +133,7 @@ def test_a_rank_of_an_earlier_run_that_still_lives(backend, tmp_path, data_path)
     run.until(lambda: steps_kept(run) == [5] and run.lines("step")[-1]["step"] == 7)
     os.kill(run.ranks[0].pid, signal.SIGKILL)
     again = Run(backend, tmp_path / "a", data_path, None, 2, resume="runs/r", run_id="")
-    ended(again, "failed", "another rank cannot begin")
+    ended(again, "failed", "another rank cannot go on")
     assert "rank 1 of an earlier run in runs/r still lives" in again.text() and steps_kept(run) == [5]
     os.kill(run.ranks[1].pid, signal.SIGKILL)
     run.ranks[1].join()

@@ -8,6 +8,7 @@ from common.settings import (
     Settings,
     UserError,
     changed_settings,
+    group_levels,
     load_settings,
     model_settings,
     parse_setting,
@@ -144,6 +145,13 @@ def test_a_near_miss_in_the_environment_is_warned_of():
     ({"eval_stride": 65, "eval_seq_len": 64}, "EVAL_STRIDE=65 would leave tokens out between windows of 64"),
     *[({"ttt_chunk": chunk}, f"TTT_CHUNK={chunk} is neither tokens")
       for chunk in ("", "0", "d", "05", "64s", "64dd", "-64", "6.4", "64\n", "1" * 10)],
+    ({"quant_levels": "1"}, "QUANT_LEVELS=1: 1 is not a whole number from 2 to 127, auto or fp16"),
+    *[({"quant_levels": value}, f"QUANT_LEVELS={value}: {words}") for value, words in (
+        ("", "nothing is not"), ("128", "128 is not"), ("7.5", "7.5 is not"), ("-5", "-5 is not"), ("matrix=", "nothing is not"),
+        ("matrix=1,embed=5", "1 is not"), ("matrix=5,", "nothing is not"), ("scalar=5", "scalar is not one of matrix, embed"),
+        ("=5", "nothing is not one"),
+        ("head=5", "head is not one of matrix, embed: the head is the embedding, unless TIE_EMBEDDINGS=0"),
+        ("5,6", "give one value"), ("5,matrix=5", "give one value"), ("matrix=5,6", "give one value"), ("matrix=5,matrix=5", "give one value"))],
     ({"compute_dtype": "float64", "device": "gpu"}, "COMPUTE_DTYPE=float64 runs on the CPU"),
     *[({"run_id": run_id}, f"RUN_ID={run_id} must be a plain folder name")
       for run_id in ("..", ".a", "a/b", "/a", "a b", "a\\b", "a\n")],
@@ -154,6 +162,7 @@ def test_what_cannot_hold_together(values, words):
 
 
 @pytest.mark.parametrize("values", [
+    {"quant_levels": "auto"}, {"quant_levels": "matrix=15, embed = fp16"}, {"quant_levels": "head=2", "tie_embeddings": False},
     {"run_id": "2026-03-18_a.b"}, {"compute_dtype": "float64"}, {"micro_batch_tokens": 1024}, {"val_tokens_limit": 2},
     {"eval_stride": 1024}, {"eval_stride": 2048, "eval_seq_len": 2048}, {"eval_seq_len": 2**20},
     {"ttt_lr": 0.1, "ttt_chunk": "1"}, {"ttt_chunk": "2048d"},
@@ -161,6 +170,12 @@ def test_what_cannot_hold_together(values, words):
 ])
 def test_what_can(values):
     assert load(*[f"--{name}={value}" for name, value in values.items()]) == Settings(**values)
+
+
+def test_levels_of_each_group():
+    assert group_levels(Settings()) == {"matrix": 127, "embed": 127}
+    assert group_levels(Settings(quant_levels="fp16", tie_embeddings=False)) == dict.fromkeys(("matrix", "embed", "head"), "fp16")
+    assert group_levels(Settings(quant_levels="head=auto, matrix=15", tie_embeddings=False)) == {"matrix": 15, "embed": 127, "head": "auto"}
 
 
 def test_changed_settings():

@@ -14,7 +14,7 @@ import pytest
 
 import common.finish
 import common.loop
-from common.artifact import decode_model
+from common.artifact import decode_model, read_model
 from common.batches import TokenStream, step_rows
 from common.bpb import evaluate
 from common.bundle import bundle
@@ -350,6 +350,23 @@ def test_over_the_cap_the_file_is_kept(backend, in_folder, capsys, monkeypatch, 
     check_message(capsys, [f"{total:,} bytes", f"{total - 59_999:,} too many", "model.int8.zlib"])
     assert decode_model(model)[0].model_dim == 32
     assert lines["status"][0]["status"] == "over_budget"
+
+
+def test_levels_that_fit_the_budget(backend, in_folder, capsys, monkeypatch, tmp_path):
+    """A run over the cap goes on with QUANT_LEVELS=auto from its last checkpoint: the file is the one that was fitted."""
+    code = len(bundle(ROOT / BACKENDS[backend]))
+    monkeypatch.setattr(common.finish, "BUDGET_BYTES", code + 20_000)
+    assert in_folder(backend, run_id="r") == 2
+    assert in_folder(backend, resume=str(tmp_path / "runs" / "r"), quant_levels="auto") == 0
+    lines, model = trained(tmp_path)
+    chosen = lines["quant"][-1]
+    assert 19_900 < chosen["bytes"] == len(model) < 20_000 and 0 < chosen["error"] < 0.2
+    levels = read_model(model)[1]
+    assert chosen["levels"] == f"matrix={levels['matrix']},embed={levels['embed']}" and 2 < levels["matrix"] < 127
+    monkeypatch.setattr(common.finish, "BUDGET_BYTES", code + 5000)
+    capsys.readouterr()
+    assert in_folder(backend, run_id="s", quant_levels="auto") == 2
+    check_message(capsys, ["at 2 levels the model has", "4,999"], "over_budget")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(backend, in_folder, capsys, monkeypatch, tmp_path):

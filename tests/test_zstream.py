@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common import zstream
-from common.zstream import zlib_encode
+from common.zstream import zlib_encode, zlib_size
 
 STORED = 65_535
 PIECE = 1 << 18
@@ -225,3 +225,13 @@ def test_entropy(counts):
     n = sum(counts)
     exact = sum(count * math.log2(n / count) for count in counts if count)
     assert abs(int(zstream._entropy_bits(np.array([counts], np.int32))[0]) - exact) <= 1 + n / 10_000
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_size_is_known_without_the_bytes(seed):
+    """Coded, stored and both kinds of blocks."""
+    random = np.random.Generator(np.random.Philox(seed))
+    parts = [random.integers(0, 256, 70_000 * (seed % 3), np.uint8),
+             random.integers(0, 1 + 9 * seed, 40_001, np.uint8), random.integers(0, 256, 999, np.uint8)]
+    for data in (b"".join(part.tobytes() for part in parts), b"", b"a", bytes(parts[0])):
+        assert zlib_size(data) == len(zlib_encode(data))

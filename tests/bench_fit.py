@@ -1,0 +1,40 @@
+"""Passes and seconds of QUANT_LEVELS=auto at the real size: `python -m tests.bench_fit`. Normal weights, models of 0.5 to 3 times the
+16,000,000 bytes at 127 levels."""
+import dataclasses
+import time
+
+import numpy as np
+
+from common.artifact import BUDGET_BYTES, decode_model, encode_model
+from common.fit import fit_levels
+from common.params import count_params, param_table
+from common.settings import Settings
+
+
+def normal_weights(settings):
+    random = np.random.default_rng(0)
+    return {name: random.standard_normal(p.shape, dtype=np.float32) for name, p in param_table(settings).items()}
+
+
+def main():
+    budget = BUDGET_BYTES - 85_000  # what a trainer's code leaves
+    print(f"{'layers':>6} {'parameters':>11} {'at 127':>6} {'levels':>9} {'bytes':>11} {'left':>7} {'error':>7} {'passes':>6} {'fit s':>6} "
+          f"{'encode s':>8}")
+    for layers in (4, 9, 14, 18, 28):
+        settings = Settings(vocab_size=1024, num_layers=layers, quant_levels="auto")
+        weights = normal_weights(settings)
+        plain = len(encode_model(dataclasses.replace(settings, quant_levels="127"), weights)[0])
+        clock = [time.perf_counter()]
+        levels, tried = fit_levels(settings, weights, budget)
+        clock.append(time.perf_counter())
+        model, _ = encode_model(settings, weights, levels)
+        clock.append(time.perf_counter())
+        if len(model) != tried[-1][1] or len(model) > budget:
+            raise SystemExit(f"{layers} layers: {len(model):,} bytes, {tried[-1][1]:,} expected")
+        decode_model(model)
+        print(f"{layers:6} {count_params(settings):11,} {plain / budget:5.2f}x {levels['matrix']:9} {len(model):11,} "
+              f"{1 - len(model) / budget:7.3%} {tried[-1][2]:7.2%} {len(tried):6} {clock[1] - clock[0]:6.1f} {clock[2] - clock[1]:8.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
