@@ -1,12 +1,13 @@
 """The end of a run: the model file, the score read back from it, and the account of the bytes. Backend-free."""
 import hashlib
+import math
 import time
 import zlib
 
 import numpy as np
 
 from common.artifact import BUDGET_BYTES, decode_model
-from common.bpb import evaluate
+from common.bpb import EVAL_SECONDS, eval_lengths, evaluate
 from common.fit import encode_within
 from common.folder import write_file
 from common.loop import Agreed, agree, together
@@ -38,10 +39,15 @@ def finish(trainer, settings, data, code_bytes, folder, log, watch):
     trainer.load_weights({name: trainer.all_sum(weights[name] if folder else np.zeros_like(weights[name])) for name in sorted(weights)})
     clock = time.perf_counter()
     val_loss, val_bpb, tokens, num_bytes = evaluate(trainer, settings, data.val, data.tokenizer, data.val_tokens,
-                                                    watch.each([watch.steps, 3], "the final evaluation", PATIENCE))
+                                                    watch.each([watch.steps, 3], "the final evaluation", PATIENCE), final=True)
+    seconds, (seq_len, stride) = time.perf_counter() - clock, eval_lengths(settings)
+    if settings.ttt_lr and not math.isfinite(val_loss):
+        raise Agreed(f"test-time training ends in a loss of {val_loss}: lower TTT_LR={settings.ttt_lr}", "nonfinite")
+    ttt = f"lr {settings.ttt_lr}, chunk {settings.ttt_chunk}" if settings.ttt_lr else "off"
     log("scored", tokens=tokens, bytes=num_bytes, partial=data.partial)
-    log("final", val_loss=val_loss, val_bpb=val_bpb, ms=1e3 * (time.perf_counter() - clock), partial=data.partial)
+    log("final", val_loss=val_loss, val_bpb=val_bpb, ms=1e3 * seconds, partial=data.partial)
     log("final_exact", val_loss=val_loss, val_bpb=val_bpb, partial=data.partial)
+    log("evaluation", seconds=seconds, limit=EVAL_SECONDS, seq_len=seq_len, stride=stride, ttt=ttt)
     over = agree(trainer, failed=total >= BUDGET_BYTES)[1]
     if not folder:
         if over:
@@ -51,5 +57,7 @@ def finish(trainer, settings, data, code_bytes, folder, log, watch):
         raise Agreed(f"code {code_bytes:,} + model {len(model):,} = {total:,} bytes, {total - BUDGET_BYTES + 1:,} too many: it must be "
                      f"less than {BUDGET_BYTES:,}. The model is kept in {path}; continue with QUANT_LEVELS=auto, or use fewer layers or a "
                      "smaller width", "over_budget")
-    return (f"  final     val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}  read back from the written file{data.partial}\n"
+    how = f"  scored    windows of {seq_len:,} tokens, every {stride:,}; test-time training: {ttt}; {seconds:.1f} s of {EVAL_SECONDS:.0f}\n"
+    return (how * (ttt != "off" or {seq_len, stride} != {settings.train_seq_len}) +
+            f"  final     val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}  read back from the written file{data.partial}\n"
             f"  size      {total:,} bytes = model {len(model):,} + code {code_bytes:,}; {BUDGET_BYTES - 1 - total:,} left under the cap")

@@ -162,7 +162,7 @@ def setting_conflicts(s):
     if s.compute_dtype == "float64" and s.device == "gpu":
         wrong.append("COMPUTE_DTYPE=float64 runs on the CPU: use DEVICE=cpu or auto")
     try:
-        if s.qat_start < 1 and "auto" in group_levels(s).values():
+        if "auto" in group_levels(s).values() and s.qat_start < 1:
             wrong.append(f"QAT_START={s.qat_start} needs to know what to round to: instead of auto in QUANT_LEVELS={s.quant_levels} give numbers, "
                          "such as those that --preflight or a run without QAT_START finds")
     except ValueError as error:

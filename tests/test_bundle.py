@@ -547,7 +547,7 @@ def test_command_line(tmp_path):
     assert re.fullmatch(r"error: .*absent\.py:1: .*\n", done.stderr.decode())
 
 
-@pytest.mark.parametrize("name, limit", [("train_gpt.py", 84_000), ("train_gpt_mlx.py", 87_000)])  # records ship the first
+@pytest.mark.parametrize("name, limit", [("train_gpt.py", 108_000), ("train_gpt_mlx.py", 112_000)])  # records ship the first
 def test_trainers_become_one_file(tmp_path, name, limit):
     code = bundle(ROOT / name)
     compile(code, name, "exec")

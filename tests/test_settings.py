@@ -152,6 +152,7 @@ def test_a_near_miss_in_the_environment_is_warned_of():
         ("=5", "nothing is not one"),
         ("head=5", "head is not one of matrix, embed: the head is the embedding, unless TIE_EMBEDDINGS=0"),
         ("5,6", "give one value"), ("5,matrix=5", "give one value"), ("matrix=5,6", "give one value"), ("matrix=5,matrix=5", "give one value"))],
+    ({"quant_levels": "matrix=auto", "qat_start": 0.5}, "QAT_START=0.5 needs to know what to round to"),
     ({"compute_dtype": "float64", "device": "gpu"}, "COMPUTE_DTYPE=float64 runs on the CPU"),
     *[({"run_id": run_id}, f"RUN_ID={run_id} must be a plain folder name")
       for run_id in ("..", ".a", "a/b", "/a", "a b", "a\\b", "a\n")],
