@@ -87,3 +87,19 @@ def environment(data_path, **changes):
 def run_script(command, folder, env):
     """The finished process of `python COMMAND` in a folder."""
     return subprocess.run([sys.executable, *map(str, command)], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, data_path):
+    """The model file of a tiny run that nothing happens to, by backend and changed settings; each is made once."""
+    from tests.faults import Run
+    made = {}
+
+    def model(backend, **changes):
+        key = backend, *changes.items()
+        if key not in made:
+            run = Run(backend, tmp_path_factory.mktemp("whole"), data_path, **changes)
+            assert run.wait() == [0], run.text()
+            made[key] = run.model()
+        return made[key]
+    return model

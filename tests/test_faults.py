@@ -16,21 +16,6 @@ from tests.faults import Run, ended, flip_bit, small_disk
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, data_path):
-    """The model file of a run that nothing happens to, by backend and changed settings."""
-    made = {}
-
-    def model(backend, **changes):
-        key = backend, *changes.items()
-        if key not in made:
-            run = Run(backend, tmp_path_factory.mktemp("whole"), data_path, **changes)
-            assert run.wait() == [0], run.text()
-            made[key] = run.model()
-        return made[key]
-    return model
-
-
-@pytest.fixture(scope="module")
 def stopped(tmp_path_factory, data_path):
     """A folder with a run of each backend that was interrupted after step 13 or so; tests copy it."""
     made = {}

@@ -15,29 +15,14 @@ from tests.faults import Run, ended
 TRAINING = {"average": {"ema_decay": 0.9}, "rounding": {"qat_start": 0.5}}
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory, data_path):
-    """The model file of a whole run, by backend and settings; each is made once."""
-    made = {}
-
-    def model(backend, **changes):
-        key = backend, *changes.items()
-        if key not in made:
-            run = Run(backend, tmp_path_factory.mktemp("whole"), data_path, **changes)
-            assert run.wait() == [0], run.text()
-            made[key] = run.model()
-        return made[key]
-    return model
-
-
 @pytest.mark.parametrize("name", TRAINING)
-def test_both_backends_train_the_same_model_with_it(name, models):
+def test_both_backends_train_the_same_model_with_it(name, whole):
     """In the reference mode, to the byte; and another one than without."""
     changes = TRAINING[name]
-    assert models("torch", **changes) == models("mlx", **changes) != models("torch")
+    assert whole("torch", **changes) == whole("mlx", **changes) != whole("torch")
 
 
-def test_interrupted_and_resumed_with_two_ranks(backend, tmp_path, data_path, models):
+def test_interrupted_and_resumed_with_two_ranks(backend, tmp_path, data_path, whole):
     """What is averaged is part of a checkpoint, and validated without a trace in the weights."""
     changes = TRAINING["average"] | TRAINING["rounding"]
     run = Run(backend, tmp_path / "a", data_path, ("slow",), 2, val_loss_every=3, train_log_every=1, **changes)
@@ -46,7 +31,7 @@ def test_interrupted_and_resumed_with_two_ranks(backend, tmp_path, data_path, mo
     ended(run, "interrupted")
     again = Run(backend, tmp_path / "a", data_path, None, 2, resume="auto", run_id="", val_loss_every=3, **changes)
     assert again.wait() == [0, 0], again.text()
-    assert run.model() == models(backend, **changes)
+    assert run.model() == whole(backend, **changes)
 
 
 def test_the_average_is_what_the_formula_says(backend):

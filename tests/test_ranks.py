@@ -15,20 +15,6 @@ from tests.conftest import ROOT, environment
 from tests.faults import Run, ended, flip_bit, settings
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, data_path):
-    """The model file of a run that nothing happens to, with one rank; it is the same with two (tests/test_train.py)."""
-    made = {}
-
-    def model(backend):
-        if backend not in made:
-            run = Run(backend, tmp_path_factory.mktemp("whole"), data_path)
-            assert run.wait() == [0], run.text()
-            made[backend] = run.model()
-        return made[backend]
-    return model
-
-
 def continued(run, backend, data_path, model, world_size, **changes):
     """Resumes a run and asserts that it ends as if nothing had happened, with a log that can be read to the last line."""
     again = Run(backend, run.folder, data_path, None, world_size, **{"resume": "runs/r", "run_id": ""} | changes)
