@@ -58,7 +58,7 @@ except ModuleNotFoundError as missing:
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows
-from common.params import check_weights, param_table, rope_tables, training_bytes
+from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.run import host_memory, host_peak_memory, main
 from common.settings import Settings, UserError, setting
 
@@ -131,25 +131,34 @@ class GPT(nn.Module):
         self.s, self.dtype = s, dtype
         self.tok_emb = nn.Embedding(s.vocab_size, s.model_dim)
         self.blocks = [Block(s) for _ in range(s.num_layers)]
-        self.num_skips = s.num_layers // 2
+        self.order, self.num_skips = tuple(layer_order(s)), num_skips(s)
         if self.num_skips:
             self.skip_weights = mx.zeros((self.num_skips, s.model_dim))
         if not s.tie_embeddings:
             self.lm_head = nn.Linear(s.model_dim, s.vocab_size, bias=False)
         self._cos, self._sin = (mx.array(t, dtype=wide(dtype)) for t in rope_tables(s, s.train_seq_len))
 
-    def logits(self, tokens_BT):
-        """(B, T, V) in float32, float64 in reference mode."""
+    def features(self, tokens_BT):
+        """(B, T, C): what the last block gives."""
         cos, sin = self._cos[:tokens_BT.shape[1]], self._sin[:tokens_BT.shape[1]]
         x = x0 = rms_norm(self.tok_emb(tokens_BT).astype(self.dtype), self.s)
         skips = []
-        for i, block in enumerate(self.blocks):
+        for i, layer in enumerate(self.order):
             if i >= self.num_skips and skips:
                 x = x + self.skip_weights[i - self.num_skips].astype(x.dtype) * skips.pop()
-            x = block(x, x0, cos, sin)
+            x = self.blocks[layer](x, x0, cos, sin)
             if i < self.num_skips:
                 skips.append(x)
-        head = self.tok_emb if self.s.tie_embeddings else self.lm_head
+        return x
+
+    def logits(self, tokens_BT):
+        """(B, T, V) in float32, float64 in reference mode."""
+        return self.head_logits(self.features(tokens_BT), self.head())
+
+    def head(self):
+        return self.tok_emb if self.s.tie_embeddings else self.lm_head
+
+    def head_logits(self, x, head):
         logits = linear(rms_norm(x, self.s), head).astype(wide(self.dtype))
         return self.s.logit_softcap * mx.tanh(logits / self.s.logit_softcap)
 

@@ -2,9 +2,9 @@
 
 Format 1. The file is one RFC 1950 zlib stream and nothing after it. Inside: a safetensors file of the tensors of
 quantize.py, in the order that the safetensors library writes (dtype, then name), whose header has one metadata key, "parity_golf":
-JSON with sorted keys and no spaces, {"format": 1, "settings": {the model's settings}}. There is exactly one payload for given
-weights and settings, and the reader refuses every other; how it is deflated is the writer's affair, so that a better encoder leaves
-older files readable.
+JSON with sorted keys and no spaces, {"format": 1, "settings": {the model's settings, those of LATER only where they are not the
+default}}. There is exactly one payload for given weights and settings, and the reader refuses every other; how it is deflated is the
+writer's affair, so that a better encoder leaves older files readable.
 """
 import dataclasses
 import json
@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from common.params import count_params
 from common.quantize import dequantize_weights, quantize_weights
-from common.settings import ModelSettings, Settings, UserError, model_settings, parse_setting, setting_conflicts
+from common.settings import LATER, ModelSettings, Settings, UserError, model_settings, parse_setting, setting_conflicts
 from common.zstream import zlib_encode
 
 BUDGET_BYTES = 16_000_000  # code + model file must stay below
@@ -60,9 +60,10 @@ def read_model_settings(payload):
     if found != MODEL_FORMAT:
         raise ValueError(f"is of format {found}, this program reads {MODEL_FORMAT}")
     fields = {f.name: f for f in dataclasses.fields(ModelSettings)}
-    if given.keys() != fields.keys():
-        raise ValueError(f"has settings {sorted(given.keys() ^ fields)} that are missing or unknown")
-    settings = Settings(**{name: parse_setting(fields[name], repr(value)) for name, value in given.items()})
+    if wrong := (given.keys() ^ fields.keys()) - (fields.keys() & LATER):
+        raise ValueError(f"has settings {sorted(wrong)} that are missing or unknown")
+    settings = Settings(**{name: parse_setting(fields[name], value if fields[name].type is type(value) is str else repr(value))
+                           for name, value in given.items()})
     # only the model's settings count here: a batch of the default size may not suit this length
     wrong = setting_conflicts(dataclasses.replace(settings, train_batch_tokens=settings.train_seq_len,
                                                   micro_batch_tokens=settings.train_seq_len))

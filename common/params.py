@@ -45,9 +45,19 @@ def param_table(s):
     return table
 
 
+def layer_order(s):
+    """list[int]: the blocks in the order of application. LOOP_LAYERS are applied LOOP_COUNT times as a whole: with 1-2 and 2,
+    four blocks are 0, 1, 2, 1, 2, 3 (the idea is that of the Universal Transformer, arXiv:1807.03819)."""
+    order = list(range(s.num_layers))
+    if not s.loop_layers:
+        return order
+    first, last = map(int, s.loop_layers.split("-"))
+    return order[:last + 1] + order[first:last + 1] * (s.loop_count - 1) + order[last + 1:]
+
+
 def num_skips(s):
-    """Encoder blocks, each of whose outputs is added, last first, to the input of a decoder block: the smaller half."""
-    return s.num_layers // 2
+    """Blocks of the encoder half of the order, each of whose outputs is added, last first, to the input of a block of the decoder half."""
+    return len(layer_order(s)) // 2
 
 
 def initial_weights(s):
