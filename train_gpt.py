@@ -402,7 +402,8 @@ class TorchTrainer:
         """Bytes that are free on the GPU, or that the machine has, and that training will take, roughly."""
         rows = micro_batch_rows(self.s, rank_rows(self.s, self.rank, self.world_size)[1])
         have = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else host_memory()
-        return have, training_bytes(self.s, rows, self.dtype.itemsize, self.device.type == "cpu" and self.s.train_seq_len <= 512)
+        score_rows = self.s.train_seq_len if self.device.type == "cpu" and self.s.train_seq_len <= 512 else 0
+        return have, training_bytes(self.s, rows, self.dtype.itemsize, score_rows)
 
     def describe(self):
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type

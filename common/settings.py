@@ -128,7 +128,7 @@ def setting_conflicts(s):
     if s.loop_layers:
         ends = re.fullmatch(r"(0|[1-9]\d{0,3})-(0|[1-9]\d{0,3})", s.loop_layers)
         if not ends:
-            wrong.append(f"LOOP_LAYERS={ascii(s.loop_layers)[1:-1]:.60} is no range of blocks: write the first and the last, as in 3-5, or 3-3 for one")
+            wrong.append(f"LOOP_LAYERS={ascii(s.loop_layers)[1:-1]:.60} is no range of blocks: write the first and the last, as in 3-5 (or 3-3)")
         elif int(ends[1]) > int(ends[2]):
             wrong.append(f"LOOP_LAYERS={s.loop_layers} is reversed: write the first block and then the last, {ends[2]}-{ends[1]}")
         elif int(ends[2]) >= s.num_layers:

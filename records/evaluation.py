@@ -10,7 +10,7 @@ from records.checks import FAIL, PASS, UNVERIFIED, Finding
 from records.folder import Refused
 
 SAME_BACKEND, ACROSS = 5e-5, 5e-4  # bits per byte
-MODEL_FILE, LONGEST_ROW = "model.int8.zlib", 8192
+MODEL_FILE, LONGEST_ROW = "model.int8.zlib", 16384
 
 
 def trainer_class(backend):
@@ -50,7 +50,7 @@ def check_evaluation(folder, data_path, backend=None):
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
     ran = log.run_settings  # bfloat16 rounds otherwise where it is compiled: 6e-4 measured, so the same backend runs as it ran
     how = {"compile": ran.compile, "compute_dtype": ran.compute_dtype} if backend == log.backend else {"compile": False, "compute_dtype": "float32"}
-    values |= how | {"data_path": str(data_path), "train_batch_tokens": rows, "micro_batch_tokens": rows}
+    values |= how | {"data_path": str(data_path), "train_batch_tokens": rows, "micro_batch_tokens": rows, "loss_chunk": 8192}
     own = kind.settings_class(**values)
     try:
         data = open_data(own)
