@@ -126,17 +126,16 @@ class GPT(nn.Module):
     def forward(self, tokens):
         """(B, T) nats of each target: tokens (B, T + 1) hold the inputs and, moved by one, the targets."""
         tokens = tokens.long()
-        x, targets = self.features(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()
-        if not 0 < self.s.loss_chunk < len(x):
+        x, targets = self.features(tokens[:, :-1]), tokens[:, 1:]
+        if not 0 < self.s.loss_chunk < targets.numel():
             return self.nats(x, targets).view(len(tokens), -1)
-        # the logits of a chunk are computed again in the backward pass
-        chunks = zip(x.split(self.s.loss_chunk), targets.split(self.s.loss_chunk))
-        nats = [checkpoint(self.nats, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        chunks = zip(x.flatten(0, 1).split(self.s.loss_chunk), targets.flatten().split(self.s.loss_chunk))
+        nats = [checkpoint(self.nats, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]  # again in the backward pass
         return torch.cat(nats).view(len(tokens), -1)
 
     def nats(self, x, targets):
-        """(N,) nats of the targets (N,) after what the last block gives (N, C)."""
-        return F.cross_entropy(self.head_logits(x), targets, reduction="none")
+        """(N,) nats of the N targets (...) after what the last block gives (..., C)."""
+        return F.cross_entropy(self.head_logits(x).flatten(0, -2), targets.flatten(), reduction="none")
 
 
 def linear(x, layer):

@@ -117,7 +117,8 @@ def test_the_identity_is_what_is_learned(data_path):
     data = open_data(s)
     identity = run_identity(s, data, b"code")
     free = {"micro_batch_tokens": 64, "compile": True, "device": "gpu", "train_log_every": 3, "run_id": "x", "resume": "y", "rank_timeout": 3.0,
-            "val_loss_every": 7, "val_tokens_limit": 5, "checkpoint_every": "3", "data_path": "elsewhere", "tokenizer_path": "x", "warmup_steps": 9}
+            "val_loss_every": 7, "val_tokens_limit": 5, "loss_chunk": 64, "checkpoint_every": "3", "data_path": "elsewhere",
+            "tokenizer_path": "x", "warmup_steps": 9}
     changed = type(s)(**vars(s) | free)
     assert run_identity(changed, data, b"code") == identity
     fixed = {name for name in vars(s) if name not in free}
