@@ -18,6 +18,7 @@ try:
     import torch.nn.functional as F
     from torch import nn
     from torch.nn.parallel import DistributedDataParallel
+    from torch.utils.checkpoint import checkpoint
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
         raise
@@ -26,7 +27,7 @@ except ModuleNotFoundError as missing:
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows
-from common.params import check_weights, param_table, rope_tables, training_bytes
+from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
 from common.run import host_memory, host_peak_memory, main
 from common.settings import Settings, UserError
@@ -94,7 +95,7 @@ class GPT(nn.Module):
         self.s, self.dtype = s, dtype
         self.tok_emb = nn.Embedding(s.vocab_size, s.model_dim)
         self.blocks = nn.ModuleList(Block(s) for _ in range(s.num_layers))
-        self.num_skips = s.num_layers // 2
+        self.order, self.num_skips = tuple(layer_order(s)), num_skips(s)
         if self.num_skips:
             self.skip_weights = nn.Parameter(torch.empty(self.num_skips, s.model_dim))
         if not s.tie_embeddings:
@@ -102,17 +103,24 @@ class GPT(nn.Module):
         longest = max(s.train_seq_len, s.eval_seq_len)
         self.cos, self.sin = (torch.tensor(t, dtype=wide(dtype), device=device) for t in rope_tables(s, longest))
 
-    def logits(self, tokens_BT):
-        """(B, T, V) in float32, float64 in reference mode."""
+    def features(self, tokens_BT):
+        """(B, T, C): what the last block gives."""
         cos, sin = self.cos[:tokens_BT.shape[1]], self.sin[:tokens_BT.shape[1]]
         x = x0 = rms_norm(self.tok_emb(tokens_BT).to(self.dtype), self.s)
         skips = []
-        for i, block in enumerate(self.blocks):
+        for i, layer in enumerate(self.order):
             if i >= self.num_skips and skips:
                 x = x + self.skip_weights[i - self.num_skips].to(x.dtype) * skips.pop()
-            x = block(x, x0, cos, sin)
+            x = self.blocks[layer](x, x0, cos, sin)
             if i < self.num_skips:
                 skips.append(x)
+        return x
+
+    def logits(self, tokens_BT):
+        """(B, T, V) in float32, float64 in reference mode."""
+        return self.head_logits(self.features(tokens_BT))
+
+    def head_logits(self, x):
         head = self.tok_emb if self.s.tie_embeddings else self.lm_head
         logits = linear(rms_norm(x, self.s), head).to(wide(self.dtype))
         return self.s.logit_softcap * torch.tanh(logits / self.s.logit_softcap)
@@ -120,8 +128,16 @@ class GPT(nn.Module):
     def forward(self, tokens):
         """(B, T) nats of each target: tokens (B, T + 1) hold the inputs and, moved by one, the targets."""
         tokens = tokens.long()
-        logits = self.logits(tokens[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(len(tokens), -1)
+        x, targets = self.features(tokens[:, :-1]), tokens[:, 1:]
+        if not 0 < self.s.loss_chunk < targets.numel():
+            return self.nats(x, targets).view(len(tokens), -1)
+        chunks = zip(x.flatten(0, 1).split(self.s.loss_chunk), targets.flatten().split(self.s.loss_chunk))
+        nats = [checkpoint(self.nats, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]  # again in the backward pass
+        return torch.cat(nats).view(len(tokens), -1)
+
+    def nats(self, x, targets):
+        """(N,) nats of the N targets (...) after what the last block gives (..., C)."""
+        return F.cross_entropy(self.head_logits(x).flatten(0, -2), targets.flatten(), reduction="none")
 
 
 def linear(x, layer):
@@ -142,7 +158,7 @@ def rotate(x, cos, sin):
 def attend(q, k, v):
     """Causal attention (B, H, T, D); query head h uses kv head h // G."""
     B, H, T, D = q.shape
-    if q.device.type == "cpu" and (T <= 512 or q.dtype == torch.float64):
+    if q.device.type == "cpu" and T <= 512:
         # plain products beat the CPU's flash kernel at short lengths; the queries of one kv head share a product
         q = q.view(B, -1, H // k.shape[1] * T, D)  # (B, K, G * T, D)
         scores = (q @ k.transpose(-2, -1)).view(B, -1, T, T).to(wide(q.dtype)) * D**-0.5
@@ -432,7 +448,8 @@ class TorchTrainer:
         """Bytes that are free on the GPU, or that the machine has, and that training will take, roughly."""
         rows = micro_batch_rows(self.s, rank_rows(self.s, self.rank, self.world_size)[1])
         have = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else host_memory()
-        return have, training_bytes(self.s, rows, self.dtype.itemsize, self.device.type == "cpu" and self.s.train_seq_len <= 512)
+        score_rows = self.s.train_seq_len if self.device.type == "cpu" and self.s.train_seq_len <= 512 else 0
+        return have, training_bytes(self.s, rows, self.dtype.itemsize, score_rows)
 
     def describe(self):
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type

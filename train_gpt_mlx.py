@@ -58,7 +58,7 @@ except ModuleNotFoundError as missing:
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows
-from common.params import check_weights, param_table, rope_tables, training_bytes
+from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
 from common.run import host_memory, host_peak_memory, main
 from common.settings import Settings, UserError, setting
@@ -72,6 +72,8 @@ class MlxSettings(Settings):
 # ------------------------------------------------------------------------------
 # Model. Shapes: B rows, T positions, V vocabulary, C width, H query heads, K kv heads, G = H / K, D = C / H
 # ------------------------------------------------------------------------------
+
+LONG = 1024  # positions of the longest row whose scores are all kept for the backward pass
 
 
 class Attention(nn.Module):
@@ -132,7 +134,7 @@ class GPT(nn.Module):
         self.s, self.dtype = s, dtype
         self.tok_emb = nn.Embedding(s.vocab_size, s.model_dim)
         self.blocks = [Block(s) for _ in range(s.num_layers)]
-        self.num_skips = s.num_layers // 2
+        self.order, self.num_skips = tuple(layer_order(s)), num_skips(s)
         if self.num_skips:
             self.skip_weights = mx.zeros((self.num_skips, s.model_dim))
         if not s.tie_embeddings:
@@ -140,28 +142,46 @@ class GPT(nn.Module):
         longest = max(s.train_seq_len, s.eval_seq_len)
         self._cos, self._sin = (mx.array(t, dtype=wide(dtype)) for t in rope_tables(s, longest))
 
-    def logits(self, tokens_BT):
-        """(B, T, V) in float32, float64 in reference mode."""
+    def features(self, tokens_BT):
+        """(B, T, C): what the last block gives."""
         cos, sin = self._cos[:tokens_BT.shape[1]], self._sin[:tokens_BT.shape[1]]
         x = x0 = rms_norm(self.tok_emb(tokens_BT).astype(self.dtype), self.s)
         skips = []
-        for i, block in enumerate(self.blocks):
+        for i, layer in enumerate(self.order):
             if i >= self.num_skips and skips:
                 x = x + self.skip_weights[i - self.num_skips].astype(x.dtype) * skips.pop()
-            x = block(x, x0, cos, sin)
+            x = self.blocks[layer](x, x0, cos, sin)
             if i < self.num_skips:
                 skips.append(x)
-        head = self.tok_emb if self.s.tie_embeddings else self.lm_head
-        logits = linear(rms_norm(x, self.s), head).astype(wide(self.dtype))
+        return x
+
+    def logits(self, tokens_BT):
+        """(B, T, V) in float32, float64 in reference mode."""
+        return self.head_logits(self.features(tokens_BT), self.head())
+
+    def head(self):
+        return (self.tok_emb if self.s.tie_embeddings else self.lm_head).weight
+
+    def head_logits(self, x, weight):
+        logits = (rms_norm(x, self.s) @ weight.astype(x.dtype).T).astype(wide(self.dtype))
         return self.s.logit_softcap * mx.tanh(logits / self.s.logit_softcap)
 
     def __call__(self, tokens):
         """(B, T) nats of each target: tokens (B, T + 1) hold the inputs and, moved by one, the targets."""
-        logits = self.logits(tokens[:, :-1])
+        x, targets = self.features(tokens[:, :-1]), tokens[:, 1:]
+        if not 0 < self.s.loss_chunk < targets.size:
+            return self.nats(x, self.head(), targets).squeeze(-1)
+        x, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
+        nats = in_turn(lambda first, x, weight: self.nats(x, weight, targets[first:first + len(x)]), self.s.loss_chunk, x, self.head())
+        return nats.reshape(len(tokens), -1)
+
+    def nats(self, x, weight, targets):
+        """(..., 1) nats of the targets (...) after what the last block gives (..., C)."""
+        logits = self.head_logits(x, weight)
         # the softcap bounds the logits, so that the sum of their exponentials cannot overflow below a cap of 80
         top = 0 if self.s.logit_softcap <= 80 else mx.stop_gradient(mx.max(logits, axis=-1, keepdims=True))
         total = mx.log(mx.sum(exp(logits - top), axis=-1, keepdims=True)) + top
-        return (total - mx.take_along_axis(logits, tokens[:, 1:, None], axis=-1)).squeeze(-1)
+        return total - mx.take_along_axis(logits, targets[..., None], axis=-1)
 
 
 def linear(x, layer):
@@ -183,23 +203,61 @@ def rotate(x, cos, sin):
 
 def attend(q, k, v):
     """Causal attention (B, H, T, D); query head h uses kv head h // G."""
-    B, H, T, D = q.shape
+    T, on_gpu = q.shape[2], mx.default_device() == mx.gpu
+    if on_gpu and T <= LONG:
+        return attend_last(q, k, v)
+
+    def part(first, rows, k, v):
+        last = first + rows.shape[2]
+        return attend_last(rows, k[:, :, :last], v[:, :, :last])
+
+    # On the CPU exponentials are what costs: a block of queries leaves out the keys that all of it cannot see
+    block = max(64, min(T, LONG) // 4)
+    if T > LONG:  # on Metal too: for training its kernel is replaced by one that keeps all scores
+        return in_turn(part, block, q, k, v)
+    return mx.concatenate([part(first, q[:, :, first:first + block], k, v) for first in range(0, T, block)], axis=2)
+
+
+def attend_last(q, k, v):
+    """The same for the last N of the T positions: q (B, H, N, D). The queries of one kv head share a product."""
     if mx.default_device() == mx.gpu:
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=D**-0.5, mask="causal")
-    # On the CPU exponentials are what costs: a block of queries leaves out the keys that all of it cannot see.
-    # The queries of one kv head share a product.
-    K, G, block = k.shape[1], H // k.shape[1], max(64, T // 4)
-    out = []
-    for first in range(0, T, block):
-        last = min(first + block, T)
-        rows = q[:, :, first:last].reshape(B, K, G * (last - first), D)
-        scores = (rows @ k[:, :, :last].swapaxes(-2, -1)).reshape(B, K, G, last - first, last).astype(wide(q.dtype)) * D**-0.5
-        past = mx.arange(last) <= mx.arange(first, last)[:, None]
-        scores = mx.where(past, scores, -float("inf"))
-        weights = exp(scores - mx.stop_gradient(mx.max(scores, axis=-1, keepdims=True)))
-        weights = (weights / mx.sum(weights, axis=-1, keepdims=True)).astype(q.dtype)
-        out.append((weights.reshape(B, K, -1, last) @ v[:, :, :last]).reshape(B, H, last - first, D))
-    return mx.concatenate(out, axis=2)
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1]**-0.5, mask="causal")
+    B, H, N, D = q.shape
+    K, T = k.shape[1:3]
+    rows = q.reshape(B, K, H // K * N, D)
+    scores = (rows @ k.swapaxes(-2, -1)).reshape(B, K, H // K, N, T).astype(wide(q.dtype)) * D**-0.5
+    past = mx.arange(T) <= mx.arange(T - N, T)[:, None]
+    scores = mx.where(past, scores, -float("inf"))
+    weights = exp(scores - mx.stop_gradient(mx.max(scores, axis=-1, keepdims=True)))
+    weights = (weights / mx.sum(weights, axis=-1, keepdims=True)).astype(q.dtype)
+    return (weights.reshape(B, K, -1, T) @ v).reshape(B, H, N, D)
+
+
+def in_turn(f, size, x, *others):
+    """f(first, x[..., first:first + size, :], *others) for every first, joined along that axis, in the memory of a few calls: each is
+    computed again in the backward pass, and waits for the one before, or MLX would evaluate up to 20 side by side (as it does with
+    mx.checkpoint)."""
+    cuts = [(first, min(first + size, x.shape[-2])) for first in range(0, x.shape[-2], size)]
+
+    @mx.custom_function
+    def whole(x, *others):
+        out = []
+        for first, last in cuts:
+            out.append(f(first, *mx.depends([x[..., first:last, :]], out[-1:]), *others))
+        return mx.concatenate(out, axis=-2)
+
+    @whole.vjp
+    def gradient(primals, cotangent, _):
+        x, *others = primals
+        grads, totals = [], [mx.zeros_like(y) for y in others]
+        for first, last in cuts:
+            part, ahead = mx.depends([x[..., first:last, :], cotangent[..., first:last, :]], totals + grads[-1:])
+            _, (grad, *more) = mx.vjp(lambda *arrays, first=first: f(first, *arrays), [part, *others], [ahead])
+            grads.append(grad)
+            totals = [total + one for total, one in zip(totals, more)]
+        return mx.concatenate(grads, axis=-2), *totals
+
+    return whole(x, *others)
 
 
 def wide(dtype):
@@ -476,7 +534,8 @@ class MlxTrainer:
         rows = micro_batch_rows(self.s, rank_rows(self.s, self.rank, self.world_size)[1])
         on_gpu = mx.default_device() == mx.gpu
         have = mx.device_info().get("max_recommended_working_set_size", host_memory()) if on_gpu else host_memory()
-        return have, training_bytes(self.s, rows, self.dtype.size, not on_gpu)
+        score_rows = LONG // 4 if self.s.train_seq_len > LONG else 0 if on_gpu else self.s.train_seq_len
+        return have, training_bytes(self.s, rows, self.dtype.size, score_rows)
 
     def describe(self):
         on_gpu = mx.default_device() == mx.gpu

@@ -2,10 +2,10 @@
 
 Format 1. The file is one RFC 1950 zlib stream and nothing after it. Inside: a safetensors file of the tensors of
 quantize.py, in the order that the safetensors library writes (dtype, then name), whose header has one metadata key, "parity_golf":
-JSON with sorted keys and no spaces, {"format": 1, "settings": {the model's settings}}. Groups of tensors that have other levels than
-127 are named there too: {"format": 1, "levels": {"embed": "fp16", "matrix": 18.342}, "settings": ...}, a whole number without a point.
-There is exactly one payload for given weights, levels and settings, and the reader refuses every other; how it is deflated is the
-writer's affair, so that a better encoder leaves older files readable.
+JSON with sorted keys and no spaces, {"format": 1, "settings": {the model's settings, those of LATER only where they are not the
+default}}. Groups of tensors that have other levels than 127 are named there too: {"format": 1, "levels": {"embed": "fp16", "matrix":
+18.342}, "settings": ...}, a whole number without a point. There is exactly one payload for given weights, levels and settings, and the
+reader refuses every other; how it is deflated is the writer's affair, so that a better encoder leaves older files readable.
 """
 import dataclasses
 import json
@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from common.params import count_params
 from common.quantize import MOST_LEVELS, dequantize_weights, quantize_weights
-from common.settings import ModelSettings, Settings, UserError, group_levels, model_settings, parse_setting, setting_conflicts
+from common.settings import LATER, ModelSettings, Settings, UserError, group_levels, model_settings, parse_setting, setting_conflicts
 from common.zstream import zlib_encode
 
 BUDGET_BYTES = 16_000_000  # code + model file must stay below
@@ -64,9 +64,10 @@ def read_header(payload):
     if found != MODEL_FORMAT:
         raise ValueError(f"is of format {found}, this program reads {MODEL_FORMAT}")
     fields = {f.name: f for f in dataclasses.fields(ModelSettings)}
-    if given.keys() != fields.keys():
-        raise ValueError(f"has settings {sorted(given.keys() ^ fields)} that are missing or unknown")
-    settings = Settings(**{name: parse_setting(fields[name], repr(value)) for name, value in given.items()})
+    if wrong := (given.keys() ^ fields.keys()) - (fields.keys() & LATER):
+        raise ValueError(f"has settings {sorted(wrong)} that are missing or unknown")
+    settings = Settings(**{name: parse_setting(fields[name], value if fields[name].type is type(value) is str else repr(value))
+                           for name, value in given.items()})
     # only the model's settings count here: a batch of the default size may not suit this length
     wrong = setting_conflicts(dataclasses.replace(settings, train_batch_tokens=settings.train_seq_len,
                                                   micro_batch_tokens=settings.train_seq_len))

@@ -24,7 +24,7 @@ from common.settings import UserError
 
 CHECKPOINT_FORMAT = 1
 HEADER_LIMIT = 1 << 20  # bytes
-FREE = ("data_path tokenizer_path run_id micro_batch_tokens warmup_steps val_loss_every val_tokens_limit train_log_every resume "
+FREE = ("data_path tokenizer_path run_id micro_batch_tokens loss_chunk warmup_steps val_loss_every val_tokens_limit train_log_every resume "
         "checkpoint_every rank_timeout compile device eval_seq_len eval_stride ttt_lr ttt_chunk quant_levels")
 # settings that may change: data and tokenizer are known by their bytes
 

@@ -45,9 +45,19 @@ def param_table(s):
     return table
 
 
+def layer_order(s):
+    """list[int]: the blocks in the order of application. LOOP_LAYERS are applied LOOP_COUNT times as a whole: with 1-2 and 2,
+    four blocks are 0, 1, 2, 1, 2, 3 (the idea is that of the Universal Transformer, arXiv:1807.03819)."""
+    order = list(range(s.num_layers))
+    if not s.loop_layers:
+        return order
+    first, last = map(int, s.loop_layers.split("-"))
+    return order[:last + 1] + order[first:last + 1] * (s.loop_count - 1) + order[last + 1:]
+
+
 def num_skips(s):
-    """Encoder blocks, each of whose outputs is added, last first, to the input of a decoder block: the smaller half."""
-    return s.num_layers // 2
+    """Blocks of the encoder half of the order, each of whose outputs is added, last first, to the input of a block of the decoder half."""
+    return len(layer_order(s)) // 2
 
 
 def initial_weights(s):
@@ -91,15 +101,19 @@ def count_params(s):
 
 def flops_per_token(s):
     """Floating-point operations of one trained token, forward and backward: 6 per weight of every matrix product (head
-    included, embedding look-up not), and 6 * layers * length * width for attention, counted causally, that is half of the square
-    (the accounting of PaLM, appendix B, with its 12 halved)."""
-    matrices = sum(math.prod(p.shape) for p in param_table(s).values() if p.group == "matrix")
-    return 6 * (matrices + s.model_dim * (s.vocab_size + s.num_layers * s.train_seq_len))
+    included, embedding look-up not; a block counts as often as it is applied), and 6 * layers * length * width for attention, counted
+    causally, that is half of the square (the accounting of PaLM, appendix B, with its 12 halved). What is computed again to save
+    memory is not counted."""
+    block = sum(math.prod(p.shape) for name, p in param_table(s).items() if p.group == "matrix" and name.startswith("blocks.0."))
+    return 6 * (len(layer_order(s)) * (block + s.model_dim * s.train_seq_len) + s.model_dim * s.vocab_size)
 
 
-def training_bytes(s, rows, itemsize, plain_attention=False):
+def training_bytes(s, rows, itemsize, score_rows=0):
     """Bytes of the device that training takes, roughly: weights, gradients, two moments and a copy while updating for each parameter, and
-    what the backward pass keeps of one micro-batch of `rows` rows in a dtype of `itemsize` bytes. Plain attention keeps all scores."""
-    width = 8 if itemsize == 8 else 4
-    kept = s.num_layers * (s.model_dim * (12 + 3 * s.mlp_mult) * itemsize + plain_attention * s.num_heads * s.train_seq_len * (2 * width + itemsize))
-    return 5 * width * count_params(s) + rows * s.train_seq_len * (kept + 3 * width * s.vocab_size)
+    what the backward pass keeps of one micro-batch of `rows` rows in a dtype of `itemsize` bytes. score_rows: queries of a row whose
+    attention scores are in memory: all of them in every layer (plain attention), some in one layer (blocks of queries), or 0 (fused)."""
+    width, positions, layers = 8 if itemsize == 8 else 4, rows * s.train_seq_len, len(layer_order(s))
+    kept = layers * positions * s.model_dim * (12 + 3 * s.mlp_mult) * itemsize
+    one_score = layers * (2 * width + itemsize) if score_rows == s.train_seq_len else 12 * width  # 12 measured, with MLX on a CPU
+    logits = min(3 * positions, 8 * (s.loss_chunk or positions)) * s.vocab_size * width  # 8 measured there too
+    return 5 * width * count_params(s) + kept + positions * score_rows * s.num_heads * one_score + logits

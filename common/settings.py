@@ -47,6 +47,11 @@ class ModelSettings:
     logit_softcap: float = setting(30.0, "logits are c * tanh(logits / c)", 1e-3, 1e6)
     rms_norm_eps: float = setting(1e-6, "epsilon of every RMSNorm", 0, 1)
     train_seq_len: int = setting(1024, "tokens of one row", 1, 2**20)
+    loop_layers: str = setting("", "blocks 3-5, say, that are applied LOOP_COUNT times with shared weights, counted from 0; empty: none")
+    loop_count: int = setting(2, "times that LOOP_LAYERS are applied", 2, 16)
+
+
+LATER = "loop_layers", "loop_count"  # fields of ModelSettings that an artifact names only where they are used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +99,7 @@ class Settings(ModelSettings):
     ema_decay: float = setting(0.0, "decay per step of the average of the weights that is validated and exported; 0: none", 0, 0.999999)
     quant_levels: str = setting("127", "largest code of a stored weight, 2 to 127; auto: as many as fit the budget; or by group: "
                                        "matrix=15,embed=fp16,head=auto")
+    loss_chunk: int = setting(0, "positions whose logits are in memory at once: memory only, never the result; 0: all", 0, 2**31)
     # what may go wrong
     resume: str = setting("", "run folder to continue, or auto: the newest that is not finished, if any")
     checkpoint_every: str = setting("60s", "steps (500) or seconds (60s) between checkpoints; 0: only when interrupted and at the end")
@@ -146,6 +152,16 @@ def setting_conflicts(s):
              if getattr(s, a) % getattr(s, b)]
     if s.model_dim // s.num_heads % 2:
         wrong.append(f"MODEL_DIM={s.model_dim} / NUM_HEADS={s.num_heads} must be even: rotary embedding turns pairs")
+    if s.loop_layers:
+        ends = re.fullmatch(r"(0|[1-9]\d{0,3})-(0|[1-9]\d{0,3})", s.loop_layers)
+        if not ends:
+            wrong.append(f"LOOP_LAYERS={ascii(s.loop_layers)[1:-1]:.60} is no range of blocks: write the first and the last, as in 3-5 (or 3-3)")
+        elif int(ends[1]) > int(ends[2]):
+            wrong.append(f"LOOP_LAYERS={s.loop_layers} is reversed: write the first block and then the last, {ends[2]}-{ends[1]}")
+        elif int(ends[2]) >= s.num_layers:
+            wrong.append(f"LOOP_LAYERS={s.loop_layers} is outside the model: NUM_LAYERS={s.num_layers} has blocks 0-{s.num_layers - 1}")
+    elif s.loop_count != ModelSettings.loop_count:
+        wrong.append(f"LOOP_COUNT={s.loop_count} applies nothing again without LOOP_LAYERS: name blocks, as in LOOP_LAYERS=3-5")
     if s.micro_batch_tokens < s.train_seq_len:
         wrong.append(f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} is less than one row (TRAIN_SEQ_LEN={s.train_seq_len})")
     if s.val_tokens_limit == 1:
@@ -213,8 +229,10 @@ def changed_settings(settings):
 
 
 def model_settings(settings):
-    """dict of the settings that rebuild the model from its artifact."""
-    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(ModelSettings)}
+    """dict of the settings that rebuild the model from its artifact. Those that came later are in it where they are used, so that older
+    models keep their bytes."""
+    values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(ModelSettings)}
+    return {name: value for name, value in values.items() if name not in LATER or value != getattr(ModelSettings, name)}
 
 
 def settings_table(kind):

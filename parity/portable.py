@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from common.params import count_params, param_table
+from common.params import count_params, layer_order, param_table
 from common.settings import Settings, UserError, load_settings
 from parity.problem import DTYPES, RUNGS, ByteTable, Problem
 
@@ -82,11 +82,12 @@ def check_problem(path, s, meta, tensors):
     """What the ladder relies on, and its cost. Raises UserError."""
     if meta["dtype"] not in DTYPES or meta["backend"] not in ("torch", "mlx"):
         raise UserError(f"{path}: dtype {meta['dtype']} or backend {meta['backend']} is unknown here: {AGAIN}")
-    steps, params, rows = meta["steps"], count_params(s), s.train_batch_tokens // s.train_seq_len
+    steps, rows = meta["steps"], s.train_batch_tokens // s.train_seq_len
+    params = count_params(s) * len(layer_order(s)) // s.num_layers  # as often as they are applied, for their cost
     micro = max(s.micro_batch_tokens, s.train_seq_len, 4 * s.train_seq_len)
     if type(steps) is not int or not 0 < steps <= 10_000 or params > 1 << 25 or steps * s.train_batch_tokens * params > 1 << 48 or (
             s.train_seq_len > 4096 or micro * max(s.vocab_size, s.mlp_mult * s.model_dim, s.train_seq_len * s.num_heads) > 1 << 30):
-        raise UserError(f"{path}: a problem of this size is not tried ({params:,} parameters, {steps!a:.20} steps): export a smaller one")
+        raise UserError(f"{path}: a problem of this size is not tried ({count_params(s):,} parameters, {steps!a:.20} steps): export a smaller one")
     if rows % 8 or s.tied_embed_init_std <= 0 or s.rms_norm_eps <= 0:
         raise UserError(f"{path}: TRAIN_BATCH_TOKENS must be a multiple of 8 rows, TIED_EMBED_INIT_STD and RMS_NORM_EPS above 0")
     for t in (tensors["train"], tensors["val"]):

@@ -4,17 +4,20 @@ Shapes: B rows, T positions, V vocabulary, C width, H query heads, K kv heads, D
 """
 import numpy as np
 
+from common.params import layer_order
+
 
 def reference_logits(s, weights, tokens):
     """float64 (B, T, V) of int tokens (B, T); s: Settings, weights: dict under the names of common/params.py."""
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
-    encoder = s.num_layers // 2
+    order = layer_order(s)
+    encoder = len(order) // 2
     skips = []
     x = x0 = norm(w["tok_emb.weight"][tokens], s)
-    for i in range(s.num_layers):
+    for i, layer in enumerate(order):
         if i >= encoder and skips:  # the decoder half takes the encoder's outputs, last first
             x = x + w["skip_weights"][i - encoder] * skips.pop()
-        part = {name.removeprefix(f"blocks.{i}."): value for name, value in w.items() if name.startswith(f"blocks.{i}.")}
+        part = {name.removeprefix(f"blocks.{layer}."): value for name, value in w.items() if name.startswith(f"blocks.{layer}.")}
         x = part["resid_mix"][0] * x + part["resid_mix"][1] * x0
         x = x + part["attn_scale"] * attention(norm(x, s), part, s)
         hidden = np.maximum(norm(x, s) @ part["mlp.fc.weight"].T, 0) ** 2

@@ -10,7 +10,7 @@ from records.checks import FAIL, PASS, UNVERIFIED, Finding
 from records.folder import Refused
 
 SAME_BACKEND, ACROSS = 5e-5, 5e-4  # bits per byte
-MODEL_FILE, LONGEST_ROW = "model.int8.zlib", 8192
+MODEL_FILE, LONGEST_ROW = "model.int8.zlib", 16384
 EVAL_SETTINGS = "eval_seq_len", "eval_stride", "ttt_lr", "ttt_chunk"  # what the score depends on besides model and data
 
 
@@ -41,7 +41,7 @@ def scoring_settings(kind, settings, data_path, **how):
     """Settings of a trainer class that scores a model of these sizes on the data of a folder, in batches of about 8192 tokens."""
     rows = max(1, 8192 // settings.train_seq_len) * settings.train_seq_len
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    return kind.settings_class(**values | how | {"data_path": str(data_path), "train_batch_tokens": rows, "micro_batch_tokens": rows})
+    return kind.settings_class(**values | how | {"data_path": str(data_path), "train_batch_tokens": rows, "micro_batch_tokens": rows, "loss_chunk": 8192})
 
 
 def check_evaluation(folder, data_path, backend=None):

@@ -8,7 +8,8 @@ import time
 
 import numpy as np
 
-SIZE = {"num_layers": 4, "model_dim": 256, "num_heads": 4, "num_kv_heads": 2, "train_seq_len": 256, "train_batch_tokens": 4096, "device": "cpu"}
+SIZE = {"vocab_size": 1024, "num_layers": 4, "model_dim": 256, "num_heads": 4, "num_kv_heads": 2, "train_seq_len": 256,
+        "train_batch_tokens": 4096, "device": "cpu"}
 
 
 def bench(backend, dtype, steps=25):

@@ -118,7 +118,7 @@ def test_the_identity_is_what_is_learned(data_path):
     identity = run_identity(s, data, b"code")
     free = {"micro_batch_tokens": 64, "compile": True, "device": "gpu", "train_log_every": 3, "run_id": "x", "resume": "y", "rank_timeout": 3.0,
             "val_loss_every": 7, "val_tokens_limit": 5, "checkpoint_every": "3", "data_path": "elsewhere", "tokenizer_path": "x",
-            "warmup_steps": 9, "eval_seq_len": 64, "eval_stride": 8, "ttt_lr": 0.1, "ttt_chunk": "64d", "quant_levels": "15"}
+            "warmup_steps": 9, "eval_seq_len": 64, "eval_stride": 8, "ttt_lr": 0.1, "ttt_chunk": "64d", "quant_levels": "15", "loss_chunk": 64}
     changed = type(s)(**vars(s) | free)
     assert run_identity(changed, data, b"code") == identity
     fixed = {name for name in vars(s) if name not in free}

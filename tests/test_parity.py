@@ -125,10 +125,10 @@ MUTANTS = [
     ("torch", "self.skip_weights[i - self.num_skips]", "self.skip_weights[self.num_skips * 2 - 1 - i]", "logits"),
     ("mlx", "skips.pop()", "skips.pop(0)", "logits"),
     ("torch", "* self.q_gain.to(x.dtype)[:, None, None]", "* (0 * self.q_gain + 1).to(x.dtype)[:, None, None]", "logits"),
-    ("mlx", "rows = q[:, :, first:last].reshape(B, K, G * (last - first), D)",  # kv heads repeated in the wrong order
-     "rows = q.reshape(B, G, K, T, D).swapaxes(1, 2)[:, :, :, first:last].reshape(B, K, G * (last - first), D)", "logits"),
+    ("mlx", "rows = q.reshape(B, K, H // K * N, D)",  # kv heads repeated in the wrong order
+     "rows = q.reshape(B, H // K, K, N, D).swapaxes(1, 2).reshape(B, K, H // K * N, D)", "logits"),
     ("mlx", "mix[1] * x0", "mix[1] * x", "logits"),
-    ("mlx", "mx.arange(last) <= mx.arange(first, last)[:, None]", "mx.arange(last) <= mx.arange(first, last)[:, None] + 1", "logits"),
+    ("mlx", "mx.arange(T) <= mx.arange(T - N, T)[:, None]", "mx.arange(T) <= mx.arange(T - N, T)[:, None] + 1", "logits"),
     ("torch", "torch.relu(linear(x, self.fc)).square()", "torch.relu(linear(x, self.fc))", "logits"),
     ("mlx", "(tokens[:, 1:].size * ranks)", "(tokens.size * ranks)", "loss"),
     ("torch", "logits = linear(rms_norm(x, self.s), head)",  # the head's gradient does not reach the tied embedding
