@@ -25,14 +25,14 @@ from common.settings import UserError
 CHECKPOINT_FORMAT = 1
 HEADER_LIMIT = 1 << 20  # bytes
 FREE = ("data_path tokenizer_path run_id micro_batch_tokens loss_chunk warmup_steps val_loss_every val_tokens_limit train_log_every resume "
-        "checkpoint_every rank_timeout compile device eval_seq_len eval_stride ttt_lr ttt_chunk quant_levels")
-# settings that may change: data and tokenizer are known by their bytes
+        "checkpoint_every rank_timeout compile device eval_seq_len eval_stride ttt_lr ttt_chunk quant_levels").split()
+# settings that may change where a run goes on: data and tokenizer are known by their bytes
 
 
 def run_identity(settings, data, code):
     """dict of what a run must have in common with the checkpoint it goes on from."""
     return {name.upper(): value for name, value in vars(settings).items()
-            if name not in FREE.split() or (name == "quant_levels" and settings.qat_start < 1)} | {
+            if name not in FREE or (name == "quant_levels" and settings.qat_start < 1)} | {
         "code": hashlib.sha256(code).hexdigest(), "data": data.sha256, "tokenizer": data.tokenizer_sha256}
 
 

@@ -2,16 +2,21 @@
 
 Every trial is run with the same seeds and the same data, and compared with the trial it builds on by the test of
 `python -m records significance`, and seed by seed: a seed gives both the same initial weights. Training is equal in floating-point
-operations, so that a busy machine decides nothing: an option that makes a step dearer makes fewer steps. Runs are kept in
-runs/ablation-TRIAL-SEED, and one that is finished is not made again.
+operations, so that a busy machine decides nothing: an option that makes a step dearer makes fewer steps. Options that come after
+the training share it: its last steps are made again from one checkpoint. Runs are kept in runs/ablation-BACKEND-TRIAL-SEED, and one that is
+finished is not made again.
 """
 import os
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from common.checkpoint import FREE, checkpoints
 from common.params import flops_per_token
 from common.runlog import parse_log
 from common.settings import Settings, UserError, load_settings
@@ -26,18 +31,20 @@ TRIALS = {
     "baseline": ({}, None),
     "stride": ({"EVAL_STRIDE": 64}, "baseline"),
     "window-512": ({"EVAL_SEQ_LEN": 512, "EVAL_STRIDE": 256}, "baseline"),
-    "ema": ({"EMA_DECAY": 0.95}, "baseline"),
-    "loop": ({"LOOP_LAYERS": "1-2"}, "baseline"),
     "ttt": ({"TTT_LR": 0.05, "TTT_CHUNK": "4096"}, "baseline"),
     "ttt-document": ({"TTT_LR": 0.05, "TTT_CHUNK": "1024d"}, "baseline"),
-    "rows-1024": ({"TRAIN_SEQ_LEN": 1024}, "baseline"),
     "embed-fp16": ({"QUANT_LEVELS": "embed=fp16"}, "baseline"),
     "6-bit": ({"QUANT_LEVELS": 31}, "baseline"),
     "5-bit": ({"QUANT_LEVELS": 15}, "baseline"),
     "4-bit": ({"QUANT_LEVELS": 7}, "baseline"),
+    "loop": ({"LOOP_LAYERS": "1-2"}, "baseline"),
+    "ema": ({"EMA_DECAY": 0.95}, "baseline"),
     "6-bit-qat": ({"QUANT_LEVELS": 31, "QAT_START": 0.5}, "6-bit"),
     "5-bit-qat": ({"QUANT_LEVELS": 15, "QAT_START": 0.5}, "5-bit"),
     "4-bit-qat": ({"QUANT_LEVELS": 7, "QAT_START": 0.5}, "4-bit"),
+    "rows-1024": ({"TRAIN_SEQ_LEN": 1024}, "baseline"),
+    "narrow": ({"MODEL_DIM": 128}, "baseline"),
+    "wide": ({"MODEL_DIM": 384}, "baseline"),
 }
 
 
@@ -65,15 +72,39 @@ def outcome(folder):
             "evaluation": found["final"]["ms"] / 1e3}
 
 
+def start(folder, values, backend, **more):
+    """The process of a run that goes on with what is in its folder, or begins it."""
+    named = {"RESUME": str(folder)} if folder.exists() else {"RUN_ID": folder.name}
+    return subprocess.Popen([sys.executable, TRAINERS[backend]], env=os.environ | values | named | more, text=True, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE)
+
+
+def trained(seed, backend, values):
+    """Folder of the baseline's run, stopped some steps before its end."""
+    folder = Path("runs") / f"ablation-{backend}-trained-{seed}"
+    stop = str(int(values["ITERATIONS"]) - 5)
+    if not checkpoints(folder) or f"{stop:0>8}" > checkpoints(folder)[0].stem[5:]:
+        process = start(folder, values, backend, CHECKPOINT_EVERY=stop)
+        while process.poll() is None and not [*folder.glob(f"step-{stop:0>8}.checkpoint")]:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate()[1]
+        if not checkpoints(folder):
+            raise UserError(f"{folder} left no checkpoint at step {stop}: {said.strip()[-500:]}")
+    return folder
+
+
 def run_trial(trial, seed, backend, data_path):
     """outcome() of one run, which is made where it is not there. Raises UserError."""
     folder = Path("runs") / f"ablation-{backend}-{trial}-{seed}"
     if not (found := outcome(folder)):
-        env = os.environ | trial_settings(trial, data_path) | {"RUN_ID": folder.name, "SEED": str(seed), "RESUME": "auto"}
-        done = subprocess.run([sys.executable, TRAINERS[backend]], env=env, check=False, text=True, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.PIPE)
-        if done.returncode or not (found := outcome(folder)):
-            raise UserError(f"{folder} ended with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
+        values = trial_settings(trial, data_path) | {"SEED": str(seed)}
+        if not folder.exists() and {name.lower() for name in TRIALS[trial][0]} <= set(FREE):
+            shutil.copytree(trained(seed, backend, trial_settings("baseline", data_path) | {"SEED": str(seed)}), folder)
+        process = start(folder, values, backend)
+        said = process.communicate()[1]
+        if process.returncode or not (found := outcome(folder)):
+            raise UserError(f"{folder} ended with exit code {process.returncode}: {said.strip()[-500:]}")
     print(f"{folder.name}: val_bpb {found['bpb']:.4f}", file=sys.stderr)
     return found
 
@@ -104,6 +135,9 @@ def run(options):
     names = [name for name in TRIALS if any(name in ancestry(trial) for trial in names)]
     seeds = range(1337, 1337 + options.seeds)
     with ThreadPoolExecutor(options.jobs) as pool:
+        first = [pool.submit(trained, seed, options.backend, trial_settings("baseline", options.data) | {"SEED": str(seed)}) for seed in seeds]
+        for job in first:
+            job.result()
         jobs = {name: [pool.submit(run_trial, name, seed, options.backend, options.data) for seed in seeds] for name in names}
         try:
             runs = {name: [job.result() for job in made] for name, made in jobs.items()}

@@ -41,7 +41,8 @@ def scoring_settings(kind, settings, data_path, **how):
     """Settings of a trainer class that scores a model of these sizes on the data of a folder, in batches of about 8192 tokens."""
     rows = max(1, 8192 // settings.train_seq_len) * settings.train_seq_len
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    return kind.settings_class(**values | how | {"data_path": str(data_path), "train_batch_tokens": rows, "micro_batch_tokens": rows, "loss_chunk": 8192})
+    values |= how | {"data_path": str(data_path), "train_batch_tokens": rows, "micro_batch_tokens": rows, "loss_chunk": 8192}
+    return kind.settings_class(**values)
 
 
 def check_evaluation(folder, data_path, backend=None):
