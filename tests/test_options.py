@@ -12,7 +12,10 @@ from common.settings import Settings
 from tests.conftest import TINY, trainer_class
 from tests.faults import Run, ended
 
-TRAINING = {"average": {"ema_decay": 0.9}, "rounding": {"qat_start": 0.5}}
+TRAINING = {"average": {"ema_decay": 0.9}, "rounding": {"qat_start": 0.5}, "low rounding": {"qat_start": 0.25, "quant_levels": "matrix=7,embed=fp16"},
+            "levels": {"quant_levels": "15"}, "budget": {"quant_levels": "auto"}, "loop": {"loop_layers": "1-2", "loop_count": 3}}
+TRAINING["all"] = {**TRAINING["average"], **TRAINING["low rounding"], **TRAINING["loop"], "loss_chunk": 24, "eval_seq_len": 48, "eval_stride": 16,
+                   "ttt_lr": 0.1, "ttt_chunk": "256"}
 
 
 @pytest.mark.parametrize("name", TRAINING)
