@@ -67,7 +67,7 @@ def fit_levels(settings, weights, budget):
 
     chosen = search_levels(size, budget, bit_bytes(settings, groups))
     if chosen is None:
-        raise UserError(too_large(settings, size(LEAST_LEVELS), budget), "over_budget")
+        raise UserError(too_large(settings, tried[LEAST_LEVELS][1], budget), "over_budget")
     return with_auto(groups, chosen), [tried[number] for number in sorted(tried, key=lambda number: number == chosen)]
 
 

@@ -42,8 +42,7 @@ def warm_up(trainer, settings, data, watch):
 
 def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed=0.0):
     """("finished" or "capped", summary text). Validation time is not training time; rank 0's clock is everybody's."""
-    watch.steps = first = step
-    cap, begun, val_bpb = settings.max_wallclock_seconds or math.inf, [], None
+    first, cap, begun, val_bpb = step, settings.max_wallclock_seconds or math.inf, [], None
 
     def look_at_losses(ahead=0):
         """Raises Agreed where one is not finite. Those of the last steps, which may still be under way, are left for later."""

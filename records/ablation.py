@@ -79,8 +79,9 @@ def start(folder, values, backend, **more):
                             stderr=subprocess.PIPE)
 
 
-def trained(seed, backend, values):
+def trained(seed, backend, data_path):
     """Folder of the baseline's run, stopped some steps before its end."""
+    values = trial_settings("baseline", data_path) | {"SEED": str(seed)}
     folder = Path("runs") / f"ablation-{backend}-trained-{seed}"
     stop = str(int(values["ITERATIONS"]) - 5)
     if not checkpoints(folder) or f"{stop:0>8}" > checkpoints(folder)[0].stem[5:]:
@@ -100,7 +101,7 @@ def run_trial(trial, seed, backend, data_path):
     if not (found := outcome(folder)):
         values = trial_settings(trial, data_path) | {"SEED": str(seed)}
         if not folder.exists() and {name.lower() for name in TRIALS[trial][0]} <= set(FREE):
-            shutil.copytree(trained(seed, backend, trial_settings("baseline", data_path) | {"SEED": str(seed)}), folder)
+            shutil.copytree(trained(seed, backend, data_path), folder)
         process = start(folder, values, backend)
         said = process.communicate()[1]
         if process.returncode or not (found := outcome(folder)):
@@ -135,7 +136,7 @@ def run(options):
     names = [name for name in TRIALS if any(name in ancestry(trial) for trial in names)]
     seeds = range(1337, 1337 + options.seeds)
     with ThreadPoolExecutor(options.jobs) as pool:
-        first = [pool.submit(trained, seed, options.backend, trial_settings("baseline", options.data) | {"SEED": str(seed)}) for seed in seeds]
+        first = [pool.submit(trained, seed, options.backend, options.data) for seed in seeds]
         for job in first:
             job.result()
         jobs = {name: [pool.submit(run_trial, name, seed, options.backend, options.data) for seed in seeds] for name in names}
