@@ -89,6 +89,6 @@ def encode_within(settings, weights, budget, log):
     if "auto" in levels.values():
         levels, tried = fit_levels(settings, weights, budget)
     for found, size, error in tried:
-        text = ",".join(f"{group}={value}" for group, value in found.items())
+        text = ",".join(f"{group}={value}" if value == "fp16" else f"{group}={value:.5g}" for group, value in found.items())
         log("quant", levels=text, bytes=size, error=error)
     return encode_model(settings, weights, levels)

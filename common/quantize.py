@@ -4,13 +4,14 @@ disagree.
 The rule, which whoever trains with it repeats on the device. L is the number of levels, a real number from 2 on, 127 by default:
 all in float32, for each row w of a matrix,
 
-    step = float32(float16(max|w| / L))               without the float16 where rint(L) > 127
+    step = float32(float16(max|w| / L))               the float16 above where rint(L) > 127, the nearest otherwise
     q    = clip(rint(w / step), -rint(L), rint(L))    0 where step is 0; rint takes halves to the even number
     w    ~ q * step
 
-There is no floor under the step: a row of zeros has step 0. Stored are NAME.scale, the step as float16 (float32 where rint(L) > 127),
-and NAME, q as int8. Where rint(L) > 127, q = NAME * 2**k + NAME.low with the smallest k for which NAME fits int8, and NAME.low, uint8, from
-0 to 2**k - 1: a Huffman code of bytes then costs what the numbers are worth, at any L. A group that is "fp16" has NAME float16 alone.
+There is no floor under the step: a row of zeros has step 0. Stored are NAME.scale, the step as float16, and NAME, q as int8. Where
+rint(L) > 127, q = NAME * 2**k + low with the smallest k for which NAME fits int8, and low, from 0 to 2**k - 1, in NAME.low: uint8, k bits
+a number, the highest first, rows filled up with 0. A Huffman code of bytes then costs what the numbers are worth, at any L; and no step is
+too small, or the largest weights would be cut. A group that is "fp16" has NAME float16 alone.
 """
 import numpy as np
 
@@ -27,9 +28,12 @@ def tensor_levels(settings):
 
 
 def quantize_rows(weight, levels=127):
-    """(q (rows, columns) int8, or int16 above 127; scale (rows,) float16, or float32) of a float32 matrix, by the rule above."""
+    """(q (rows, columns) int8, or int16 above 127; scale (rows,) float16) of a float32 matrix, by the rule above."""
     top = round(levels)
-    scale = (np.abs(weight).max(axis=1) / np.float32(levels)).astype(np.float16 if top <= 127 else np.float32)
+    exact = np.abs(weight).max(axis=1) / np.float32(levels)
+    scale = exact.astype(np.float16)
+    if top > 127:
+        scale = np.where(scale < exact, np.nextafter(scale, np.float16(np.inf)), scale)
     step = scale.astype(np.float32)[:, None]
     q = np.divide(weight, step, out=np.zeros_like(weight), where=step > 0)
     return np.clip(np.rint(q), -top, top).astype(np.int8 if top <= 127 else np.int16), scale
@@ -52,16 +56,16 @@ def store_matrix(name, weight, levels):
     q, scale = quantize_rows(weight, levels)
     if not (bits := low_bits(levels)):
         return {name: q, name + ".scale": scale}
-    return {name: (q >> bits).astype(np.int8), name + ".low": (q & (1 << bits) - 1).astype(np.uint8), name + ".scale": scale}
+    low = np.unpackbits((q & (1 << bits) - 1).astype(np.uint8)[:, :, None], axis=2)[:, :, 8 - bits:]
+    return {name: (q >> bits).astype(np.int8), name + ".low": np.packbits(low.reshape(len(q), -1), axis=1), name + ".scale": scale}
 
 
 def stored_kinds(name, shape, levels):
     """dict name -> (shape, dtype as text): what store_matrix gives."""
     if levels == "fp16":
         return {name: (shape, "float16")}
-    if low_bits(levels):
-        return {name: (shape, "int8"), name + ".low": (shape, "uint8"), name + ".scale": (shape[:1], "float32")}
-    return {name: (shape, "int8"), name + ".scale": (shape[:1], "float16")}
+    low = {name + ".low": ((shape[0], -(-shape[1] * low_bits(levels) // 8)), "uint8")} if low_bits(levels) else {}
+    return {name: (shape, "int8"), name + ".scale": (shape[:1], "float16")} | low
 
 
 def load_matrix(name, stored, levels):
@@ -70,9 +74,10 @@ def load_matrix(name, stored, levels):
         return stored[name].astype(np.float32)
     q, top = stored[name], round(levels)
     if bits := low_bits(levels):
-        low = stored[name + ".low"]
-        if low.max() >> bits:
-            raise ValueError(f"tensor {name}.low holds a code of more than {bits} bits")
+        low = np.unpackbits(stored[name + ".low"], axis=1)
+        if low[:, q.shape[1] * bits:].any():
+            raise ValueError(f"tensor {name}.low does not end in zeros")
+        low = np.packbits(low[:, :q.shape[1] * bits].reshape(*q.shape, bits), axis=2)[:, :, 0] >> (8 - bits)
         q = (q.astype(np.int16) << bits) + low
     if q.max() > top or q.min() < -top:
         raise ValueError(f"tensor {name} holds a code beyond its {levels} levels")

@@ -21,7 +21,7 @@ WEIGHTS = normal(SMALL)
 PLAIN = len(encode_model(dataclasses.replace(SMALL, quant_levels="127"), WEIGHTS)[0])
 
 
-@pytest.mark.parametrize("times", [0.6, 0.8, 1.1, 1.5, 2, 3])
+@pytest.mark.parametrize("times", [0.52, 0.6, 0.8, 0.98, 1.1, 1.5, 2, 3])
 def test_the_file_fits_the_budget_and_little_is_left(times):
     budget, lines = int(PLAIN / times), []
     model, _ = encode_within(SMALL, WEIGHTS, budget, lambda kind, **values: lines.append((kind, values)))

@@ -149,13 +149,29 @@ def test_the_rule_at_any_levels(levels):
 def test_wide_codes_are_split_in_two_and_come_back(levels):
     weight = matrix(5, 6, 4000)
     weight[0, :2] = -1, 1  # both ends
+    weight[1] *= 1e-4  # steps of 1e-6 and less, where float16 is coarse
     stored = store_matrix("w", weight, levels)
-    assert {name: str(tensor.dtype) for name, tensor in stored.items()} == {"w": "int8", "w.low": "uint8", "w.scale": "float32"}
+    assert {name: str(tensor.dtype) for name, tensor in stored.items()} == {"w": "int8", "w.low": "uint8", "w.scale": "float16"}
     q, scale = quantize_rows(weight, levels)
-    assert np.abs(q.astype(np.int32)).max() == round(levels) and stored["w"].max() > 60
+    for row, step in zip(weight, scale):
+        exact = np.abs(row).max() / np.float32(levels)
+        assert np.nextafter(step, np.float16(0)) < exact <= step
+    assert 0.999 * levels < np.abs(q.astype(np.int32)).max() <= round(levels) and stored["w"].max() > 60
     back = load_matrix("w", stored, levels)
     assert back.tobytes() == dequantize_rows(q, scale).tobytes()
-    assert np.abs(back - weight).max() <= 0.5001 / levels
+    assert (np.abs(back - weight) <= 0.5 * scale.astype(np.float32)[:, None] + 1e-7 * np.abs(weight)).all()
+
+
+def test_low_bits_are_packed_and_rows_filled_up_with_zeros():
+    q = np.array([[-300, -1, 0, 1, 300], [511, 256, 255, -256, -511]])  # 2 low bits each
+    stored = store_matrix("w", q.astype(np.float32), 511)
+    stored["w.scale"][:] = 1
+    assert stored["w"][1].tolist() == [127, 64, 63, -64, -128]  # of the row whose step is 1
+    assert "".join(f"{byte:08b}" for byte in stored["w.low"][1]) == "1100110001" + 6 * "0"
+    assert load_matrix("w", stored, 511)[1].tolist() == q[1].tolist()
+    stored["w.low"][0, -1] |= 1
+    with pytest.raises(ValueError, match="w.low does not end in zeros"):
+        load_matrix("w", stored, 511)
 
 
 def test_groups_have_their_own_levels():
@@ -186,7 +202,7 @@ def test_a_weight_whose_scale_is_no_float16_is_refused(text, largest):
 
 
 @pytest.mark.parametrize("levels, name, value", [(5, "tok_emb.weight", 6), (5, "tok_emb.weight", -6), (127, "tok_emb.weight", -128),
-                                                 (300, "tok_emb.weight", 80), (300, "tok_emb.weight.low", 4)])
+                                                 (300, "tok_emb.weight", 80)])
 def test_codes_beyond_the_levels_are_refused(levels, name, value):
     groups = dict.fromkeys(("matrix", "embed", "head"), levels)
     stored = quantize_weights(TINY, trained(), groups)
