@@ -20,6 +20,7 @@ BOUNDS = {
     "one step": ("norm", {"float64": (1e-13, 3e-14), "float32": (9e-5, 2.5e-5), "bfloat16": (0.3, 8.7e-2)}),
     "training losses": ("absolute", {"float64": (1.2e-13, 3.5e-14), "float32": (7e-5, 2e-5), "bfloat16": (2.5e-2, 7.5e-3)}),
     "validation": ("absolute", {"float64": (4e-15, 1e-15), "float32": (3e-5, 7.9e-6), "bfloat16": (3e-2, 8.7e-3)}),
+    "options": ("absolute", {"float64": (7e-15, 1.8e-15), "float32": (1.2e-4, 3.2e-5), "bfloat16": (1.8e-2, 4.6e-3)}),
     "definition": ("absolute", {"float64": (5e-14, 1.5e-14), "float32": (3e-5, 8.2e-6), "bfloat16": (0.4, 0.1)}),
 }
 

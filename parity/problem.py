@@ -11,7 +11,7 @@ from common.dataset import open_data
 from common.settings import Settings, UserError
 
 RUNGS = ("initial weights", "batches", "bytes and windows", "logits", "token nats", "loss", "gradients", "one step", "training losses",
-         "validation", "quantized payload", "compressed bytes")
+         "validation", "options", "quantized payload", "compressed bytes")
 DTYPES = ("float64", "float32", "bfloat16")
 # the model of `make train` on a CPU; half its batch, so that the ladder takes three minutes on slow cores too
 CPU_SIZE = {"num_layers": 4, "model_dim": 256, "num_heads": 4, "num_kv_heads": 2, "train_seq_len": 256, "train_batch_tokens": 2048,
@@ -104,6 +104,14 @@ def full_state(trainer):
     return state | {"adam_step": np.float32(10)}
 
 
+def with_options(s):
+    """The settings of a trainer with every option that a run has, each so that it counts within four steps."""
+    length = s.train_seq_len
+    return dataclasses.replace(s, loop_layers=f"{s.num_layers // 3}-{s.num_layers // 2}", loss_chunk=length + length // 4, ema_decay=0.9, qat_start=0.5,
+                               quant_levels="matrix=31,embed=fp16", eval_seq_len=length + length // 2, eval_stride=max(1, length // 2),
+                               ttt_lr=0.01, ttt_chunk=str(4 * length))
+
+
 def observe(trainer_class, problem, dtype, progress=lambda rung: None, **changes):
     """(dict rung -> dict name -> array of what one backend shows, the trainer's description of its device); changes: of the settings.
     progress(rung) is called before each rung. Raises UserError where the trainer cannot be built, ValueError where weights diverge."""
@@ -159,6 +167,20 @@ def observe(trainer_class, problem, dtype, progress=lambda rung: None, **changes
     shown["validation"] = {name: np.array(value) for name, value in zip(
         ("val_loss", "val_bpb", "tokens", "bytes"), bpb.evaluate(trainer, s, val, problem.table, len(problem.val)))}
 
+    progress("options")
+    optional, losses = with_options(own), []
+    other = trainer_class(optional, full_weights(optional))
+    for step in range(4):
+        other.rounding = step >= 2
+        losses.append(float(other.train_step(batches.step_rows(stream, s, step), 0.1, 0.9)))
+        other.update_average(schedule.ema_decay(optional, step))
+    averaged = {name: w.astype(np.float32) for name, w in other.average().items()}
+    other.load_weights(averaged)
+    shown["options"] = {"loss": np.array(losses)}
+    for name, ttt_lr in {"sliding windows": 0.0, "test-time training": optional.ttt_lr}.items():
+        shown["options"][f"val_loss, {name}"] = np.array(
+            bpb.evaluate(other, dataclasses.replace(optional, ttt_lr=ttt_lr), val, problem.table, len(problem.val), final=True)[0])
+
     progress("quantized payload")
     trained = {name: w.astype(np.float32) for name, w in trainer.weights().items()}
     trainer.load_weights(full)
@@ -169,6 +191,7 @@ def observe(trainer_class, problem, dtype, progress=lambda rung: None, **changes
     shown["compressed bytes"] = {"SHA-256 of equal weights": digest(s, equal)}
     if dtype == "float64":
         shown["compressed bytes"][f"SHA-256 after {problem.steps} steps"] = digest(s, trained)
+        shown["compressed bytes"]["SHA-256 with options"] = digest(optional, averaged)
     return shown, trainer.describe()
 
 

@@ -138,6 +138,10 @@ MUTANTS = [
     ("mlx", "lr * max(1, rows / columns) ** 0.5 * u", "lr * u", "one step"),
     ("mlx", "s.beta2 * state", "s.beta1 * state", "one step"),
     ("torch", "betas=(s.beta1, s.beta2), eps=s.adam_eps", "betas=(s.beta1, s.beta2), eps=1e-6", "one step"),
+    ("torch", ".half().float()\n    return", ".float()\n    return", "options"),  # steps of a rounding that the file would not have
+    ("torch", "_foreach_mul_(change, (1 - decay)", "_foreach_mul_(change, (0.99 - decay)", "options"),
+    ("torch", "tuple(layer_order(s))", "tuple(sorted(layer_order(s)))", "options"),
+    ("torch", "alpha=-lr)\n\n    def to_device", "alpha=-1.01 * lr)\n\n    def to_device", "options"),
 ]
 
 
