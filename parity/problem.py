@@ -107,9 +107,9 @@ def full_state(trainer):
 def with_options(s):
     """The settings of a trainer with every option that a run has, each so that it counts within four steps."""
     length = s.train_seq_len
-    return dataclasses.replace(s, loop_layers=f"{s.num_layers // 3}-{s.num_layers // 2}", loss_chunk=length + length // 4, ema_decay=0.9, qat_start=0.5,
-                               quant_levels="matrix=31,embed=fp16", eval_seq_len=length + length // 2, eval_stride=max(1, length // 2),
-                               ttt_lr=0.01, ttt_chunk=str(4 * length))
+    return dataclasses.replace(s, loop_layers=f"{s.num_layers // 3}-{s.num_layers // 2}", loss_chunk=length + length // 4, ema_decay=0.9,
+                               qat_start=0.5, quant_levels="matrix=31,embed=fp16", eval_seq_len=length + length // 2,
+                               eval_stride=max(1, length // 2), ttt_lr=0.01, ttt_chunk=str(4 * length))
 
 
 def observe(trainer_class, problem, dtype, progress=lambda rung: None, **changes):

@@ -2,9 +2,9 @@
 
 Every trial is run with the same seeds and the same data, and compared with the trial it builds on by the test of
 `python -m records significance`, and seed by seed: a seed gives both the same initial weights. Training is equal in floating-point
-operations, so that a busy machine decides nothing: an option that makes a step dearer makes fewer steps. Options that come after
-the training share it: its last steps are made again from one checkpoint. Runs are kept in runs/ablation-BACKEND-TRIAL-SEED, and one that is
-finished is not made again.
+operations, so that a busy machine decides nothing: an option that makes a step dearer makes fewer steps. Levels and rounding have more
+steps, for a model of 200 steps loses next to nothing with few levels. Options that come after the training share it: its last steps
+are made again from one checkpoint. Runs are kept in runs/ablation-BACKEND-TRIAL-SEED, and one that is finished is not made again.
 """
 import os
 import shutil
@@ -26,38 +26,48 @@ STEPS, TRAINERS = 200, {"torch": "train_gpt.py", "mlx": "train_gpt_mlx.py"}
 SIZE = {"NUM_LAYERS": 4, "MODEL_DIM": 256, "NUM_HEADS": 4, "NUM_KV_HEADS": 2, "TRAIN_SEQ_LEN": 256, "TRAIN_BATCH_TOKENS": 4096,
         "MICRO_BATCH_TOKENS": 4096, "MATRIX_LR": 0.02, "MUON_MOMENTUM_WARMUP_STEPS": 100, "VAL_LOSS_EVERY": 0, "MAX_WALLCLOCK_SECONDS": 0,
         "CHECKPOINT_EVERY": 0}
-# name: (settings, the trial that it is compared with)
+# name: (settings, those of the trial that it is compared with among them; that trial)
 TRIALS = {
     "baseline": ({}, None),
     "stride": ({"EVAL_STRIDE": 64}, "baseline"),
     "window-512": ({"EVAL_SEQ_LEN": 512, "EVAL_STRIDE": 256}, "baseline"),
     "ttt": ({"TTT_LR": 0.05, "TTT_CHUNK": "4096"}, "baseline"),
     "ttt-document": ({"TTT_LR": 0.05, "TTT_CHUNK": "1024d"}, "baseline"),
+    "ttt-stride": ({"TTT_LR": 0.05, "TTT_CHUNK": "4096", "EVAL_STRIDE": 64}, "baseline"),
     "embed-fp16": ({"QUANT_LEVELS": "embed=fp16"}, "baseline"),
-    "6-bit": ({"QUANT_LEVELS": 31}, "baseline"),
-    "5-bit": ({"QUANT_LEVELS": 15}, "baseline"),
-    "4-bit": ({"QUANT_LEVELS": 7}, "baseline"),
     "loop": ({"LOOP_LAYERS": "1-2"}, "baseline"),
     "ema": ({"EMA_DECAY": 0.95}, "baseline"),
-    "6-bit-qat": ({"QUANT_LEVELS": 31, "QAT_START": 0.5}, "6-bit"),
-    "5-bit-qat": ({"QUANT_LEVELS": 15, "QAT_START": 0.5}, "5-bit"),
-    "4-bit-qat": ({"QUANT_LEVELS": 7, "QAT_START": 0.5}, "4-bit"),
     "rows-1024": ({"TRAIN_SEQ_LEN": 1024}, "baseline"),
     "narrow": ({"MODEL_DIM": 128}, "baseline"),
     "wide": ({"MODEL_DIM": 384}, "baseline"),
+    "long": ({"ITERATIONS": 500}, "baseline"),
 }
+for name, levels in {"matrices-6-bit": "matrix=31", "matrices-5-bit": "matrix=15", "matrices-4-bit": "matrix=7", "all-6-bit": "31",
+                     "all-5-bit": "15", "all-4-bit": "7"}.items():
+    TRIALS[name] = {"ITERATIONS": 500, "QUANT_LEVELS": levels}, "long"
+    TRIALS[f"{name}-qat"] = {**TRIALS[name][0], "QAT_START": 0.5}, name
 
 
 def trial_settings(trial, data_path):
     """dict NAME -> text of a trial, with steps for as many operations as the baseline's."""
     values, plain = ({name: str(value) for name, value in found.items()} for found in (SIZE | TRIALS[trial][0], SIZE))
     cost, plain_cost = (flops_per_token(load_settings(Settings, [], found | {"VOCAB_SIZE": "1024"}, print)) for found in (values, plain))
-    return values | {"DATA_PATH": str(data_path), "ITERATIONS": str(round(STEPS * plain_cost / cost))}
+    return values | {"DATA_PATH": str(data_path), "ITERATIONS": str(round(int(values.get("ITERATIONS", STEPS)) * plain_cost / cost))}
 
 
 def ancestry(trial):
     """The trial and those that it builds on."""
     return [trial, *(ancestry(TRIALS[trial][1]) if TRIALS[trial][1] else [])]
+
+
+def training(trial):
+    """The trial that trains as this one does: itself, or the one it builds on where all that it adds comes after the training."""
+    settings, against = TRIALS[trial]
+    added = {name.lower() for name in settings.keys() - TRIALS[against][0].keys()} if against else {""}
+    return training(against) if added <= set(FREE) else trial
+
+
+SHARED = {training(trial) for trial in TRIALS if training(trial) != trial}
 
 
 def outcome(folder):
@@ -79,10 +89,10 @@ def start(folder, values, backend, **more):
                             stderr=subprocess.PIPE)
 
 
-def trained(seed, backend, data_path):
-    """Folder of the baseline's run, stopped some steps before its end."""
-    values = trial_settings("baseline", data_path) | {"SEED": str(seed)}
-    folder = Path("runs") / f"ablation-{backend}-trained-{seed}"
+def trained(trial, seed, backend, data_path):
+    """Folder of a run, stopped some steps before its end."""
+    values = trial_settings(trial, data_path) | {"SEED": str(seed)}
+    folder = Path("runs") / f"ablation-{backend}-{trial}-trained-{seed}"
     stop = str(int(values["ITERATIONS"]) - 5)
     if not checkpoints(folder) or f"{stop:0>8}" > checkpoints(folder)[0].stem[5:]:
         process = start(folder, values, backend, CHECKPOINT_EVERY=stop)
@@ -100,8 +110,8 @@ def run_trial(trial, seed, backend, data_path):
     folder = Path("runs") / f"ablation-{backend}-{trial}-{seed}"
     if not (found := outcome(folder)):
         values = trial_settings(trial, data_path) | {"SEED": str(seed)}
-        if not folder.exists() and {name.lower() for name in TRIALS[trial][0]} <= set(FREE):
-            shutil.copytree(trained(seed, backend, data_path), folder)
+        if not folder.exists() and training(trial) in SHARED:
+            shutil.copytree(trained(training(trial), seed, backend, data_path), folder)
         process = start(folder, values, backend)
         said = process.communicate()[1]
         if process.returncode or not (found := outcome(folder)):
@@ -136,7 +146,7 @@ def run(options):
     names = [name for name in TRIALS if any(name in ancestry(trial) for trial in names)]
     seeds = range(1337, 1337 + options.seeds)
     with ThreadPoolExecutor(options.jobs) as pool:
-        first = [pool.submit(trained, seed, options.backend, options.data) for seed in seeds]
+        first = [pool.submit(trained, name, seed, options.backend, options.data) for name in names if name in SHARED for seed in seeds]
         for job in first:
             job.result()
         jobs = {name: [pool.submit(run_trial, name, seed, options.backend, options.data) for seed in seeds] for name in names}
