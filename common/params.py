@@ -109,10 +109,11 @@ def flops_per_token(s):
 
 
 def training_bytes(s, rows, itemsize, score_rows=0):
-    """Bytes of the device that training takes, roughly: weights, gradients, two moments and a copy while updating for each parameter, and
-    what the backward pass keeps of one micro-batch of `rows` rows in a dtype of `itemsize` bytes. score_rows: queries of a row whose
-    attention scores are in memory: all of them in every layer (plain attention), some in one layer (blocks of queries), or 0 (fused)."""
-    width, positions, layers = 8 if itemsize == 8 else 4, rows * s.train_seq_len, len(layer_order(s))
+    """Bytes of the device that a run takes, roughly: weights, gradients, two moments and a copy while updating for each parameter, and
+    what the backward pass keeps of one micro-batch of `rows` rows, or of one longer window, in a dtype of `itemsize` bytes.
+    score_rows: queries of a row whose attention scores are in memory: all of them in every layer (plain attention), some in one layer
+    (blocks of queries), or 0 (fused)."""
+    width, positions, layers = 8 if itemsize == 8 else 4, max(rows * s.train_seq_len, s.eval_seq_len), len(layer_order(s))
     kept = layers * positions * s.model_dim * (12 + 3 * s.mlp_mult) * itemsize
     one_score = layers * (2 * width + itemsize) if score_rows == s.train_seq_len else 12 * width  # 12 measured, with MLX on a CPU
     logits = min(3 * positions, 8 * (s.loss_chunk or positions)) * s.vocab_size * width  # 8 measured there too

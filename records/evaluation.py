@@ -3,13 +3,14 @@ import dataclasses
 import hashlib
 
 from common.artifact import BUDGET_BYTES, decode_model
-from common.bpb import evaluate
+from common.bpb import eval_lengths, evaluate
 from common.dataset import open_data
 from common.settings import Settings, UserError, parse_setting, setting_conflicts
 from records.checks import FAIL, PASS, UNVERIFIED, Finding
 from records.folder import Refused
 
 SAME_BACKEND, ACROSS = 5e-5, 5e-4  # bits per byte
+MOST_WORK = 512  # times that of scoring each token in one window; a window of 4096 tokens with stride 16 is 256 times
 MODEL_FILE, LONGEST_ROW = "model.int8.zlib", 16384
 EVAL_SETTINGS = "eval_seq_len", "eval_stride", "ttt_lr", "ttt_chunk"  # what the score depends on besides model and data
 
@@ -73,6 +74,11 @@ def check_evaluation(folder, data_path, backend=None):
     own = scoring_settings(kind, settings, data_path, **how | {name: getattr(ran, name) for name in EVAL_SETTINGS})
     if wrong := bad_settings(own):
         yield Finding(FAIL, wrong, "settings that can be", log.name)
+        return
+    window, stride = eval_lengths(own)
+    work = window / stride + 3 * bool(own.ttt_lr) * max(1, window / int(own.ttt_chunk.rstrip("d")))
+    if work > MOST_WORK:
+        yield Finding(UNVERIFIED, f"{work:,.0f} times the work of plain windows", f"at most {MOST_WORK} times", log.name)
         return
     try:
         data = open_data(own)

@@ -43,6 +43,11 @@ def test_parameters_count_once_and_work_as_often_as_it_is_done():
     assert 9 * kept[1] == 12 * kept[0] > 0
 
 
+def test_a_window_that_is_longer_than_a_micro_batch_needs_more_memory():
+    need = [training_bytes(Settings(vocab_size=1024, eval_seq_len=length), 2, 2) for length in (0, 2048, 4096)]
+    assert need[0] == need[1] < need[2] - 9 * 2048 * 512 * 2
+
+
 @pytest.mark.parametrize("values, words", [
     ({"loop_layers": "3"}, "LOOP_LAYERS=3 is no range of blocks: write the first and the last, as in 3-5"),
     ({"loop_layers": "03-5"}, "LOOP_LAYERS=03-5 is no range"), ({"loop_layers": "3-5\n"}, r"LOOP_LAYERS=3-5\n is no range"),

@@ -392,6 +392,7 @@ def test_what_scores_again_has_the_evaluation_of_the_log(backend, tmp_path, docu
             ('"eval_stride": 12', '"eval_stride": 49', "EVAL_STRIDE=49 would leave"),
             ('"eval_stride": 12', '"eval_stride": -1', "not a whole"),
             ('"ttt_lr": 0.5', '"ttt_lr": -0.5', "TTT_LR=-0.5 is not a number"), ('"100d"', '"d"', "TTT_CHUNK=d is neither"),
+            ('"eval_seq_len": 48', '"eval_seq_len": 8192', "928 times the work of plain windows"),
             ('"eval_seq_len": 48', '"eval_seq_len": 17000', "rows of 17,000 tokens")):
         log = run.path / "train.log"
         text = log.read_text()

@@ -1,0 +1,66 @@
+"""The ablation, with few steps of a tiny model: `python -m pytest tests/test_ablation.py`."""
+import pytest
+
+from common.settings import UserError
+from records import ablation
+from records.__main__ import main
+from tests.conftest import BACKENDS, ROOT, TINY
+
+TRIALS = {
+    "baseline": ({}, None),
+    "stride": ({"EVAL_STRIDE": 8}, "baseline"),
+    "loop": ({"LOOP_LAYERS": "0-2", "ITERATIONS": 20}, "baseline"),
+}
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch, data_path):
+    """The working directory: a repository whose runs are its own."""
+    for name in ("common", *BACKENDS.values()):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ablation, "TRIALS", TRIALS)
+    monkeypatch.setattr(ablation, "SHARED", {"baseline"})
+    monkeypatch.setattr(ablation, "STEPS", 10)
+    monkeypatch.setattr(ablation, "SIZE", {name.upper(): str(int(value) if isinstance(value, bool) else value)
+                                           for name, value in (TINY | {"checkpoint_every": 0}).items() if name not in ("vocab_size", "iterations")})
+    return ["ablation", "--data", str(data_path), "--jobs", "2", "--seeds", "2"]
+
+
+def test_every_trial_is_run_and_compared(tiny, tmp_path, capsys):
+    assert main(tiny) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in (line.split("|") for line in lines[2:])}
+    assert list(rows) == list(TRIALS) and len({len(row) for row in [lines[0].split("|")[2:-1], *rows.values()]}) == 1
+    assert rows["baseline"][0] == "defaults" and rows["loop"][0] == "`LOOP_LAYERS=0-2` `ITERATIONS=20`" and rows["baseline"][-2:] == ["", ""]
+    steps = {name: int(row[4]) for name, row in rows.items()}
+    assert steps["baseline"] == steps["stride"] == 10 < steps["loop"] < 20
+    runs = [ablation.outcome(tmp_path / f"runs/ablation-torch-{name}-{seed}") for name in ("baseline", "stride") for seed in (1337, 1338)]
+    assert [run["before"] for run in runs[:2]] == [run["before"] for run in runs[2:]]  # one training
+    mean = sum(run["bpb"] for run in runs[2:]) / 2
+    assert rows["stride"][1].startswith(f"{mean:.4f} ± ") and rows["stride"][6].endswith("against baseline")
+    seed = runs[2]["bpb"] - runs[0]["bpb"], runs[3]["bpb"] - runs[1]["bpb"]
+    assert rows["stride"][6].startswith(f"{sum(seed) / 2:+.4f} ± ")
+    said = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/train.log")}
+    assert main(tiny) == 0
+    assert capsys.readouterr().out.splitlines() == lines and said == {path: path.stat().st_mtime_ns for path in said}  # nothing is made again
+
+
+def test_what_comes_after_the_training_shares_it():
+    assert {name for name in ablation.TRIALS if ablation.training(name) == "baseline"} == {
+        "baseline", "stride", "window-512", "ttt", "ttt-document", "ttt-stride", "embed-fp16"}
+    assert {"long", "all-4-bit", "matrices-6-bit"} < {name for name in ablation.TRIALS if ablation.training(name) == "long"}
+    assert all(ablation.training(name) == name for name in ("loop", "ema", "narrow", "all-4-bit-qat"))
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--only", "nothing"], "nothing: no such trial; there are baseline"), (["--seeds", "1"], "a spread needs 2")])
+def test_what_cannot_be_measured(arguments, words, capsys):
+    assert main(["ablation", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_run_that_fails_is_told(tiny, monkeypatch):
+    monkeypatch.setitem(ablation.SIZE, "MODEL_DIM", "31")
+    with pytest.raises(UserError, match="MODEL_DIM=31"):
+        ablation.run_trial("loop", 1337, "torch", tiny[2])
