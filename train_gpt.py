@@ -197,7 +197,8 @@ def round_rows(w, levels):
     """float32 (rows, columns) as quantize.py stores and reads it."""
     if levels == "fp16":
         return w.half().float()
-    step = (w.abs().amax(dim=1, keepdim=True) / levels).half().float()
+    number = torch.tensor(float(levels), device=w.device)  # CUDA multiplies by the reciprocal of a number of Python
+    step = (w.abs().amax(dim=1, keepdim=True) / number).half().float()
     return torch.where(step > 0, w / step, 0.0).round().clamp(-round(levels), round(levels)) * step
 
 
@@ -252,6 +253,8 @@ class TorchTrainer:
         compiled = s.compile and self.device.type != "mps"  # Inductor on MPS is a prototype
         self.forward = torch.compile(self.model, fullgraph=True, dynamic=False) if compiled else self.model
         if self.world_size > 1:
+            if compiled and s.loss_chunk:
+                torch._dynamo.config.optimize_ddp = False  # older versions cannot cut a graph with checkpoints in it
             self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True)
         self.muon = Muon({n: p for n, p in self.params.items() if self.groups[n] == "matrix"}, self.dtype, s.muon_backend_steps)
         lrs = {"embed": s.tied_embed_lr if s.tie_embeddings else s.embed_lr, "head": s.head_lr, "scalar": s.scalar_lr}
@@ -378,6 +381,13 @@ class TorchTrainer:
         self.finite = torch.ones((), dtype=torch.bool, device=self.device)
         for name, p in self.params.items():
             p.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
+
+    def snapshot(self):
+        return [p.detach().clone() for p in self.params.values()]
+
+    @torch.no_grad()
+    def restore(self, snapshot):
+        torch._foreach_copy_(list(self.params.values()), snapshot)
 
     @torch.no_grad()
     def update_average(self, decay):

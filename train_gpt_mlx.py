@@ -477,6 +477,12 @@ class MlxTrainer:
         check_weights(self.s, weights)
         self.params = {name: mx.array(weights[name], dtype=wide(self.dtype)) for name in self.groups}
 
+    def snapshot(self):
+        return self.params  # nothing is changed in place
+
+    def restore(self, snapshot):
+        self.params = snapshot
+
     def update_average(self, decay):
         """Moves the average towards the weights by 1 - decay of the way."""
         share = self.scalar(1 - decay)

@@ -43,8 +43,9 @@ def eval_chunks(stream, num_tokens, length, bos_id):
     which ends a chunk: were it the first target of the next, its weights and not those of the other tokens would be restored."""
     first = 1
     while first < num_tokens:
-        borders = np.flatnonzero(stream.read(first, min(length, num_tokens - first)) == bos_id)
-        end = first + int(borders[0]) + 1 if len(borders) else min(first + length, num_tokens)
+        borders, end = [], min(first + length, num_tokens)
+        if bos_id is not None and len(borders := np.flatnonzero(stream.read(first, end - first) == bos_id)):
+            end = first + int(borders[0]) + 1
         yield first, end, len(borders) > 0
         first = end
 
@@ -77,21 +78,25 @@ def eval_lengths(settings):
 def evaluate(trainer, settings, stream, tokenizer, num_tokens, each=iter, final=False):
     """(nats per token, bits per byte, tokens scored, bytes) over the first num_tokens of the stream. The windows are dealt
     to the ranks in turn; each rank counts the bytes of its own. `each` hands on the parts of the work as they begin. final: as
-    eval_seq_len, eval_stride, ttt_lr and ttt_chunk say; every rank makes all steps, and has the weights that it had afterwards."""
+    eval_seq_len, eval_stride, ttt_lr and ttt_chunk say; every rank makes all steps (on GPUs, which sum in any order, the ranks' weights
+    may part in their last digits), and has the weights that it had afterwards."""
     seq_len, stride = eval_lengths(settings) if final else (settings.train_seq_len, settings.train_seq_len)
     chunk, bos_id, trained = 0, None, None
     rows = micro_batch_rows(settings, rank_rows(settings, trainer.rank, trainer.world_size)[1])  # training's shape: no second compilation
     if seq_len != settings.train_seq_len:
-        rows = max(1, settings.micro_batch_tokens // seq_len)
+        rows = max(1, rows * settings.train_seq_len // seq_len)
     if final and settings.ttt_lr:
         chunk, bos_id = int(settings.ttt_chunk.rstrip("d")), tokenizer.bos_id if settings.ttt_chunk.endswith("d") else None
-        rows, trained = min(rows, math.ceil(math.ceil(chunk / stride) / trainer.world_size)), trainer.weights()
+        rows, trained = min(rows, math.ceil(math.ceil(chunk / stride) / trainer.world_size)), trainer.snapshot()
 
     def work():
+        dealt = 0
         for act, what in eval_plan(stream, num_tokens, seq_len, stride, chunk, bos_id):
-            mine = what[trainer.rank::trainer.world_size] if act == "score" else []
-            yield from ((act, mine[first:first + rows]) for first in range(0, len(mine), rows))
-            if act != "score":
+            if act == "score":
+                mine = what[(trainer.rank - dealt) % trainer.world_size::trainer.world_size]
+                dealt += len(what)
+                yield from ((act, mine[first:first + rows]) for first in range(0, len(mine), rows))
+            else:
                 yield act, what
 
     total = np.zeros(3)  # nats, tokens, bytes
@@ -99,13 +104,13 @@ def evaluate(trainer, settings, stream, tokenizer, num_tokens, each=iter, final=
         if act == "train":
             trainer.sgd_step(np.stack([stream.read(start, seq_len + 1) for start in what]), settings.ttt_lr)
         elif act == "restore":
-            trainer.load_weights(trained)
+            trainer.restore(trained)
         else:
             tokens, scored = eval_batch(stream, what, rows, seq_len)
             nats = np.asarray(trainer.token_nats(tokens), np.float64)
             num_bytes = count_bytes(tokenizer, tokens[:, :-1], tokens[:, 1:])
             total += nats[scored].sum(), scored.sum(), num_bytes[scored].sum()
     if trained:
-        trainer.load_weights(trained)
+        trainer.restore(trained)
     nats, count, num_bytes = trainer.all_sum(total)
     return nats / count, bits_per_byte(nats, num_bytes), int(count), int(num_bytes)

@@ -54,9 +54,9 @@ def finish(trainer, settings, data, code_bytes, folder, log, watch):
             raise Agreed("over the cap", "over_budget")
         return ""
     if over:
+        other = "continue with QUANT_LEVELS=auto, or use" if settings.qat_start == 1 else "use lower QUANT_LEVELS,"
         raise Agreed(f"code {code_bytes:,} + model {len(model):,} = {total:,} bytes, {total - BUDGET_BYTES + 1:,} too many: it must be "
-                     f"less than {BUDGET_BYTES:,}. The model is kept in {path}; continue with QUANT_LEVELS=auto, or use fewer layers or a "
-                     "smaller width", "over_budget")
+                     f"less than {BUDGET_BYTES:,}. The model is kept in {path}; {other} fewer layers or a smaller width", "over_budget")
     how = f"  scored    windows of {seq_len:,} tokens, every {stride:,}; test-time training: {ttt}; {seconds:.1f} s of {EVAL_SECONDS:.0f}\n"
     return (how * (ttt != "off" or {seq_len, stride} != {settings.train_seq_len}) +
             f"  final     val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}  read back from the written file{data.partial}\n"

@@ -9,7 +9,7 @@ import math
 from common.artifact import encode_model, pack_payload
 from common.params import count_params, param_table
 from common.quantize import MOST_LEVELS, dequantize_weights, quantize_weights, relative_error
-from common.settings import UserError, group_levels
+from common.settings import UserError, group_levels, setting_conflicts
 from common.zstream import zlib_size
 
 LEAST_LEVELS, PASSES = 2, 8
@@ -21,7 +21,7 @@ def search_levels(size, budget, slope):
     slope: bytes that one more bit in the levels costs, roughly."""
     low, high = math.log2(LEAST_LEVELS), math.log2(MOST_LEVELS)
     x, fits, over, last = math.log2(127), None, None, None  # points: (log2 of the levels, bytes, levels)
-    for number in range(1, 2 * PASSES):
+    for number in range(1, PASSES + 2):
         levels = min(MOST_LEVELS, max(LEAST_LEVELS, float(f"{2**x:.5g}")))
         found = size(levels)
         point = x, found, levels
@@ -75,8 +75,8 @@ def too_large(settings, least, budget):
     """What is wrong where the file has `least` bytes at the fewest levels, and what would fit."""
     params = count_params(settings)
     many = math.ceil(params * (1 - budget / least))
-    fewer = next((n for n in range(settings.num_layers - 1, 0, -1)
-                  if count_params(dataclasses.replace(settings, num_layers=n)) <= params - many), None)
+    smaller = (dataclasses.replace(settings, num_layers=n) for n in range(settings.num_layers - 1, 0, -1))
+    fewer = next((s.num_layers for s in smaller if not setting_conflicts(s) and count_params(s) <= params - many), None)
     hint = f"NUM_LAYERS={fewer} would fit" if fewer else "use a smaller MODEL_DIM"
     return (f"QUANT_LEVELS={settings.quant_levels}: at {LEAST_LEVELS} levels the model has {least:,} bytes, {least - budget:,} more than "
             f"the {budget:,} that the code leaves: of its {params:,} parameters about {many:,} are too many; {hint}")

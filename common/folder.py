@@ -162,8 +162,8 @@ class RunFolder:
 
 
 def checkpoints_bytes(settings):
-    """Bytes of one checkpoint, at most: the weights and two moments."""
-    return count_params(settings) * (24 if settings.compute_dtype == "float64" else 12)
+    """Bytes of one checkpoint, at most: the weights, two moments and the average."""
+    return count_params(settings) * (8 if settings.compute_dtype == "float64" else 4) * (3 + (settings.ema_decay > 0))
 
 
 def disk_need(settings):

@@ -69,22 +69,22 @@ def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed
                 if saver and (last or (step > first and trainer.world_size > 1)):  # validation has no place where all ranks could stop
                     saver.save(step, elapsed, trainer)
                 if settings.ema_decay:
-                    own = trainer.weights()
+                    own = trainer.snapshot()
                     trainer.load_weights(trainer.average())
                 interrupt.waits = False
                 if interrupt.asked:
                     raise KeyboardInterrupt
                 val_loss, val_bpb, _, _ = evaluate(trainer, settings, data.val, data.tokenizer, data.val_tokens,
                                                    watch.each([step, 0], f"the validation after step {step}", limit if val_bpb else PATIENCE))
-                interrupt.waits = True
+                interrupt.waits = not last
             except KeyboardInterrupt:
                 if own:
-                    trainer.load_weights(own)
+                    trainer.restore(own)
                 if saver:
                     saver.save(step, elapsed, trainer)
                 raise
             if own:
-                trainer.load_weights(own)
+                trainer.restore(own)
             log("val", step=step, iterations=settings.iterations, val_loss=val_loss, val_bpb=val_bpb, ms=1e3 * elapsed,
                 avg=1e3 * elapsed / max(step, 1), partial=data.partial)
             clock = time.perf_counter()

@@ -13,7 +13,7 @@ import numpy as np
 @dataclasses.dataclass(frozen=True)
 class Param:
     """shape; init: zeros, ones, uniform (+-1/sqrt(fan_in)), normal, gain or mix; std of a normal; group: which optimizer
-    updates it and how it is stored: matrix (Muon), embed, head, scalar (Adam); all but scalar become int8."""
+    updates it and how it is stored: matrix (Muon), embed, head, scalar (Adam); all but scalar are rounded (quantize.py)."""
     shape: tuple
     init: str = "ones"
     group: str = "scalar"
@@ -109,12 +109,12 @@ def flops_per_token(s):
 
 
 def training_bytes(s, rows, itemsize, score_rows=0):
-    """Bytes of the device that a run takes, roughly: weights, gradients, two moments and a copy while updating for each parameter, and
-    what the backward pass keeps of one micro-batch of `rows` rows, or of one longer window, in a dtype of `itemsize` bytes.
-    score_rows: queries of a row whose attention scores are in memory: all of them in every layer (plain attention), some in one layer
-    (blocks of queries), or 0 (fused)."""
+    """Bytes of the device that a run takes, roughly: weights, gradients, two moments and a copy while updating for each parameter, an
+    average and a copy while rounding where they are made, and what the backward pass keeps of one micro-batch of `rows` rows, or of one
+    longer window, in a dtype of `itemsize` bytes. score_rows: queries of a row whose attention scores are in memory: all of them in
+    every layer (plain attention), some in one layer (blocks of queries), or 0 (fused)."""
     width, positions, layers = 8 if itemsize == 8 else 4, max(rows * s.train_seq_len, s.eval_seq_len), len(layer_order(s))
     kept = layers * positions * s.model_dim * (12 + 3 * s.mlp_mult) * itemsize
     one_score = layers * (2 * width + itemsize) if score_rows == s.train_seq_len else 12 * width  # 12 measured, with MLX on a CPU
     logits = min(3 * positions, 8 * (s.loss_chunk or positions)) * s.vocab_size * width  # 8 measured there too
-    return 5 * width * count_params(s) + kept + positions * score_rows * s.num_heads * one_score + logits
+    return (5 + (s.ema_decay > 0) + (s.qat_start < 1)) * width * count_params(s) + kept + positions * score_rows * s.num_heads * one_score + logits

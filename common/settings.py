@@ -164,9 +164,9 @@ def setting_conflicts(s):
         wrong.append(f"LOOP_COUNT={s.loop_count} applies nothing again without LOOP_LAYERS: name blocks, as in LOOP_LAYERS=3-5")
     if s.micro_batch_tokens < s.train_seq_len:
         wrong.append(f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} is less than one row (TRAIN_SEQ_LEN={s.train_seq_len})")
-    if 0 < s.loss_chunk < (least := -(-s.micro_batch_tokens // 64)):
-        wrong.append(f"LOSS_CHUNK={s.loss_chunk} cuts MICRO_BATCH_TOKENS={s.micro_batch_tokens} into more than 64 chunks, each of them compiled: "
-                     f"use {least} or more")
+    if 0 < s.loss_chunk < (least := -(-max(s.micro_batch_tokens, s.eval_seq_len) // 64)):
+        wrong.append(f"LOSS_CHUNK={s.loss_chunk} cuts MICRO_BATCH_TOKENS or EVAL_SEQ_LEN into more than 64 chunks, each of them compiled: use "
+                     f"{least} or more")
     if s.val_tokens_limit == 1:
         wrong.append("VAL_TOKENS_LIMIT=1 leaves nothing to score: use 0 (all) or more")
     if s.eval_stride > (window := s.eval_seq_len or s.train_seq_len):

@@ -174,6 +174,7 @@ def observe(trainer_class, problem, dtype, progress=lambda rung: None, **changes
         other.rounding = step >= 2
         losses.append(float(other.train_step(batches.step_rows(stream, s, step), 0.1, 0.9)))
         other.update_average(schedule.ema_decay(optional, step))
+    other.rounding = False
     averaged = {name: w.astype(np.float32) for name, w in other.average().items()}
     other.load_weights(averaged)
     shown["options"] = {"loss": np.array(losses)}

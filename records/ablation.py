@@ -4,7 +4,8 @@ Every trial is run with the same seeds and the same data, and compared with the 
 `python -m records significance`, and seed by seed: a seed gives both the same initial weights. Training is equal in floating-point
 operations, so that a busy machine decides nothing: an option that makes a step dearer makes fewer steps. Levels and rounding have more
 steps, for a model of 200 steps loses next to nothing with few levels. Options that come after the training share it: its last steps
-are made again from one checkpoint. Runs are kept in runs/ablation-BACKEND-TRIAL-SEED, and one that is finished is not made again.
+are made again from one checkpoint. Runs are kept in runs/ablation-BACKEND-TRIAL-SEED, and one that is finished is not made again: remove
+them after a change of code or data.
 """
 import os
 import shutil
@@ -78,14 +79,14 @@ def outcome(folder):
     if found.get("status", {}).get("status") not in ("finished", "capped"):
         return None
     return {"loss": found["final_exact"]["val_loss"], "bpb": found["final_exact"]["val_bpb"], "before": found["val"]["val_bpb"],
-            "bytes": found["total"]["bytes"], "steps": found["val"]["step"], "seconds": found["val"]["ms"] / 1e3,
-            "evaluation": found["final"]["ms"] / 1e3}
+            "bytes": found["total"]["bytes"], "steps": found["val"]["step"], "evaluation": found["final"]["ms"] / 1e3}
 
 
 def start(folder, values, backend, **more):
     """The process of a run that goes on with what is in its folder, or begins it."""
     named = {"RESUME": str(folder)} if folder.exists() else {"RUN_ID": folder.name}
-    return subprocess.Popen([sys.executable, TRAINERS[backend]], env=os.environ | values | named | more, text=True, stdout=subprocess.DEVNULL,
+    clean = {name: value for name, value in os.environ.items() if name.lower() not in vars(Settings())}
+    return subprocess.Popen([sys.executable, TRAINERS[backend]], env=clean | values | named | more, text=True, stdout=subprocess.DEVNULL,
                             stderr=subprocess.PIPE)
 
 
@@ -111,7 +112,9 @@ def run_trial(trial, seed, backend, data_path):
     if not (found := outcome(folder)):
         values = trial_settings(trial, data_path) | {"SEED": str(seed)}
         if not folder.exists() and training(trial) in SHARED:
-            shutil.copytree(trained(training(trial), seed, backend, data_path), folder)
+            copy = folder.with_name(f"{folder.name}-copy")
+            shutil.copytree(trained(training(trial), seed, backend, data_path), copy, dirs_exist_ok=True)
+            copy.rename(folder)
         process = start(folder, values, backend)
         said = process.communicate()[1]
         if process.returncode or not (found := outcome(folder)):

@@ -19,12 +19,12 @@ def fewer(own, number):
     return {group: number if value == "fp16" else min(value, number) for group, value in own.items()}
 
 
-def level_rows(settings, own, weights, score):
+def level_rows(settings, own, codes, weights, score):
     """Yields (levels as text, bytes of the file, bits per weight, relative error, score(weights)): with the file's own levels, then with
-    fewer."""
+    fewer. codes: what the file stores."""
     variants = [own, *(levels for number in LEVELS if (levels := fewer(own, number)) != own)]
     for levels in variants:
-        stored = quantize_weights(settings, weights, levels)
+        stored = codes if levels is own else quantize_weights(settings, weights, levels)
         rounded = weights if levels is own else dequantize_weights(settings, stored, levels)
         size = zlib_size(pack_payload(settings, stored, levels))
         values = [*dict.fromkeys(levels.values())]
@@ -74,7 +74,7 @@ def run(options):
     for path in options.models:
         file = path / MODEL_FILE if path.is_dir() else path
         try:
-            settings, own, _, weights = read_model(read_bounded(file, MODEL_LIMIT))
+            settings, own, codes, weights = read_model(read_bounded(file, MODEL_LIMIT))
         except (Refused, UserError) as error:
             raise UserError(f"{file}: {error}") from None
         score, close = lambda changed: None, lambda: None
@@ -82,7 +82,7 @@ def run(options):
             score, close = scorer(settings, weights, options.data_path, options.backend, options.val_tokens_limit)
         print(f"{path}\n{'levels':>24} {'bytes':>11} {'bits a weight':>14} {'error':>8}" + "   val_bpb" * bool(options.data_path))
         found[str(path)] = []
-        for text, size, bits, error, bpb in level_rows(settings, own, weights, score):
+        for text, size, bits, error, bpb in level_rows(settings, own, codes, weights, score):
             found[str(path)].append((text, size, bits, error, bpb))
             print(f"{text:>24} {size:>11,} {bits:>14.3f} {error:>8.3%}" + ("" if bpb is None else f" {bpb:>9.4f}"), flush=True)
         close()

@@ -345,6 +345,16 @@ def slow_validation(kind, rank, seconds, which=0):
     return Slow
 
 
+def slow_final_evaluation(kind, rank, seconds):
+    class Slow(kind):
+        def token_nats(self, tokens):
+            if Path("runs/r/model.int8.zlib").exists():
+                Path("slow").touch()
+                linger(seconds)
+            return super().token_nats(tokens)
+    return Slow
+
+
 def diverges_at_test_time(kind, rank):
     """No weight is finite after a step of test-time training."""
     class Diverging(kind):

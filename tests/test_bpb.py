@@ -42,10 +42,10 @@ class FakeTrainer:
         assert lr == 1.0 and tokens.dtype == np.int32
         self.done += ["step", tokens.tolist()]
 
-    def weights(self):
+    def snapshot(self):
         return {"w": 1}
 
-    def load_weights(self, weights):
+    def restore(self, weights):
         assert weights == {"w": 1}
         self.done.append("restored")
 

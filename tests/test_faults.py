@@ -97,6 +97,16 @@ def test_an_interrupt_in_validation_keeps_the_step_before_it(backend, tmp_path, 
     assert again.model() == whole(backend)
 
 
+def test_an_interrupt_in_the_final_evaluation_keeps_the_training(backend, tmp_path, data_path, whole):
+    run = Run(backend, tmp_path / "a", data_path, ("slow_final_evaluation", 20))
+    run.until((run.folder / "slow").exists)
+    os.kill(run.ranks[0].pid, signal.SIGTERM)
+    assert ended(run, "interrupted")["step"] == run.lines("val")[-1]["step"]
+    again = resume(backend, tmp_path / "a", data_path)
+    assert again.wait() == [0] and again.model() == whole(backend), again.text()
+    assert len(run.lines("final_exact")) == 1
+
+
 def test_time_spent_before_counts_against_the_cap(backend, tmp_path, data_path):
     """F20 too: the cap is honoured, by real time."""
     changes = {"max_wallclock_seconds": 6, "iterations": 100_000, "checkpoint_every": "0"}

@@ -57,13 +57,14 @@ def test_the_decay_grows_to_what_was_asked_for():
     assert [ema_decay(s, step) for step in (0, 10, 10_000)] == [0.1, 11 / 20, 0.99]
 
 
-@pytest.mark.parametrize("levels", [2, 7, 31, 127])
+@pytest.mark.parametrize("levels", [2, 7, 31, 127, "fp16"])
 def test_training_rounds_as_the_model_file_does(levels, backend):
     """Bit for bit, with rows of zeros, rows whose scale is a subnormal float16 or none, and values half way between two codes."""
     random = np.random.Generator(np.random.Philox(0))
     weights = random.standard_normal((64, 96)).astype(np.float32) * np.float32(10.0) ** random.integers(-7, 3, (64, 1)).astype(np.float32)
     weights[3] = 0
-    weights[4] = (np.arange(96) % (2 * levels + 1) - levels) / 2
+    weights[4] = np.arange(96) - 47.5 if levels == "fp16" else np.arange(96) % (2 * levels) - levels + 0.5
+    weights[4, 0] = 2**-25 if levels == "fp16" else levels  # half of the smallest float16; a step of 1
     if backend == "torch":
         import torch
 
@@ -75,4 +76,5 @@ def test_training_rounds_as_the_model_file_does(levels, backend):
         from train_gpt_mlx import round_rows
         with mx.stream(mx.cpu):
             rounded = np.array(round_rows(mx.array(weights), levels))
-    assert np.array_equal(rounded, dequantize_rows(*quantize_rows(weights, levels)))
+    expected = weights.astype(np.float16).astype(np.float32) if levels == "fp16" else dequantize_rows(*quantize_rows(weights, levels))
+    assert np.array_equal(rounded, expected)

@@ -11,10 +11,10 @@ SIZES = {"vocab_size": 260, "num_layers": 2, "model_dim": 16, "num_heads": 2, "n
 
 
 def write_model(path, levels="127"):
-    settings = Settings(**SIZES, quant_levels=levels)
+    settings = Settings(**SIZES, quant_levels=levels if isinstance(levels, str) else "127")
     random = np.random.Generator(np.random.Philox(0))
     weights = {name: 0.1 * random.standard_normal(p.shape).astype(np.float32) for name, p in param_table(settings).items()}
-    path.write_bytes(encode_model(settings, weights)[0])
+    path.write_bytes(encode_model(settings, weights, None if isinstance(levels, str) else levels)[0])
     return path
 
 
@@ -34,7 +34,8 @@ def test_fewer_levels_cost_fewer_bytes_and_more_error(tmp_path, capsys):
     assert (tmp_path / "l.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("levels, first, count", [("5", "5", 3), ("matrix=3,embed=fp16", "matrix=3,embed=fp16", 10), ("2", "2", 1)])
+@pytest.mark.parametrize("levels, first, count", [("5", "5", 3), ("matrix=3,embed=fp16", "matrix=3,embed=fp16", 10), ("2", "2", 1),
+                                                  ({"matrix": 6.47, "embed": 6.47}, "6.47", 4), ({"matrix": 300.3, "embed": 300.3}, "300.3", 10)])
 def test_only_levels_below_those_of_the_file(levels, first, count, tmp_path, capsys):
     model = write_model(tmp_path / "m", levels)
     assert main(["levels", str(model)]) == 0

@@ -141,7 +141,8 @@ def test_a_near_miss_in_the_environment_is_warned_of():
     ({"train_batch_tokens": 512}, "TRAIN_BATCH_TOKENS=512 must be a multiple of TRAIN_SEQ_LEN=1024"),
     ({"micro_batch_tokens": 1023}, "MICRO_BATCH_TOKENS=1023 is less than one row"),
     ({"val_tokens_limit": 1}, "VAL_TOKENS_LIMIT=1 leaves nothing"),
-    ({"loss_chunk": 1023}, "LOSS_CHUNK=1023 cuts MICRO_BATCH_TOKENS=65536 into more than 64 chunks, each of them compiled: use 1024 or more"),
+    ({"loss_chunk": 1023}, "LOSS_CHUNK=1023 cuts MICRO_BATCH_TOKENS or EVAL_SEQ_LEN into more than 64 chunks, each of them compiled: use 1024"),
+    ({"loss_chunk": 1024, "eval_seq_len": 131072}, "LOSS_CHUNK=1024 cuts"),
     ({"eval_stride": 1025}, "EVAL_STRIDE=1025 would leave tokens out between windows of 1024"),
     ({"eval_stride": 65, "eval_seq_len": 64}, "EVAL_STRIDE=65 would leave tokens out between windows of 64"),
     *[({"ttt_chunk": chunk}, f"TTT_CHUNK={chunk} is neither tokens")
