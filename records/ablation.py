@@ -94,11 +94,11 @@ def trained(trial, seed, backend, data_path):
     """Folder of a run, stopped some steps before its end."""
     values = trial_settings(trial, data_path) | {"SEED": str(seed)}
     folder = Path("runs") / f"ablation-{backend}-{trial}-trained-{seed}"
-    stop = str(int(values["ITERATIONS"]) - 5)
-    if not checkpoints(folder) or f"{stop:0>8}" > checkpoints(folder)[0].stem[5:]:
-        process = start(folder, values, backend, CHECKPOINT_EVERY=stop)
-        while process.poll() is None and not [*folder.glob(f"step-{stop:0>8}.checkpoint")]:
-            time.sleep(0.1)
+    stop, made = int(values["ITERATIONS"]) - 5, int(checkpoints(folder)[0].stem[5:]) if checkpoints(folder) else 0
+    if made < stop:
+        process = start(folder, values, backend, CHECKPOINT_EVERY=str(stop - made))
+        while process.poll() is None and not (folder / f"step-{stop:08}.checkpoint").exists():
+            time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         said = process.communicate()[1]
         if not checkpoints(folder):

@@ -1,6 +1,9 @@
 """The ablation, with few steps of a tiny model: `python -m pytest tests/test_ablation.py`."""
+import time
+
 import pytest
 
+from common.checkpoint import checkpoints
 from common.settings import UserError
 from records import ablation
 from records.__main__ import main
@@ -64,3 +67,19 @@ def test_a_run_that_fails_is_told(tiny, monkeypatch):
     monkeypatch.setitem(ablation.SIZE, "MODEL_DIM", "31")
     with pytest.raises(UserError, match="MODEL_DIM=31"):
         ablation.run_trial("loop", 1337, "torch", tiny[2])
+
+
+def test_a_shared_training_that_was_stopped_goes_on(tiny, monkeypatch):
+    """To the step at which it is shared, not to the end."""
+    monkeypatch.setattr(ablation, "STEPS", 30)
+    folder = ablation.trained("baseline", 1337, "torch", tiny[2])
+    for path in checkpoints(folder):
+        path.unlink()
+    process = ablation.start(folder, ablation.trial_settings("baseline", tiny[2]) | {"SEED": "1337"}, "torch", CHECKPOINT_EVERY="10")
+    while not checkpoints(folder):
+        time.sleep(0.01)
+    process.terminate()
+    process.wait()
+    made = checkpoints(folder)[0].name
+    assert ablation.trained("baseline", 1337, "torch", tiny[2]) == folder
+    assert made < "step-00000025.checkpoint" <= checkpoints(folder)[0].name

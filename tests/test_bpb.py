@@ -208,6 +208,8 @@ def test_options_of_the_final_evaluation_change_no_count(values, ranks):
     assert (nats / count, bits_per_byte(nats, num_bytes), count, num_bytes) == direct(SPACED, 101)
     assert len({*map(str, [trainer.done for trainer in trainers])}) == 1 and ("ttt_lr" in values) == ("step" in trainers[0].done)
     assert not trainers[0].done or trainers[0].done[-1] == "restored"
+    if "ttt_lr" in values:  # one or two windows an act
+        assert min(trainer.own[1] for trainer in trainers) > 60 / ranks  # of 100 tokens
     longest = max(tokens[1] for tokens, _ in trainers[0].shapes) - 1
     assert longest == values.get("eval_seq_len", 8) and len(trainers[0].shapes) == 1
     trainer = FakeTrainer()
