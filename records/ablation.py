@@ -43,8 +43,8 @@ TRIALS = {
     "wide": ({"MODEL_DIM": 384}, "baseline"),
     "long": ({"ITERATIONS": 500}, "baseline"),
 }
-for name, levels in {"matrices-6-bit": "matrix=31", "matrices-5-bit": "matrix=15", "matrices-4-bit": "matrix=7", "all-6-bit": "31",
-                     "all-5-bit": "15", "all-4-bit": "7"}.items():
+for name, levels in {"matrices-6-bit": "matrix=31", "matrices-5-bit": "matrix=15", "matrices-4-bit": "matrix=7", "all-5-bit": "15",
+                     "all-4-bit": "7"}.items():
     TRIALS[name] = {"ITERATIONS": 500, "QUANT_LEVELS": levels}, "long"
     TRIALS[f"{name}-qat"] = {**TRIALS[name][0], "QAT_START": 0.5}, name
 

@@ -109,10 +109,10 @@ class Run:
         for process in self.ranks:
             process.start()
 
-    def wait(self):
+    def wait(self, seconds=SECONDS):
         """Exit codes of the ranks."""
         for process in self.ranks:
-            process.join(SECONDS)
+            process.join(seconds)
             if process.exitcode is None:
                 for left in self.ranks:
                     os.kill(left.pid, signal.SIGUSR1)  # tells where it stands

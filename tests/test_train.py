@@ -24,6 +24,7 @@ from common.ranks import RankWatch
 from common.run import main, warm_up
 from common.runlog import parse_log
 from common.shards import open_shard, write_shard
+from tests import faults
 from tests.conftest import BACKENDS, ROOT, TINY, environment, run_script, tiny_settings, trainer_class
 
 
@@ -126,15 +127,22 @@ def test_one_artifact_in_reference_mode(tied, tmp_path, data_path):
     """200 steps: torch and MLX, compiled or not, 1 to 8 ranks, any micro-batch, with warm-up or without, tied or untied. At the default
     learning rates so small a model learns its text by heart and magnifies a difference in the last digit a hundred thousand times."""
     calm = {"matrix_lr": 0.01, "tied_embed_lr": 0.01, "embed_lr": 0.05, "scalar_lr": 0.01}
-    ring = [sysconfig.get_path("scripts") + "/mlx.launch", "-n", "2", "--backend", "ring", "--", sys.executable]
-    ways = [("torch", (), {}), ("mlx", (), {}), ("mlx", ring, {"micro_batch_tokens": 64})]
-    for ranks in (2, 4, 8) if tied else (8,):
-        ways.append(("torch", ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"], {"micro_batch_tokens": 64}))
+    launchers = {"torch": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+                 "mlx": [sysconfig.get_path("scripts") + "/mlx.launch", "-n", "2", "--backend", "ring", "--", sys.executable]}
+    ways = [("torch", 1, {}), ("mlx", 1, {}), ("torch", 8, {"micro_batch_tokens": 64}), ("mlx", 2, {"micro_batch_tokens": 64})]
     if tied:
-        ways += [("torch", (), {"compile": 1}), ("torch", (), {"micro_batch_tokens": 128, "warmup_steps": 0}),
-                 ("mlx", (), {"compile": 1, "micro_batch_tokens": 32})]
-    models = {f"{backend} {i}": train_alone(backend, tmp_path / str(i), data_path, launch=launch, compute_dtype="float64", iterations=200,
-                                            tie_embeddings=tied, **calm | changes)[1] for i, (backend, launch, changes) in enumerate(ways)}
+        ways += [("torch", 4, {"micro_batch_tokens": 64}), ("torch", 1, {"compile": 1}), ("torch", 1, {"micro_batch_tokens": 128, "warmup_steps": 1}),
+                 ("mlx", 1, {"compile": 1, "micro_batch_tokens": 32})]
+        ways += [(backend, launch, {"micro_batch_tokens": 64}) for backend, launch in launchers.items()]
+    models = {}
+    for i, (backend, how, changes) in enumerate(ways):
+        values = {"compute_dtype": "float64", "iterations": 200, "tie_embeddings": tied, "checkpoint_every": "60s"} | calm | changes
+        if how in launchers.values():
+            models[f"{backend} {i}"] = train_alone(backend, tmp_path / str(i), data_path, launch=how, **values)[1]
+        else:
+            run = faults.Run(backend, tmp_path / str(i), data_path, None, how, **values)
+            assert run.wait(200) == [0] * how, run.text()
+            models[f"{backend} {i}"] = run.model()
     digests = {way: hashlib.sha256(model).hexdigest() for way, model in models.items()}
     assert set(digests.values()) == {digests["torch 0"]}, digests
 
