@@ -13,7 +13,7 @@ TRAINERS = {"train_gpt": "torch", "train_gpt_mlx": "mlx"}
 BLAS = {"train_gpt_mlx": {"scipy_openblas32"}}  # what MLX computes with on Linux
 DATA_LIBRARIES = {"sentencepiece", "huggingface_hub", "tqdm", "pyarrow", "matplotlib"}
 RECORDS_TESTS = {"made_records.py", "hostile.py", "test_records.py", "test_records_hostile.py", "test_significance.py", "test_leaderboard.py",
-                 "test_records_levels.py"}
+                 "test_records_levels.py", "test_records_ablation.py"}
 LIBRARIES = {"common.tokenizer": {"sentencepiece"}, "common.artifact": {"safetensors"}, "common.checkpoint": {"safetensors"},
              "common.folder": {"tqdm"}, "common.loop": {"tqdm"}}
 

@@ -1,4 +1,4 @@
-"""The ablation, with few steps of a tiny model: `python -m pytest tests/test_ablation.py`."""
+"""The ablation, with few steps of a tiny model: `python -m pytest tests/test_records_ablation.py`."""
 import time
 
 import pytest
