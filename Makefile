@@ -50,7 +50,7 @@ data: install
 	@case "$(DATA_PATH)" in data/pydoc_sp*) $(BIN)/python -m common.data pydoc --vocab-size $(VOCAB_SIZE) --out $(DATA_PATH);; esac
 
 test: .venv/.torch .venv/.mlx .venv/.data .venv/.records .venv/.dev lint
-	env -i HOME="$$HOME" PATH="$$PATH" OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	env -i HOME="$$HOME" PATH="$$PATH" OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
