@@ -61,12 +61,12 @@ from common.batches import micro_batch_rows, rank_rows
 from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
 from common.run import host_memory, host_peak_memory, main
-from common.settings import Settings, UserError, setting
+from common.settings import Settings, UserError, with_default
 
 
 @dataclasses.dataclass(frozen=True)
 class MlxSettings(Settings):
-    micro_batch_tokens: int = setting(8192, "tokens of one forward and backward on one rank: memory only, never the result", 1, 2**31)
+    micro_batch_tokens: int = with_default("micro_batch_tokens", 8192)  # for a Mac with 16 GB
 
 
 # ------------------------------------------------------------------------------

@@ -11,8 +11,6 @@ import numpy as np
 from common.batches import micro_batch_rows, rank_rows
 from common.tokenizer import count_bytes
 
-EVAL_SECONDS = 600.0  # the challenge's limit of the final evaluation, on 8xH100
-
 
 def bits_per_byte(nats, num_bytes):
     return nats / math.log(2) / num_bytes
@@ -86,7 +84,7 @@ def evaluate(trainer, settings, stream, tokenizer, num_tokens, each=iter, final=
     if seq_len != settings.train_seq_len:
         rows = max(1, rows * settings.train_seq_len // seq_len)
     if final and settings.ttt_lr:
-        chunk, bos_id = int(settings.ttt_chunk.rstrip("d")), tokenizer.bos_id if settings.ttt_chunk.endswith("d") else None
+        chunk, bos_id = settings.ttt_chunk.tokens, tokenizer.bos_id if settings.ttt_chunk.per_document else None
         rows, trained = min(rows, math.ceil(math.ceil(chunk / stride) / trainer.world_size)), trainer.snapshot()
 
     def work():

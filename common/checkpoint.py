@@ -5,7 +5,7 @@ Format 1. A file step-00000120.checkpoint is a safetensors file, followed by the
 those of Trainer.weights() and Trainer.optimizer_state(), float32 or float64, wider ones first, then by name. The header has one metadata
 key, "parity_golf": JSON with sorted keys, {"format": 1, "step": 120, "elapsed": seconds, "identity": {...}}. The identity is what must
 be the same for a run to go on: the settings that what is learned depends on, and digests of code, data and tokenizer.
-A file appears under its name when all of it is on the disk (folder.write_file); the two newest are kept. The reader takes a file
+A file appears under its name when all of it is on the disk (files.write_file); the two newest are kept. The reader takes a file
 from anyone: nothing is executed, memory is bounded by the size that the settings imply, and a file with one wrong bit is not used.
 """
 import hashlib
@@ -18,22 +18,21 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import safetensors.numpy
 
-from common.folder import read_json, write_file
+from common.files import read_json, write_file
 from common.params import check_tensors
-from common.settings import UserError
+from common.settings import UserError, settings_of
 
 CHECKPOINT_FORMAT = 1
 HEADER_LIMIT = 1 << 20  # bytes
-FREE = ("data_path tokenizer_path run_id micro_batch_tokens loss_chunk warmup_steps val_loss_every val_tokens_limit train_log_every resume "
-        "checkpoint_every rank_timeout compile device eval_seq_len eval_stride ttt_lr ttt_chunk quant_levels").split()
-# settings that may change where a run goes on: data and tokenizer are known by their bytes
 
 
 def run_identity(settings, data, code):
     """dict of what a run must have in common with the checkpoint it goes on from."""
-    return {name.upper(): value for name, value in vars(settings).items()
-            if name not in FREE or (name == "quant_levels" and settings.qat_start < 1)} | {
-        "code": hashlib.sha256(code).hexdigest(), "data": data.sha256, "tokenizer": data.tokenizer_sha256}
+    names = [*settings_of("model", "training")]
+    if settings.qat_start < 1:  # training rounds to them
+        names.append("quant_levels")
+    identity = {name.upper(): getattr(settings, name) for name in names}
+    return identity | {"code": hashlib.sha256(code).hexdigest(), "data": data.sha256, "tokenizer": data.tokenizer_sha256}
 
 
 def check_identity(identity, theirs, where=""):
@@ -132,7 +131,7 @@ class Saver:
 
     def __init__(self, folder, identity, every, log, step=0, elapsed=0.0, damaged=()):
         self.folder, self.identity, self.log, self.damaged = folder, identity, log, damaged
-        self.number, self.by_time = float(every.removesuffix("s")), every.endswith("s")
+        self.number, self.by_time = every.number, every.in_seconds
         self.saved, self.last, self.pending = step or -1, elapsed if self.by_time else step, None
         self.thread = ThreadPoolExecutor(1)
 

@@ -6,10 +6,11 @@ import zlib
 
 import numpy as np
 
-from common.artifact import BUDGET_BYTES, decode_model
-from common.bpb import EVAL_SECONDS, eval_lengths, evaluate
+from common.artifact import decode_model
+from common.bpb import eval_lengths, evaluate
+from common.challenge import BUDGET_BYTES, EVAL_SECONDS
+from common.files import write_file
 from common.fit import encode_within
-from common.folder import write_file
 from common.loop import Agreed, agree, together
 from common.quantize import unstorable
 from common.ranks import PATIENCE

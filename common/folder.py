@@ -2,7 +2,6 @@
 at the end model.int8.zlib. Files are written so that they are whole or as they were. A lock on the log keeps a second run out."""
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import sys
@@ -10,53 +9,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.files import read_json, try_lock, write_file, write_json
 from common.params import count_params
 from common.runlog import log_line
 from common.settings import UserError
-
-
-def write_file(path, *parts):
-    """Buffers to one file, which is complete or as it was: temporary file, fsync, rename, fsync of the folder. Returns its path."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    return path
-
-
-def write_json(path, values):
-    return write_file(path, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
-
-
-def read_json(path):
-    """dict in a file that may be anything; empty where it is missing or no JSON object."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def locked(file, how=fcntl.LOCK_EX):
-    """Whether the lock on an open file was to be had at once."""
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def say(text, file=None):
@@ -124,7 +80,7 @@ def check_free(path, settings):
     if not settings.resume and path.exists() and any(file.stat().st_size for file in path.glob("[!.]*")):
         raise UserError(f"{path} is there already: choose another RUN_ID, remove it, or continue it with --resume {path}")
     with contextlib.suppress(FileNotFoundError), open(path / "train.log", "rb") as log:
-        if not locked(log, fcntl.LOCK_SH):
+        if not try_lock(log, fcntl.LOCK_SH):
             raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
     if (free := disk_free(path)) < (need := disk_need(settings)):
         raise UserError(f"the disk of {path} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some space", "disk_full")
@@ -139,7 +95,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             self.file = open(path / "train.log", "a+b", buffering=0)  # noqa: SIM115
-            if not locked(self.file):
+            if not try_lock(self.file):
                 raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
             for left in path.glob(".*.tmp"):  # of a process that was killed while it wrote
                 left.unlink()

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.artifact import BUDGET_BYTES
 from common.batches import micro_batch_rows, rank_rows
 from common.bundle import bundle
+from common.challenge import BUDGET_BYTES
 from common.checkpoint import run_identity
 from common.dataset import open_data
 from common.fit import LEAST_LEVELS, bit_bytes, search_levels, with_auto

@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 
-from common.folder import end_run, locked, resume_hint, say
+from common.files import try_lock
+from common.folder import end_run, resume_hint, say
 from common.settings import UserError
 
 BEAT_SECONDS, RECORD_BYTES = 0.5, 4096
@@ -49,7 +50,7 @@ class RankWatch:
         if self.world_size > 1 and self.path.is_dir():
             self.file = os.open(self.path / f"rank{self.rank}", os.O_RDWR | os.O_CREAT)
             end = time.monotonic() + 10 * BEAT_SECONDS
-            while not locked(self.file):
+            while not try_lock(self.file):
                 if time.monotonic() > end:
                     raise UserError(f"rank {self.rank} of an earlier run in {self.path} still lives: stop that process, then go on")
                 time.sleep(BEAT_SECONDS / 10)
@@ -154,6 +155,6 @@ class RankWatch:
 
 def dead(file):
     """Whether nobody holds the lock of a rank's file."""
-    if free := locked(file, fcntl.LOCK_SH):
+    if free := try_lock(file, fcntl.LOCK_SH):
         fcntl.flock(file, fcntl.LOCK_UN)
     return free

@@ -17,9 +17,9 @@ import common.checkpoint
 import common.folder
 from common.checkpoint import Saver, checkpoints, decode_checkpoint, read_checkpoint, run_identity, write_checkpoint
 from common.dataset import open_data
-from common.folder import write_file
+from common.files import write_file
 from common.params import initial_weights
-from common.settings import UserError
+from common.settings import Interval, UserError
 from tests.conftest import ROOT, tiny_settings, trainer_class
 
 IDENTITY = {"SEED": 1337, "MATRIX_LR": 0.02, "TIE_EMBEDDINGS": True, "code": "ab" * 32}
@@ -184,7 +184,7 @@ def test_writing_does_not_stop_training_and_a_failure_is_told(tmp_path, monkeypa
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, *parts)
     monkeypatch.setattr(common.checkpoint, "write_file", slow)
-    saver = Saver(tmp_path, IDENTITY, "10", lambda kind, **values: told.append((kind, values)))
+    saver = Saver(tmp_path, IDENTITY, Interval("10"), lambda kind, **values: told.append((kind, values)))
     assert not saver.due(9, 1.0) and saver.due(10, 1.0)
     saver.save(10, 1.0, State())
     assert not checkpoints(tmp_path) and not saver.due(20, 2.0)  # while one is being written, no second one
@@ -210,7 +210,7 @@ def test_a_signal_while_the_state_is_copied_does_not_pass_for_a_save(tmp_path):
                 raise KeyboardInterrupt
             return super().weights()
 
-    trainer, saver = Interrupted(), Saver(tmp_path, IDENTITY, "0", lambda kind, **values: None)
+    trainer, saver = Interrupted(), Saver(tmp_path, IDENTITY, Interval("0"), lambda kind, **values: None)
     with pytest.raises(KeyboardInterrupt):
         saver.save(3, 1.0, trainer)
     saver.save(3, 1.0, trainer)
@@ -225,9 +225,9 @@ def test_the_newest_is_the_one_of_the_latest_step(tmp_path):
 
 
 def test_due_by_seconds(tmp_path):
-    saver = Saver(tmp_path, IDENTITY, "2.5s", lambda *_, **__: None, step=7, elapsed=10.0)
+    saver = Saver(tmp_path, IDENTITY, Interval("2.5s"), lambda *_, **__: None, step=7, elapsed=10.0)
     assert not saver.due(1000, 12.4) and saver.due(8, 12.5)
-    assert not Saver(tmp_path, IDENTITY, "0", lambda *_, **__: None).due(10**6, 1e6)
+    assert not Saver(tmp_path, IDENTITY, Interval("0"), lambda *_, **__: None).due(10**6, 1e6)
 
 
 # killed while saving ----------------------------------------------------------------------------------------------------

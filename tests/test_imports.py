@@ -87,7 +87,7 @@ def test_importing_has_no_side_effect(tmp_path, name):
 @pytest.mark.parametrize("name", [*COMMON, *TRAINERS])
 def test_length(name):
     lines = (ROOT / f"{name}.py" if name in TRAINERS else COMMON[name]).read_text(encoding="utf-8").count("\n")
-    assert lines < (700 if name in TRAINERS else 300)
+    assert lines < (700 if name in TRAINERS else 400)
 
 
 @pytest.mark.parametrize("folder", [".", "common", "parity", "tests"])
@@ -98,4 +98,4 @@ def test_nothing_imports_records(folder):
 
 
 def test_records_modules_are_short():
-    assert all(path.read_text(encoding="utf-8").count("\n") < 300 for path in (ROOT / "records").glob("*.py"))
+    assert all(path.read_text(encoding="utf-8").count("\n") < 400 for path in (ROOT / "records").glob("*.py"))

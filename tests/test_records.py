@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from common.artifact import BUDGET_BYTES
+from common.challenge import BUDGET_BYTES
 from records.__main__ import main
 from records.checks import PLACEHOLDER
 from records.evaluation import check_evaluation
