@@ -79,13 +79,13 @@ def evaluate(trainer, settings, stream, tokenizer, num_tokens, each=iter, final=
     eval_seq_len, eval_stride, ttt_lr and ttt_chunk say; every rank makes all steps (on GPUs, which sum in any order, the ranks' weights
     may part in their last digits), and has the weights that it had afterwards."""
     seq_len, stride = eval_lengths(settings) if final else (settings.train_seq_len, settings.train_seq_len)
-    chunk, bos_id, trained = 0, None, None
+    chunk, bos_id = 0, None
     rows = micro_batch_rows(settings, rank_rows(settings, trainer.rank, trainer.world_size)[1])  # training's shape: no second compilation
     if seq_len != settings.train_seq_len:
         rows = max(1, rows * settings.train_seq_len // seq_len)
     if final and settings.ttt_lr:
         chunk, bos_id = settings.ttt_chunk.tokens, tokenizer.bos_id if settings.ttt_chunk.per_document else None
-        rows, trained = min(rows, math.ceil(math.ceil(chunk / stride) / trainer.world_size)), trainer.snapshot()
+        rows = min(rows, math.ceil(math.ceil(chunk / stride) / trainer.world_size))
 
     def work():
         dealt = 0
@@ -102,13 +102,13 @@ def evaluate(trainer, settings, stream, tokenizer, num_tokens, each=iter, final=
         if act == "train":
             trainer.sgd_step(np.stack([stream.read(start, seq_len + 1) for start in what]), settings.ttt_lr)
         elif act == "restore":
-            trainer.restore(trained)
+            trainer.undo_sgd()
         else:
             tokens, scored = eval_batch(stream, what, rows, seq_len)
             nats = np.asarray(trainer.token_nats(tokens), np.float64)
             num_bytes = count_bytes(tokenizer, tokens[:, :-1], tokens[:, 1:])
             total += nats[scored].sum(), scored.sum(), num_bytes[scored].sum()
-    if trained:
-        trainer.restore(trained)
+    if chunk:
+        trainer.undo_sgd()
     nats, count, num_bytes = trainer.all_sum(total)
     return nats / count, bits_per_byte(nats, num_bytes), int(count), int(num_bytes)

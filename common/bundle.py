@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.settings import UserError
 
-_BUNDLED_SELF = "from pathlib import Path\n\n\ndef bundle(path):\n    return Path(path).read_bytes()\n"
+_BUNDLED_SELF = "from pathlib import Path\n\n\ndef bundle(path):\n    return Path(path).read_bytes()\n\n\ndef bundle_source(path):\n    return Path(path).read_text()\n"
 _IMPORTS = ast.Import, ast.ImportFrom
 _DEFINITIONS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
 _PASSIVE = *_DEFINITIONS, ast.Assign, ast.AnnAssign, ast.Expr, ast.Pass  # these do no more than the expressions in them
@@ -44,6 +44,10 @@ def bundle(path):
     cut_unreached(script, modules.values())
     inlined = [f"{file.banner}\n{file.text()}\n\n" for file in modules.values()]
     return (script.text("\n".join(["\n", *inlined, script.banner])) + "\n").encode()
+
+
+def bundle_source(path):
+    return bundle(path).decode()
 
 
 def cut_unreached(script, modules):

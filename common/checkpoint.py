@@ -2,7 +2,7 @@
 weights, the optimizer's state, the step and the training time spent.
 
 Format 1. A file step-00000120.checkpoint is a safetensors file, followed by the SHA-256 of its bytes (32 bytes). The tensors are
-those of Trainer.weights() and Trainer.optimizer_state(), float32 or float64, wider ones first, then by name. The header has one metadata
+those of Trainer.state(), float32 or float64, wider ones first, then by name. The header has one metadata
 key, "parity_golf": JSON with sorted keys, {"format": 1, "step": 120, "elapsed": seconds, "identity": {...}}. The identity is what must
 be the same for a run to go on: the settings that what is learned depends on, and digests of code, data and tokenizer.
 A file appears under its name when all of it is on the disk (files.write_file); the two newest are kept. The reader takes a file
@@ -26,13 +26,14 @@ CHECKPOINT_FORMAT = 1
 HEADER_LIMIT = 1 << 20  # bytes
 
 
-def run_identity(settings, data, code):
-    """dict of what a run must have in common with the checkpoint it goes on from."""
-    names = [*settings_of("model", "training")]
+def run_identity(settings, data, source):
+    """dict of what a run must have in common with the checkpoint it goes on from. source: text of the code."""
+    names = [*settings_of("model", "training", of=settings)]
     if settings.qat_start < 1:  # training rounds to them
         names.append("quant_levels")
     identity = {name.upper(): getattr(settings, name) for name in names}
-    return identity | {"code": hashlib.sha256(code).hexdigest(), "data": data.sha256, "tokenizer": data.tokenizer_sha256}
+    code = hashlib.sha256(source.encode()).hexdigest()
+    return identity | {"code": code, "data": data.sha256, "tokenizer": data.tokenizer_sha256}
 
 
 def check_identity(identity, theirs, where=""):
@@ -125,6 +126,16 @@ def read_checkpoint(folder, identity, expected, warn):
     raise UserError(f"{folder} has no checkpoint that can be used: start a new run")
 
 
+def resume(trainer, folder, identity, warn):
+    """(step, training seconds, damaged files) of the newest whole checkpoint, which the trainer then has; warn(text) is
+    called for those that are not whole. Raises UserError."""
+    expected = {name: (array.shape, str(array.dtype)) for name, array in trainer.state().items()}
+    step, elapsed, arrays, damaged = read_checkpoint(folder, identity, expected, warn)
+    if arrays:
+        trainer.load_state(arrays)
+    return step, elapsed, damaged
+
+
 class Saver:
     """Writes checkpoints of a run while it trains on: due() says when, save() copies the state. One write at a
     time; a write that fails, on a full disk say, is told by log and leaves training and earlier checkpoints as they are."""
@@ -142,7 +153,7 @@ class Saver:
     def save(self, step, elapsed, trainer):
         if step != self.saved:
             self.collect()
-            arrays = trainer.weights() | trainer.optimizer_state()  # a signal here leaves the step unsaved, to be saved by who sees it
+            arrays = trainer.state()  # a signal here leaves the step unsaved; whoever handles it saves
             self.saved, self.last = step, elapsed if self.by_time else step
             self.pending = self.thread.submit(self.write, step, elapsed, arrays)
 

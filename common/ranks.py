@@ -1,4 +1,4 @@
-"""What several processes of one run must know of each other, and what signals ask of them."""
+"""What the ranks of a run agree on, the watch that each keeps over the others, and what signals ask of them."""
 import contextlib
 import fcntl
 import json
@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 
+import numpy as np
+
 from common.files import try_lock
 from common.folder import end_run, resume_hint, say
 from common.settings import UserError
@@ -18,12 +20,48 @@ PATIENCE = 600.0  # seconds for what may compile, or is no step
 ORDERLY = "finished", "capped", "interrupted", "over_budget"
 
 
+class Agreed(UserError):
+    """Raised on every rank at the same place."""
+
+
+def agree(trainer, seconds=0.0, failed=False):
+    """(rank 0's seconds, whether any rank says True) on every rank: rates, the cap and a stop must not differ by rank."""
+    if trainer.world_size == 1:
+        return seconds, failed
+    total = trainer.all_sum(np.array([seconds if trainer.rank == 0 else 0.0, float(failed)]))
+    return float(total[0]), bool(total[1])
+
+
+def together(trainer, act):
+    """The result of act(). Raises UserError or OSError on every rank where act() raises it on one."""
+    made = problem = None
+    try:
+        made = act()
+    except (UserError, OSError) as error:
+        problem = error
+    if agree(trainer, failed=problem is not None)[1]:
+        trainer.close()
+        raise problem or Agreed("another rank cannot go on, and says why")
+    return made
+
+
 class Interrupt:
-    """Handler of SIGINT and SIGTERM. The first one asks for a stop at the end of the step where `waits` is set, else it raises
-    KeyboardInterrupt; one that comes a second later or more always does. Launchers send a Ctrl-C twice: that is one."""
+    """Handler of SIGINT, SIGTERM and SIGHUP inside a `with`. The first signal asks for a stop at the end of the step
+    where `waits` is set, and raises KeyboardInterrupt elsewhere; one that comes a second later or more always raises.
+    Launchers send a Ctrl-C twice: that counts once."""
 
     def __init__(self):
-        self.asked, self.waits = 0.0, False
+        self.asked, self.waits, self.before = 0.0, False, {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                self.before[number] = signal.signal(number, self)
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def __call__(self, number, frame):
         now = time.monotonic()

@@ -201,9 +201,9 @@ def with_default(name, default):
     return dataclasses.field(default=default, metadata=Settings.__dataclass_fields__[name].metadata)
 
 
-def settings_of(*kinds):
-    """dict name -> field of the settings of these kinds."""
-    return {f.name: f for f in dataclasses.fields(Settings) if f.metadata["kind"] in kinds}
+def settings_of(*kinds, of=Settings):
+    """dict name -> field of the settings of these kinds, in a settings class or object."""
+    return {f.name: f for f in dataclasses.fields(of) if f.metadata["kind"] in kinds}
 
 
 def parse_setting(field, text):
