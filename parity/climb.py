@@ -20,9 +20,9 @@ from parity.rungs import observe_aloud
 from parity.trainers import Code, load_trainer
 
 SETTINGS = """\
-Every setting of a trainer is a flag here too (`python train_gpt.py --help` lists them), and then holds in every rung:
---loop-layers 1-2 --train-seq-len 128. Others are those of the CPU demonstration (common/recipes.py) with half its batch.
-Environment variables are not read: the command of a proof says all of it.
+Every setting of a trainer is a flag here too, and then holds in every rung: --loop-layers 1-2 --train-seq-len 128
+(`python train_gpt.py --help` lists them). The others are those of the CPU demonstration, common/recipes.py, with half
+its batch. Environment variables are not read: the command of a proof says all of it.
 """
 
 
@@ -32,19 +32,19 @@ def add_command(subparsers):
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add_problem(parser)
     for backend in ("torch", "mlx"):
-        parser.add_argument(f"--{backend}", type=Path, metavar="FILE", help="a script from elsewhere, or a bundle, that "
-                            "takes the place of this repository's trainer")
-    parser.add_argument("--dtype", action="append", choices=DTYPES, help="repeat it for more (default: float64, float32)")
+        parser.add_argument(f"--{backend}", type=Path, metavar="FILE",
+                            help="a script or bundle whose trainer takes the place of this repository's; it is run")
+    parser.add_argument("--dtype", action="append", choices=DTYPES, help="can be repeated (default: float64, float32)")
     parser.add_argument("--json", action="store_true", help="one JSON object per ladder instead of the table")
     parser.set_defaults(run=run)
 
 
 def add_problem(parser):
     """Flags of what is observed: data, steps and every setting. They end up in options.given, as flags of settings."""
-    parser.add_argument("--data", dest="given", action="append", type=lambda text: f"--data-path={text}", metavar="DIR",
-                        help="data folder (default: the embedded corpus)")
-    parser.add_argument("--steps", type=at_least(1), help="optimizer steps of the training rung (default: 20, for which "
-                        "the bounds of losses were measured)")
+    parser.add_argument("--data", dest="given", action="append", type=lambda text: f"--data-path={text}",
+                        metavar="DIR", help="data folder (default: the embedded corpus)")
+    parser.add_argument("--steps", type=at_least(1),
+                        help="optimizer steps of the training rung (default: 20: the bounds of losses are for these)")
     hidden = {"dest": "given", "help": argparse.SUPPRESS}
     parser.add_argument("--untied", action="append_const", const="--tie-embeddings=0", **hidden)
     for name in settings_of("model", "training", "evaluation", "memory", "run"):
@@ -128,7 +128,7 @@ def definitions(task, dtype, trainers, seen, agree):
 
 
 def other_tensors(settings, code):
-    """Names of the tensors that a script has and the definition has not, or in another shape, or the other way round."""
+    """Names of the tensors that only a script or only the definition has, or in another shape."""
     tables = code.param_table(settings), param_table(known_settings(Settings, settings))
     theirs, ours = ({name: p.shape for name, p in table.items()} for table in tables)
     return ", ".join(name for name in theirs | ours if theirs.get(name) != ours.get(name))

@@ -8,11 +8,11 @@ import numpy as np
 from parity.reference import reference_logits, reference_nats
 from parity.rungs import RUNGS
 
-# Bounds of the rungs that are not exact. Measured: the worst difference that `python -m parity` showed on three kinds of
-# CPU with two cores each (20 steps; tied and untied; several seeds; with --compile) and that the tests' small model
+# Bounds of the rungs that are not exact. Measured: the worst difference that `python -m parity` showed on three kinds
+# of CPU with two cores each (20 steps; tied and untied; several seeds; with --compile) and that the tests' small model
 # showed. No bound is more than 4 times that. "absolute": the largest difference; "relative": the largest difference
-# over the tensor's largest entry; "norm": the norm of the difference over the tensor's norm. One float32 step at a loss
-# of 8 nats is 9.5e-7. Every rung that is not named here is exact at every dtype.
+# over the tensor's largest entry; "norm": the norm of the difference over the tensor's norm. One float32 step at a
+# loss of 8 nats is 9.5e-7. Every rung that is not named here is exact at every dtype.
 BOUNDS = {
     # rung: (measure, {dtype: (bound, measured)})
     "logits": ("absolute", {"float64": (5e-14, 1.4e-14), "float32": (3e-5, 8.6e-6), "bfloat16": (0.2, 5.8e-2)}),
@@ -61,7 +61,8 @@ def climb(dtype, first, second, sides, left_out=()):
 def compare(rung, dtype, first, second, sides):
     """Row for two dicts name -> array."""
     measure, bounds = BOUNDS.get(rung, ("exact", {}))
-    row = Row(rung, contents(first.values()), sides, 0.0 if measure == "exact" else bounds[dtype][0], passed=bool(first))
+    bound = 0.0 if measure == "exact" else bounds[dtype][0]
+    row = Row(rung, contents(first.values()), sides, bound, passed=bool(first))
     for name in sorted(first.keys() | second.keys()):
         if name not in first or name not in second:
             texts = ["there" if name in side else "absent" for side in (first, second)]

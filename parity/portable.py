@@ -147,7 +147,8 @@ def read_fixture(path):
 
 
 def read_tensors(path):
-    """(metadata, tensors) of a file whose digest is right. Raises UserError, OSError, and what a malformed file causes."""
+    """(metadata, tensors) of a file whose digest is right. Raises UserError, OSError, and what a malformed file
+    causes."""
     with open(path, "rb") as file:
         data = file.read(FIXTURE_LIMIT + 1)
     if len(data) > FIXTURE_LIMIT:

@@ -91,7 +91,8 @@ def own_settings(kind, s, owner):
 def make_problem(settings):
     """A problem on the first tokens of a data folder: about ITERATIONS steps of training and 16 rows of validation.
     Raises UserError."""
-    data = open_data(settings)
+    size = settings.vocab_size if "vocab_size" in changed_settings(settings) else 0  # older scripts: 1024 by default
+    data = open_data(dataclasses.replace(settings, vocab_size=size))
     t = data.tokenizer
     settings = dataclasses.replace(settings, vocab_size=t.vocab_size)
     length = min(data.train.length, (settings.iterations + 2) * settings.train_batch_tokens + 333)  # not whole rows

@@ -82,8 +82,8 @@ class Side:
 
     def evaluate(self, trainer, settings):
         """(nats per token, bits per byte, tokens, bytes) of the final evaluation."""
-        val = self.problem.val
-        return self.code.evaluate(trainer, settings, self.code.TokenStream([val]), self.problem.table, len(val), final=True)
+        val, table = self.problem.val, self.problem.table
+        return self.code.evaluate(trainer, settings, self.code.TokenStream([val]), table, len(val), final=True)
 
     @functools.cached_property
     def backward(self):
@@ -112,13 +112,13 @@ def initial_weights(side):
 
 
 def batches(side):
-    steps = {0, 1, *(end // side.s.train_batch_tokens for end in side.stream.ends)}  # those that cross a shard's end
-    cut = side.code.step_rows
-    return {
-        f"step {step}, {ranks} ranks": np.concatenate([cut(side.stream, side.s, step, rank, ranks) for rank in range(ranks)])
-        for step in sorted(steps)
-        for ranks in RANKS
-    }
+    shown = {}
+    crossing = [end // side.s.train_batch_tokens for end in side.stream.ends]  # steps with the end of a shard in them
+    for step in sorted({0, 1, *crossing}):
+        for ranks in RANKS:
+            parts = [side.code.step_rows(side.stream, side.s, step, rank, ranks) for rank in range(ranks)]
+            shown[f"step {step}, {ranks} ranks"] = np.concatenate(parts)
+    return shown
 
 
 def bytes_and_windows(side):

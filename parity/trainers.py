@@ -117,10 +117,16 @@ class OlderTrainer:
 
 
 def adapted(module, trainer_class):
-    """The trainer class of an older script, and the functions of its module, with today's parameters."""
-    windows, evaluate = module.eval_windows, module.evaluate
-    if "stride" not in inspect.signature(windows).parameters:  # from before the options
-        module.eval_windows = lambda num_tokens, seq_len, stride=0: windows(num_tokens, seq_len)
-        module.evaluate = lambda *arguments, final=True: evaluate(*arguments)
-        module.encode_within = lambda settings, weights, budget, log: module.encode_model(settings, weights)
+    """The trainer class of an older script with today's methods. The functions of the module get today's parameters."""
+    if "stride" not in inspect.signature(module.eval_windows).parameters:  # from before the options
+        module.eval_windows = without_last(module.eval_windows, 2)
+        module.evaluate = without_last(module.evaluate, 5)
+        module.encode_within = without_last(module.encode_model, 2)
     return type(trainer_class.__name__, (OlderTrainer, trainer_class), {"__module__": trainer_class.__module__})
+
+
+def without_last(function, count):
+    """A function that takes more arguments and ignores them, all but the first `count`."""
+    def first_arguments(*arguments, **more):
+        return function(*arguments[:count])
+    return first_arguments
