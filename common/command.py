@@ -12,9 +12,9 @@ from common.settings import UserError
 
 
 def run_command(tool, description, commands, arguments=None, default=None, extra=""):
-    """Exit code of one command: 2 after one line of error. tool: as in `python -m tool`; commands: modules; default: the
-    command where the first argument does not name one; extra: the extra of pyproject.toml that has what they import.
-    A command that sets `takes_settings` gets the arguments that it does not know as options.settings."""
+    """Exit code of one command: 2 after one line of error. tool: as in `python -m tool`; commands: modules; default:
+    the command where the first argument does not name one; extra: the extra of pyproject.toml that has what they
+    import. A command that sets `takes_settings` gets the arguments that it does not know as options.settings."""
     parser = argparse.ArgumentParser(
         f"python -m {tool}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
