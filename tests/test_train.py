@@ -408,8 +408,9 @@ def test_preflight_says_what_a_run_would_meet_and_writes_nothing(backend, in_fol
 def test_the_forecast_of_the_artifact_is_that_of_the_published_baseline():
     """15,815,847 bytes (model of the naive baseline, 8xH100): its weights spread as normal ones do."""
     from common.preflight import artifact_bytes
-    from common.settings import Settings
-    assert abs(artifact_bytes(Settings(vocab_size=1024)) - 15_815_847) < 50_000
+    from common.settings import Settings, group_levels
+    s = Settings(vocab_size=1024)
+    assert abs(artifact_bytes(s, group_levels(s)) - 15_815_847) < 50_000
 
 
 def test_an_interrupt_is_told_without_a_traceback(backend, in_folder, capsys, monkeypatch, tmp_path):
