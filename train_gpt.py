@@ -3,8 +3,8 @@
     python train_gpt.py --help                                  all settings
     torchrun --standalone --nproc_per_node=8 train_gpt.py       the official run, 8xH100
 
-Its twin is train_gpt_mlx.py: same sections, same names. Everything that touches no device (data, schedule, initial weights,
-artifact, the run itself) is written once, in common/.
+Its twin is train_gpt_mlx.py: same sections, same names. Everything that touches no device (data, schedule, initial
+weights, artifact, the run itself) is written once, in common/.
 """
 import contextlib
 import datetime
@@ -22,19 +22,21 @@ try:
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
         raise
-    print(f"error: {missing}: `make install BACKEND=torch` or `pip install '.[torch]'` provides PyTorch", file=sys.stderr)
+    sys.stderr.write(f"error: {missing}: `make install BACKEND=torch` or `pip install '.[torch]'` provides PyTorch\n")
     sys.exit(2)
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows
 from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
-from common.run import host_memory, host_peak_memory, main
+from common.run import main
+from common.schedule import adam_lrs
 from common.settings import Settings, UserError
+from common.trainer import host_memory, host_peak_memory
 
-# ------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Model. Shapes: B rows, T positions, V vocabulary, C width, H query heads, K kv heads, G = H / K, D = C / H
-# ------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 class Attention(nn.Module):
@@ -88,7 +90,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token embedding, an encoder half whose outputs are added, last first, to the decoder half's inputs, and a head."""
+    """Token embedding, blocks and a head. The outputs of the first half of the blocks (the encoder) are added to the
+    inputs of the second half (the decoder), last first."""
 
     def __init__(self, s, dtype, device):
         super().__init__()
@@ -104,7 +107,7 @@ class GPT(nn.Module):
         self.cos, self.sin = (torch.tensor(t, dtype=wide(dtype), device=device) for t in rope_tables(s, longest))
 
     def features(self, tokens_BT):
-        """(B, T, C): what the last block gives."""
+        """(B, T, C): the output of the last block."""
         cos, sin = self.cos[:tokens_BT.shape[1]], self.sin[:tokens_BT.shape[1]]
         x = x0 = rms_norm(self.tok_emb(tokens_BT).to(self.dtype), self.s)
         skips = []
@@ -126,22 +129,20 @@ class GPT(nn.Module):
         return self.s.logit_softcap * torch.tanh(logits / self.s.logit_softcap)
 
     def forward(self, tokens):
-        """(B, T) nats of each target: tokens (B, T + 1) hold the inputs and, moved by one, the targets."""
+        """(B, T) nats of each target; tokens (B, T + 1) are the inputs and, shifted by one, the targets."""
         tokens = tokens.long()
         x, targets = self.features(tokens[:, :-1]), tokens[:, 1:]
-        if not 0 < self.s.loss_chunk < targets.numel():
-            return self.nats(x, targets).view(len(tokens), -1)
-        chunks = zip(x.flatten(0, 1).split(self.s.loss_chunk), targets.flatten().split(self.s.loss_chunk))
-        nats = [checkpoint(self.nats, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]  # again in the backward pass
-        return torch.cat(nats).view(len(tokens), -1)
+        if 0 < self.s.loss_chunk < targets.numel():
+            return nats_in_chunks(self, x, targets)
+        return self.nats(x, targets).view(targets.shape)
 
     def nats(self, x, targets):
-        """(N,) nats of the N targets (...) after what the last block gives (..., C)."""
+        """(N,) nats of N targets (...) after features x (..., C)."""
         return F.cross_entropy(self.head_logits(x).flatten(0, -2), targets.flatten(), reduction="none")
 
 
 def linear(x, layer):
-    """The weights stay in float32; the product is in the compute dtype."""
+    """The weights stay float32; the product is in the compute dtype."""
     return F.linear(x, layer.weight.to(x.dtype))
 
 
@@ -150,7 +151,7 @@ def rms_norm(x, s):
 
 
 def rotate(x, cos, sin):
-    """Rotary embedding of x (B, heads, T, D): the two halves of a head are the pairs; turns by -angle."""
+    """Rotary embedding of x (B, heads, T, D): rotates the pairs (x[i], x[i + D/2]) by -angle."""
     a, b = x.to(cos.dtype).chunk(2, dim=-1)
     return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1).to(x.dtype)
 
@@ -159,30 +160,30 @@ def attend(q, k, v):
     """Causal attention (B, H, T, D); query head h uses kv head h // G."""
     B, H, T, D = q.shape
     if q.device.type == "cpu" and T <= 512:
-        # plain products beat the CPU's flash kernel at short lengths; the queries of one kv head share a product
+        # Plain products beat the CPU's flash kernel on short rows. The queries of one kv head share a product.
         q = q.view(B, -1, H // k.shape[1] * T, D)  # (B, K, G * T, D)
         scores = (q @ k.transpose(-2, -1)).view(B, -1, T, T).to(wide(q.dtype)) * D**-0.5
         past = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
         weights = scores.masked_fill(~past, float("-inf")).softmax(dim=-1).to(q.dtype)
         return (weights.view(B, -1, H // k.shape[1] * T, T) @ v).view(B, H, T, D)
-    if q.device.type == "mps":  # which knows no grouped queries
+    if q.device.type == "mps":  # its kernel has no grouped queries
         k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.shape[1] < H)
 
 
 def wide(dtype):
-    """float64 in reference mode, else float32: softcap, softmax and the rotary tables."""
+    """The dtype of softcap, softmax and rotary tables: float64 in reference mode, else float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
-# ------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Optimizers: Muon for the matrices, Adam for the rest
-# ------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def newton_schulz(g, steps):
-    """Roughly the nearest orthogonal matrix of each of (n, rows, columns): a quintic iteration that pulls every singular
-    value towards 1 (Keller Jordan, "Muon", 2024)."""
+    """Approximately the nearest orthogonal matrix of each of g (n, rows, columns): a quintic iteration that pulls every
+    singular value towards 1 (Keller Jordan, "Muon", 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[1] > g.shape[2]
     x = g.transpose(1, 2) if tall else g
@@ -193,93 +194,101 @@ def newton_schulz(g, steps):
     return x.transpose(1, 2) if tall else x
 
 
-def round_rows(w, levels):
-    """float32 (rows, columns) as quantize.py stores and reads it."""
-    if levels == "fp16":
-        return w.half().float()
-    number = torch.tensor(float(levels), device=w.device)  # CUDA multiplies by the reciprocal of a number of Python
-    step = (w.abs().amax(dim=1, keepdim=True) / number).half().float()
-    return torch.where(step > 0, w / step, 0.0).round().clamp(-round(levels), round(levels)) * step
-
-
 class Muon:
-    """Nesterov momentum, then Newton-Schulz, all matrices of one shape in one batched product. Every rank computes every
-    update: a few percent of a step, and the weights of all ranks stay equal to the bit."""
+    """Nesterov momentum, then Newton-Schulz, all matrices of one shape in one batched product. Every rank computes all
+    updates: that is a few percent of a step, and keeps the weights of all ranks bit-identical."""
 
     def __init__(self, params, dtype, steps):
         self.dtype, self.steps = dtype, steps
         self.groups = {}
         for name, p in params.items():
             self.groups.setdefault(p.shape, {})[name] = p
-        self.momentum = {shape: torch.zeros(len(group), *shape, dtype=p.dtype, device=p.device) for shape, group in self.groups.items()}
+        self.momentum = {
+            shape: torch.stack([torch.zeros_like(p) for p in group.values()]) for shape, group in self.groups.items()
+        }
 
     def step(self, lr, momentum, finite):
-        """finite: bool tensor (); where False nothing changes, without a wait for the device to know."""
-        for (rows, columns), group in self.groups.items():
+        """finite: bool tensor (); where it is False nothing changes, and the CPU need not wait to know."""
+        for shape, group in self.groups.items():
             g = torch.stack([p.grad for p in group.values()]).where(finite, 0.0)
             one = finite.to(g.dtype)
-            buffer = self.momentum[rows, columns].mul_(one * momentum + (1 - one)).add_(g)
+            buffer = self.momentum[shape].mul_(one * momentum + (1 - one)).add_(g)
             g.add_(buffer, alpha=momentum)
             g /= g.norm(dim=(1, 2), keepdim=True) + 1e-7
             update = newton_schulz(g.to(self.dtype), self.steps).to(buffer.dtype) * finite
+            rows, columns = shape
             torch._foreach_add_(list(group.values()), list(update.unbind()), alpha=-lr * max(1, rows / columns) ** 0.5)
 
 
-# ------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Trainer: what common/run.py drives
-# ------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 class TorchTrainer:
-    """The model, its optimizers and one process of a distributed run. See common/run.py, Trainer."""
+    """One process of a run: the model, its optimizers and their state. Methods as in common/trainer.py, Trainer."""
 
     backend = "torch"
     settings_class = Settings
 
     def __init__(self, settings, weights):
-        check_weights(settings, weights)
         self.s = s = settings
         self.device = pick_device(s)
         self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if self.world_size > 1 and not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
-                                    timeout=datetime.timedelta(minutes=10))
-        rank_rows(s, self.rank, self.world_size)
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
+        rank_rows(s, self.rank, self.world_size)  # raises where the ranks cannot share the rows
         self.dtype = pick_dtype(s, self.device)
-        self.model = GPT(s, self.dtype, self.device).to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
+        master = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.model = GPT(s, self.dtype, self.device).to(self.device, master)
         self.params = dict(self.model.named_parameters())
-        self.groups = {name: p.group for name, p in param_table(s).items()}
-        self.load_weights(weights)
-        compiled = s.compile and self.device.type != "mps"  # Inductor on MPS is a prototype
-        self.forward = torch.compile(self.model, fullgraph=True, dynamic=False) if compiled else self.model
-        if self.world_size > 1:
-            if compiled and s.loss_chunk:
-                torch._dynamo.config.optimize_ddp = False  # older versions cannot cut a graph with checkpoints in it
-            self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True)
-        self.muon = Muon({n: p for n, p in self.params.items() if self.groups[n] == "matrix"}, self.dtype, s.muon_backend_steps)
-        lrs = {"embed": s.tied_embed_lr if s.tie_embeddings else s.embed_lr, "head": s.head_lr, "scalar": s.scalar_lr}
-        self.adam = torch.optim.Adam(
-            [{"params": [p for n, p in self.params.items() if self.groups[n] == group], "lr": lr, "base_lr": lr}
-             for group, lr in lrs.items() if group in self.groups.values()],
-            betas=(s.beta1, s.beta2), eps=s.adam_eps, fused=self.device.type != "mps")
-        for name in self.adam_names():
-            p = self.params[name]
-            self.adam.state[p] = {"step": torch.zeros((), device=self.device if self.device.type == "cuda" else "cpu"),
-                                  "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        self.average_weights = {n: p.detach().clone() for n, p in self.params.items()} if s.ema_decay else {}
-        self.rounding, self.levels = False, tensor_levels(s) if s.qat_start < 1 else {}
-        self.running = None  # event at the end of the step before, on CUDA
+        self.forward = self.compiled_model()
+        self.make_optimizers()
+        self.finite = torch.ones((), dtype=torch.bool, device=self.device)  # whether all losses and gradients were
+        self.load_state(weights)
+        self.average = {name: p.detach().clone() for name, p in self.params.items()} if s.ema_decay else {}
+        self.tensors |= {f"{name}.ema": mean for name, mean in self.average.items()}
         self.steps_ahead = int(self.device.type == "cuda")
+        self.running = None  # event at the end of the step before, on CUDA
 
-    # one optimizer step ------------------------------------------------------------
+    def compiled_model(self):
+        model, compiled = self.model, self.s.compile and self.device.type != "mps"  # Inductor on MPS is a prototype
+        if compiled:
+            model = torch.compile(model, fullgraph=True, dynamic=False)
+        if self.world_size == 1:
+            return model
+        if compiled and self.s.loss_chunk:
+            torch._dynamo.config.optimize_ddp = False  # older versions cannot split a graph with checkpoints in it
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
-    def train_step(self, tokens, lr_scale, momentum):
-        """One update from this rank's rows (rows, train_seq_len + 1); the mean nats of the global batch (0-dim tensor). From the first
-        loss or gradient on that is not finite none is made; a GPU finds that out while the CPU is a step ahead."""
-        loss = self.backward(tokens)
+    def make_optimizers(self):
+        """Muon, Adam, and self.tensors: all that a run needs to go on, by name. The optimizers update them in place."""
+        s, params = self.s, self.params
+        groups = {name: p.group for name, p in param_table(s).items()}
+        self.muon = Muon({n: p for n, p in params.items() if groups[n] == "matrix"}, self.dtype, s.muon_backend_steps)
+        self.adam = torch.optim.Adam(
+            [{"params": [p for n, p in params.items() if groups[n] == group], "lr": lr, "base_lr": lr}
+             for group, lr in adam_lrs(s).items()],
+            betas=(s.beta1, s.beta2), eps=s.adam_eps, fused=self.device.type != "mps")
+        self.tensors = dict(params)
+        for shape, group in self.muon.groups.items():
+            self.tensors |= {f"{name}.momentum": row for name, row in zip(group, self.muon.momentum[shape])}
+        for name, p in params.items():
+            if groups[name] != "matrix":
+                step = torch.zeros((), device=self.device if self.device.type == "cuda" else "cpu")
+                moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                self.adam.state[p] = {"step": step, **moments}
+                self.tensors |= {f"{name}.{key}": moment for key, moment in moments.items()} | {"adam_step": step}
+
+    # one optimizer step -----------------------------------------------------------------------------------------------
+
+    def train_step(self, tokens, lr_scale, momentum, rounding=False):
+        with self.rounded_weights() if rounding else contextlib.nullcontext():
+            loss = self.backward(tokens)
         norm = nn.utils.get_total_norm([p.grad for p in self.params.values()])
-        self.finite &= torch.isfinite(loss + norm)
-        if self.device.type == "mps" and not self.finite:  # its Adam knows no found_inf
+        self.finite &= torch.isfinite(loss + norm)  # stays on the device: the CPU may be a step ahead
+        if self.device.type == "mps" and not self.finite:  # Adam on MPS has no found_inf
             return loss + norm
         if self.s.grad_clip_norm > 0:
             nn.utils.clip_grads_with_norm_(self.params.values(), self.s.grad_clip_norm, norm)
@@ -288,9 +297,9 @@ class TorchTrainer:
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * lr_scale
         if self.device.type != "mps":
-            self.adam.found_inf = (~self.finite).float()
+            self.adam.found_inf = (~self.finite).float()  # fused Adam skips the update where this is 1
         self.adam.step()
-        if self.device.type == "cuda":  # the CPU waits for the step before: the clock stays honest
+        if self.device.type == "cuda":  # wait for the step before, so that the clock stays honest
             if self.running is not None:
                 self.running.synchronize()
             self.running = torch.cuda.Event()
@@ -305,41 +314,51 @@ class TorchTrainer:
         total = torch.zeros((), dtype=wide(self.dtype), device=self.device)
         for p in self.params.values():
             p.grad = None
-        with self.rounded_weights() if self.rounding else contextlib.nullcontext():
-            for i, rows in enumerate(micro):
-                last = i == len(micro) - 1 and not alone
-                with contextlib.nullcontext() if last or self.world_size == 1 else self.forward.no_sync():
-                    loss = self.forward(rows).sum() * scale
-                    (loss * ranks).backward()  # DDP averages over the ranks
-                total += loss.detach()
+        for i, rows in enumerate(micro):
+            reduced = self.world_size > 1 and not alone and i == len(micro) - 1
+            with contextlib.nullcontext() if reduced or self.world_size == 1 else self.forward.no_sync():
+                loss = self.forward(rows).sum() * scale
+                (loss * ranks).backward()  # DDP averages over the ranks
+            total += loss.detach()
         if self.world_size > 1 and not alone:
             dist.all_reduce(total)
         return total
-
-    @contextlib.contextmanager
-    def rounded_weights(self):
-        """Inside, the weights are those that the model file would hold: gradients there are taken for those of the weights themselves (the
-        straight-through estimator, Bengio et al., arXiv:1308.3432). Not compiled: Inductor leaves out the rounding to float16."""
-        own = {name: self.params[name].detach().clone() for name in self.levels}
-        with torch.no_grad():
-            for name, levels in self.levels.items():
-                self.params[name].copy_(round_rows(own[name].float(), levels))
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, w in own.items():
-                    self.params[name].copy_(w)
 
     def finite_alone(self, tokens):
         loss = self.backward(tokens, alone=True)
         return all(x.isfinite().all() for x in [loss, *(p.grad for p in self.params.values())])
 
-    def sgd_step(self, tokens, lr):
-        """Plain SGD on the mean nats of rows (rows, T + 1): every parameter moves by -lr times its gradient, on this rank alone."""
-        self.backward(tokens, alone=True)
-        with torch.no_grad():
-            torch._foreach_add_(list(self.params.values()), [p.grad for p in self.params.values()], alpha=-lr)
+    # scores and state -------------------------------------------------------------------------------------------------
+
+    def token_nats(self, tokens):
+        model = self.forward.module if self.world_size > 1 else self.forward
+        # On the CPU the graph for training serves, since to compile one without gradients would take 10 s.
+        with torch.set_grad_enabled(self.s.compile and self.device.type == "cpu"):
+            return model(self.to_device(tokens)).detach().cpu().numpy()
+
+    @torch.no_grad()
+    def logits(self, tokens):
+        return self.model.logits(self.to_device(tokens).long()).cpu().numpy()
+
+    def gradients(self, tokens):
+        loss = float(self.backward(tokens))
+        return loss, {name: p.grad.cpu().numpy().copy() for name, p in self.params.items()}
+
+    def weights(self, averaged=False):
+        return self.to_host(self.average if averaged else self.params)
+
+    def state(self):
+        return self.to_host(self.tensors)
+
+    @torch.no_grad()
+    def load_state(self, state):
+        check_weights(self.s, {name: w for name, w in state.items() if name in self.params or name not in self.tensors})
+        for name, array in state.items():
+            self.tensors[name].copy_(torch.from_numpy(np.array(array)))
+        for moments in self.adam.state.values():
+            moments["step"].copy_(self.tensors["adam_step"])
+        self.finite.fill_(True)
+        self.before_sgd = None
 
     def to_device(self, tokens):
         tokens = torch.from_numpy(np.array(tokens))
@@ -347,85 +366,15 @@ class TorchTrainer:
             return tokens.pin_memory().to(self.device, non_blocking=True)
         return tokens.to(self.device)
 
-    # what else a run asks for ------------------------------------------------------
-
-    def token_nats(self, tokens):
-        """float (B, T) nats of each target of tokens (B, T + 1)."""
-        model = self.forward.module if self.world_size > 1 else self.forward
-        # a CPU takes 10 s to compile a second graph without gradients: there the one for training serves
-        with torch.set_grad_enabled(self.s.compile and self.device.type == "cpu"):
-            return model(self.to_device(tokens)).detach().cpu().numpy()
-
-    @torch.no_grad()
-    def logits(self, tokens):
-        """(B, T, V) of tokens (B, T)."""
-        return self.model.logits(self.to_device(tokens).long()).cpu().numpy()
-
-    def gradients(self, tokens):
-        """(loss, dict of gradients) of the global mean loss."""
-        loss = float(self.backward(tokens))
-        return loss, {name: p.grad.cpu().numpy().copy() for name, p in self.params.items()}
-
     def to_host(self, tensors):
         """dict of numpy copies; a GPU sends them together, by way of pinned memory."""
         copies = {name: t.detach().to("cpu", non_blocking=True, copy=True) for name, t in tensors.items()}
         self.wait()
         return {name: t.numpy() for name, t in copies.items()}
 
-    def weights(self):
-        return self.to_host(self.params)
-
-    @torch.no_grad()
-    def load_weights(self, weights):
-        check_weights(self.s, weights)
-        self.finite = torch.ones((), dtype=torch.bool, device=self.device)
-        for name, p in self.params.items():
-            p.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
-
-    def snapshot(self):
-        return [p.detach().clone() for p in self.params.values()]
-
-    @torch.no_grad()
-    def restore(self, snapshot):
-        torch._foreach_copy_(list(self.params.values()), snapshot)
-
-    @torch.no_grad()
-    def update_average(self, decay):
-        """Moves the average towards the weights by 1 - decay of the way; not where nothing is updated any more."""
-        change = torch._foreach_sub(list(self.params.values()), list(self.average_weights.values()))
-        torch._foreach_mul_(change, (1 - decay) * self.finite.to(change[0].dtype))
-        torch._foreach_add_(list(self.average_weights.values()), change)
-
-    def average(self):
-        return self.to_host(self.average_weights)
-
-    def adam_names(self):
-        return [name for name in self.params if self.groups[name] != "matrix"]
-
-    def optimizer_state(self):
-        """dict of arrays: NAME.momentum, NAME.exp_avg, NAME.exp_avg_sq, NAME.ema where weights are averaged, and adam_step, the number of
-        updates made."""
-        state = {f"{name}.momentum": row for shape, group in self.muon.groups.items()
-                 for name, row in zip(group, self.muon.momentum[shape])}
-        for name in self.adam_names():
-            moments = self.adam.state[self.params[name]]
-            state |= {f"{name}.{key}": moments[key] for key in ("exp_avg", "exp_avg_sq")} | {"adam_step": moments["step"]}
-        return self.to_host(state | {f"{name}.ema": p for name, p in self.average_weights.items()})
-
-    @torch.no_grad()
-    def load_optimizer_state(self, state):
-        for shape, group in self.muon.groups.items():
-            self.muon.momentum[shape].copy_(torch.from_numpy(np.stack([state[f"{name}.momentum"] for name in group])))
-        for name in self.adam_names():
-            moments = self.adam.state[self.params[name]]
-            for key in ("exp_avg", "exp_avg_sq"):
-                moments[key].copy_(torch.from_numpy(np.ascontiguousarray(state[f"{name}.{key}"])))
-            moments["step"].fill_(float(state["adam_step"]))
-        for name, p in self.average_weights.items():
-            p.copy_(torch.from_numpy(np.ascontiguousarray(state[f"{name}.ema"])))
+    # ranks and device -------------------------------------------------------------------------------------------------
 
     def all_sum(self, array):
-        """Sum of a numpy array over the ranks."""
         if self.world_size == 1:
             return array
         total = torch.from_numpy(np.array(array))
@@ -433,16 +382,13 @@ class TorchTrainer:
         return total.numpy()
 
     def wait(self):
-        """Until the device has done all that was asked of it."""
         if self.device.type != "cpu":
             getattr(torch, self.device.type).synchronize()
 
     def peak_memory(self):
-        """Bytes: of the CUDA allocator on this rank, else of the process."""
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else host_peak_memory()
 
     def matmul_flops(self):
-        """Floating-point operations per second of a square product in the compute dtype: the best of five."""
         n = 8192 if self.device.type == "cuda" else 1024
         x = torch.ones(n, n, dtype=self.dtype, device=self.device)
         best = float("inf")
@@ -455,7 +401,6 @@ class TorchTrainer:
         return 2 * n**3 / best
 
     def memory(self):
-        """Bytes that are free on the GPU, or that the machine has, and that training will take, roughly."""
         rows = micro_batch_rows(self.s, rank_rows(self.s, self.rank, self.world_size)[1])
         have = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else host_memory()
         score_rows = self.s.train_seq_len if self.device.type == "cpu" and self.s.train_seq_len <= 512 else 0
@@ -471,6 +416,67 @@ class TorchTrainer:
             self.forward = None
             dist.destroy_process_group()
 
+    # options, off by default: average, rounding, test-time training ---------------------------------------------------
+
+    @torch.no_grad()
+    def update_average(self, decay):
+        """Move the average towards the weights by 1 - decay of the way, as long as weights are updated."""
+        change = torch._foreach_sub(list(self.params.values()), list(self.average.values()))
+        torch._foreach_mul_(change, (1 - decay) * self.finite.to(change[0].dtype))
+        torch._foreach_add_(list(self.average.values()), change)
+
+    @contextlib.contextmanager
+    def rounded_weights(self):
+        """Inside, the weights are those that the model file would hold, and their gradients count as those of the
+        weights themselves (straight-through estimator, Bengio et al., arXiv:1308.3432). Not compiled: Inductor would
+        leave out the rounding to float16."""
+        levels = tensor_levels(self.s)
+        own = {name: self.params[name].detach().clone() for name in levels}
+        with torch.no_grad():
+            for name, w in own.items():
+                self.params[name].copy_(round_rows(w.float(), levels[name]))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, w in own.items():
+                    self.params[name].copy_(w)
+
+    def sgd_step(self, tokens, lr):
+        params = list(self.params.values())
+        if self.before_sgd is None:
+            self.before_sgd = [p.detach().clone() for p in params]
+        self.backward(tokens, alone=True)
+        with torch.no_grad():
+            torch._foreach_add_(params, [p.grad for p in params], alpha=-lr)
+
+    @torch.no_grad()
+    def undo_sgd(self):
+        if self.before_sgd:
+            torch._foreach_copy_(list(self.params.values()), self.before_sgd)
+
+
+def round_rows(w, levels):
+    """float32 (rows, columns) as common/quantize.py stores and reads it."""
+    if levels == "fp16":
+        return w.half().float()
+    number = torch.tensor(float(levels), device=w.device)  # CUDA multiplies by the reciprocal of a Python number
+    step = (w.abs().amax(dim=1, keepdim=True) / number).half().float()
+    return torch.where(step > 0, w / step, 0.0).round().clamp(-round(levels), round(levels)) * step
+
+
+def nats_in_chunks(model, x, targets):
+    """(B, T) nats, LOSS_CHUNK positions at a time: the backward pass computes the logits of each chunk again."""
+    size = model.s.loss_chunk
+    chunks = zip(x.flatten(0, 1).split(size), targets.flatten().split(size))
+    nats = [checkpoint(model.nats, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    return torch.cat(nats).view(targets.shape)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Device and start
+# ----------------------------------------------------------------------------------------------------------------------
+
 
 def pick_device(s):
     if s.device != "cpu" and s.compute_dtype != "float64":
@@ -481,7 +487,7 @@ def pick_device(s):
         if torch.backends.mps.is_available():
             return torch.device("mps")
     if s.device == "gpu":
-        raise UserError("DEVICE=gpu, but PyTorch sees none here: use DEVICE=cpu, or a build of PyTorch for your GPU")
+        raise UserError("DEVICE=gpu, but PyTorch sees no GPU here: use DEVICE=cpu, or a build of PyTorch for your GPU")
     return torch.device("cpu")
 
 

@@ -3,75 +3,48 @@
     python train_gpt_mlx.py --help                              all settings
     mlx.launch -n 2 --backend ring -- python train_gpt_mlx.py   two processes, or hosts
 
-Its twin is train_gpt.py: same sections, same names. Everything that touches no device (data, schedule, initial weights,
-artifact, the run itself) is written once, in common/.
+Its twin is train_gpt.py: same sections, same names. Everything that touches no device (data, schedule, initial
+weights, artifact, the run itself) is written once, in common/.
 """
-import contextlib
-import ctypes
 import dataclasses
+import functools
 import itertools
 import math
 import os
-import subprocess
 import sys
-import tempfile
 import time
 
-# MLX calls cblas_sgemm; in the wheel of OpenBLAS it is scipy_cblas_sgemm
-OPENBLAS_NAMES = """
-#define GEMM(name, real) \\
-  void scipy_##name(int, int, int, int, int, int, real, const real*, int, const real*, int, real, real*, int); \\
-  void name(int o, int s, int t, int m, int n, int k, real x, const real* a, int i, const real* b, int j, real y, real* c, int l) \\
-  { scipy_##name(o, s, t, m, n, k, x, a, i, b, j, y, c, l); }
-extern "C" { GEMM(cblas_sgemm, float) GEMM(cblas_dgemm, double) }
-"""
+from common.openblas import lazy_symbols, load_openblas
 
-
-def load_openblas():
-    """On Linux the wheel of MLX links the reference BLAS (1 to 4 GFLOP/s on 2 cores). A library of the same names that is loaded
-    globally before it takes its place: OpenBLAS, under the plain names by a few lines for the compiler that mx.compile needs too
-    (70 to 200 GFLOP/s). Returns its function that sets the number of threads, or None where there is no OpenBLAS."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, ImportError, subprocess.SubprocessError), tempfile.TemporaryDirectory() as folder:
-            import scipy_openblas32
-            path = f"{scipy_openblas32.get_lib_dir()}/{scipy_openblas32.get_library(fullname=True)}"
-            library = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-            subprocess.run(["g++", "-shared", "-fPIC", "-O1", "-xc++", "-", "-o", f"{folder}/names.so"], input=OPENBLAS_NAMES.encode(),
-                           check=True, capture_output=True)
-            ctypes.CDLL(f"{folder}/names.so", mode=ctypes.RTLD_GLOBAL)
-            return library.scipy_openblas_set_num_threads
-        with contextlib.suppress(OSError):
-            return ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL).openblas_set_num_threads  # the system's
-    return None
-
-
-OPENBLAS = load_openblas()  # before MLX
 try:
-    import mlx.core as mx
-    from mlx import nn
-    from mlx.utils import tree_flatten, tree_unflatten
+    with lazy_symbols():  # so that OpenBLAS can still take the place of MLX's own BLAS when the trainer starts
+        import mlx.core as mx
+        from mlx import nn
+        from mlx.utils import tree_flatten, tree_unflatten
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
         raise
-    print(f"error: {missing}: `make install BACKEND=mlx` or `pip install '.[mlx]'` provides MLX", file=sys.stderr)
+    sys.stderr.write(f"error: {missing}: `make install BACKEND=mlx` or `pip install '.[mlx]'` provides MLX\n")
     sys.exit(2)
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows
 from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
-from common.run import host_memory, host_peak_memory, main
-from common.settings import Settings, UserError, setting
+from common.run import main
+from common.schedule import adam_lrs
+from common.settings import Settings, UserError, with_default
+from common.trainer import host_memory, host_peak_memory
 
 
 @dataclasses.dataclass(frozen=True)
 class MlxSettings(Settings):
-    micro_batch_tokens: int = setting(8192, "tokens of one forward and backward on one rank: memory only, never the result", 1, 2**31)
+    micro_batch_tokens: int = with_default("micro_batch_tokens", 8192)  # for a Mac with 16 GB
 
 
-# ------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Model. Shapes: B rows, T positions, V vocabulary, C width, H query heads, K kv heads, G = H / K, D = C / H
-# ------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 
 LONG = 1024  # positions of the longest row whose scores are all kept for the backward pass
 
@@ -127,7 +100,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token embedding, an encoder half whose outputs are added, last first, to the decoder half's inputs, and a head."""
+    """Token embedding, blocks and a head. The outputs of the first half of the blocks (the encoder) are added to the
+    inputs of the second half (the decoder), last first."""
 
     def __init__(self, s, dtype):
         super().__init__()
@@ -140,10 +114,11 @@ class GPT(nn.Module):
         if not s.tie_embeddings:
             self.lm_head = nn.Linear(s.model_dim, s.vocab_size, bias=False)
         longest = max(s.train_seq_len, s.eval_seq_len)
+        # the underscore: MLX takes an array under a plain name for a parameter
         self._cos, self._sin = (mx.array(t, dtype=wide(dtype)) for t in rope_tables(s, longest))
 
     def features(self, tokens_BT):
-        """(B, T, C): what the last block gives."""
+        """(B, T, C): the output of the last block."""
         cos, sin = self._cos[:tokens_BT.shape[1]], self._sin[:tokens_BT.shape[1]]
         x = x0 = rms_norm(self.tok_emb(tokens_BT).astype(self.dtype), self.s)
         skips = []
@@ -167,25 +142,23 @@ class GPT(nn.Module):
         return self.s.logit_softcap * mx.tanh(logits / self.s.logit_softcap)
 
     def __call__(self, tokens):
-        """(B, T) nats of each target: tokens (B, T + 1) hold the inputs and, moved by one, the targets."""
+        """(B, T) nats of each target; tokens (B, T + 1) are the inputs and, shifted by one, the targets."""
         x, targets = self.features(tokens[:, :-1]), tokens[:, 1:]
-        if not 0 < self.s.loss_chunk < targets.size:
-            return self.nats(x, self.head(), targets).squeeze(-1)
-        x, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
-        nats = in_turn(lambda first, x, weight: self.nats(x, weight, targets[first:first + len(x)]), self.s.loss_chunk, x, self.head())
-        return nats.reshape(len(tokens), -1)
+        if 0 < self.s.loss_chunk < targets.size:
+            return nats_in_chunks(self, x, targets)
+        return self.nats(x, self.head(), targets).squeeze(-1)
 
     def nats(self, x, weight, targets):
-        """(..., 1) nats of the targets (...) after what the last block gives (..., C)."""
+        """(..., 1) nats of targets (...) after features x (..., C); weight: of the head."""
         logits = self.head_logits(x, weight)
-        # the softcap bounds the logits, so that the sum of their exponentials cannot overflow below a cap of 80
+        # the softcap bounds the logits, so that below a cap of 80 the sum of their exponentials cannot overflow
         top = 0 if self.s.logit_softcap <= 80 else mx.stop_gradient(mx.max(logits, axis=-1, keepdims=True))
         total = mx.log(mx.sum(exp(logits - top), axis=-1, keepdims=True)) + top
         return total - mx.take_along_axis(logits, targets[..., None], axis=-1)
 
 
 def linear(x, layer):
-    """The weights stay in float32; the product is in the compute dtype."""
+    """The weights stay float32; the product is in the compute dtype."""
     return x @ layer.weight.astype(x.dtype).T
 
 
@@ -196,7 +169,7 @@ def rms_norm(x, s):
 
 
 def rotate(x, cos, sin):
-    """Rotary embedding of x (B, heads, T, D): the two halves of a head are the pairs; turns by -angle."""
+    """Rotary embedding of x (B, heads, T, D): rotates the pairs (x[i], x[i + D/2]) by -angle."""
     a, b = mx.split(x.astype(cos.dtype), 2, axis=-1)
     return mx.concatenate([a * cos + b * sin, b * cos - a * sin], axis=-1).astype(x.dtype)
 
@@ -211,15 +184,15 @@ def attend(q, k, v):
         last = first + rows.shape[2]
         return attend_last(rows, k[:, :, :last], v[:, :, :last])
 
-    # On the CPU exponentials are what costs: a block of queries leaves out the keys that all of it cannot see
+    # On the CPU the exponentials cost most: a block of queries skips the keys that none of its queries can see.
     block = max(64, min(T, LONG) // 4)
-    if T > LONG:  # on Metal too: for training its kernel is replaced by one that keeps all scores
+    if T > LONG:  # on Metal too: the backward pass of its fused kernel keeps all scores
         return in_turn(part, block, q, k, v)
     return mx.concatenate([part(first, q[:, :, first:first + block], k, v) for first in range(0, T, block)], axis=2)
 
 
 def attend_last(q, k, v):
-    """The same for the last N of the T positions: q (B, H, N, D). The queries of one kv head share a product."""
+    """The same for the last N of T positions: q (B, H, N, D). The queries of one kv head share a product."""
     if mx.default_device() == mx.gpu:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1]**-0.5, mask="causal")
     B, H, N, D = q.shape
@@ -233,10 +206,321 @@ def attend_last(q, k, v):
     return (weights.reshape(B, K, -1, T) @ v).reshape(B, H, N, D)
 
 
+def wide(dtype):
+    """The dtype of softcap, softmax and rotary tables: float64 in reference mode, else float32."""
+    return mx.float64 if dtype == mx.float64 else mx.float32
+
+
+def exp(x):
+    """e^x. On the CPU mx.exp has only float32's precision in float64, and takes 2.5 times as long as mx.power."""
+    if mx.default_device() == mx.gpu:
+        return mx.exp(x)
+    return mx.power(mx.array(math.e, dtype=x.dtype), x)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Optimizers: Muon for the matrices, Adam for the rest
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def newton_schulz(g, steps):
+    """Approximately the nearest orthogonal matrix of each of g (n, rows, columns): a quintic iteration that pulls every
+    singular value towards 1 (Keller Jordan, "Muon", 2024)."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = g.shape[1] > g.shape[2]
+    x = g.swapaxes(1, 2) if tall else g
+    for _ in range(steps):
+        A = x @ x.swapaxes(1, 2)
+        B = b * A + c * (A @ A)
+        x = a * x + B @ x
+    return x.swapaxes(1, 2) if tall else x
+
+
+class Muon:
+    """Nesterov momentum, then Newton-Schulz, all matrices of one shape in one batched product. Every rank computes all
+    updates: that is a few percent of a step, and keeps the weights of all ranks bit-identical."""
+
+    def __init__(self, params, dtype, steps):
+        self.dtype, self.steps = dtype, steps
+        self.groups = {}
+        for name, p in params.items():
+            self.groups.setdefault(p.shape, []).append(name)
+        zeros = {name: mx.zeros_like(p) for name, p in params.items()}
+        self.momentum = {f"{shape}": mx.stack([zeros[name] for name in names]) for shape, names in self.groups.items()}
+
+    def step(self, params, grads, state, lr, momentum):
+        """New params and state; state maps each shape to the momentum (n, rows, columns) of its matrices."""
+        params, state = dict(params), dict(state)
+        for shape, names in self.groups.items():
+            g = mx.stack([grads[name] for name in names])
+            buffer = state[f"{shape}"] = state[f"{shape}"] * momentum + g
+            g = g + momentum * buffer
+            g = g / (mx.sqrt(mx.sum(mx.square(g), axis=(1, 2), keepdims=True)) + 1e-7)
+            update = newton_schulz(g.astype(self.dtype), self.steps).astype(buffer.dtype)
+            rows, columns = shape
+            for name, u in zip(names, update):
+                params[name] = params[name] - lr * max(1, rows / columns) ** 0.5 * u
+        return params, state
+
+
+class Adam:
+    """Kingma and Ba, arXiv:1412.6980, with torch's order of operations."""
+
+    def __init__(self, params, lrs, s):
+        self.lrs, self.s = lrs, s
+        keys = "exp_avg", "exp_avg_sq"
+        self.moments = {f"{name}.{key}": mx.zeros_like(p) for name, p in params.items() for key in keys}
+
+    def step(self, params, grads, state, lr_scale, correction1, correction2):
+        """New params and state; the corrections are 1 - beta1^t and sqrt(1 - beta2^t)."""
+        params, state, s = dict(params), dict(state), self.s
+        for name, lr in self.lrs.items():
+            g = grads[name]
+            m = state[f"{name}.exp_avg"] = s.beta1 * state[f"{name}.exp_avg"] + (1 - s.beta1) * g
+            v = state[f"{name}.exp_avg_sq"] = s.beta2 * state[f"{name}.exp_avg_sq"] + (1 - s.beta2) * mx.square(g)
+            params[name] = params[name] - lr * lr_scale / correction1 * m / (mx.sqrt(v) / correction2 + s.adam_eps)
+        return params, state
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Trainer: what common/run.py drives
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class MlxTrainer:
+    """One process of a run: the model, its optimizers and their state. Methods as in common/trainer.py, Trainer."""
+
+    backend = "mlx"
+    settings_class = MlxSettings
+    steps_ahead = 0
+
+    def __init__(self, settings, weights):
+        self.s = s = settings
+        mx.set_default_device(pick_device(s))
+        self.world = mx.distributed.init()
+        self.rank, self.world_size = self.world.rank(), self.world.size()
+        rank_rows(s, self.rank, self.world_size)  # raises where the ranks cannot share the rows
+        if self.world_size > 1 and mx.default_device() == mx.cpu and (set_threads := load_openblas()):
+            set_threads(max(1, os.cpu_count() // self.world_size))  # or the processes fight for the cores
+        self.dtype = pick_dtype(s)
+        self.model = GPT(s, self.dtype)
+        check_weights(s, dict(tree_flatten(self.model.parameters())))  # the table names the parameters of the model
+        check_weights(s, weights)
+        self.params = self.to_device(weights)
+        self.finite, self.before_sgd = True, None
+        self.make_optimizers()
+        self.average = dict(self.params) if s.ema_decay else {}
+        compiled = mx.compile if s.compile else lambda f: f
+        self.forward = compiled(self.forward_with)
+        self.loss_and_grads = compiled(mx.value_and_grad(self.loss_with))
+        self.update = compiled(self.update_with)
+
+    def make_optimizers(self):
+        s, groups = self.s, {name: p.group for name, p in param_table(self.s).items()}
+        matrices = {name: p for name, p in self.params.items() if groups[name] == "matrix"}
+        others = {name: p for name, p in self.params.items() if groups[name] != "matrix"}
+        self.muon = Muon(matrices, self.dtype, s.muon_backend_steps)
+        self.adam = Adam(others, {name: adam_lrs(s)[groups[name]] for name in others}, s)
+        self.adam_step = 0
+
+    def forward_with(self, params, tokens):
+        self.model.update(tree_unflatten(list(params.items())))
+        return self.model(tokens)
+
+    def loss_with(self, params, tokens, scale):
+        # summed row by row: float32 keeps two more digits
+        return self.forward_with(params, tokens).sum(axis=-1).sum() * scale
+
+    # one optimizer step -----------------------------------------------------------------------------------------------
+
+    def train_step(self, tokens, lr_scale, momentum, rounding=False):
+        loss, grads = self.backward(tokens, self.rounded_weights() if rounding else self.params)
+        norm = mx.sqrt(sum(mx.sum(mx.square(g)) for g in grads.values()))
+        self.finite = self.finite and math.isfinite((loss + norm).item())
+        if not self.finite:
+            return loss + norm
+        self.adam_step += 1
+        corrections = 1 - self.s.beta1**self.adam_step, (1 - self.s.beta2**self.adam_step) ** 0.5
+        numbers = map(self.scalar, (lr_scale, momentum, *corrections))
+        self.params, self.muon.momentum, self.adam.moments = self.update(
+            self.params, grads, norm, self.muon.momentum, self.adam.moments, *numbers)
+        mx.eval(loss, self.params, self.muon.momentum, self.adam.moments)
+        return loss
+
+    def update_with(self, params, grads, norm, momenta, moments, lr_scale, momentum, correction1, correction2):
+        if self.s.grad_clip_norm > 0:
+            clip = mx.minimum(self.s.grad_clip_norm / (norm + 1e-6), 1.0)
+            grads = {name: g * clip for name, g in grads.items()}
+        params, momenta = self.muon.step(params, grads, momenta, self.s.matrix_lr * lr_scale, momentum)
+        params, moments = self.adam.step(params, grads, moments, lr_scale, correction1, correction2)
+        return params, momenta, moments
+
+    def backward(self, tokens, params, alone=False):
+        """(loss, gradients) of the global mean loss; alone: of the mean over this rank's rows."""
+        ranks = 1 if alone else self.world_size
+        scale = self.scalar(1.0 / (tokens[:, 1:].size * ranks))
+        rows = micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1)
+        loss, grads = None, {}
+        for first in range(0, len(tokens), rows):
+            part, more = self.loss_and_grads(params, mx.array(tokens[first:first + rows]), scale)
+            loss = part if loss is None else loss + part
+            grads = {name: g + grads[name] if grads else g for name, g in more.items()}
+            if len(tokens) > rows:
+                mx.eval(loss, grads)  # or all micro-batches would be in memory at once
+        if ranks > 1:
+            # one message: on a network each one costs a round trip
+            parts = [loss, *grads.values()]
+            flat = mx.distributed.all_sum(mx.concatenate([part.reshape(-1) for part in parts]), group=self.world)
+            ends = list(itertools.accumulate(part.size for part in parts))
+            loss, *summed = (part.reshape(like.shape) for part, like in zip(mx.split(flat, ends[:-1]), parts))
+            grads = dict(zip(grads, summed))
+        return loss, grads
+
+    def finite_alone(self, tokens):
+        loss, grads = self.backward(tokens, self.params, alone=True)
+        return all(mx.isfinite(x).all().item() for x in [loss, *grads.values()])
+
+    # scores and state -------------------------------------------------------------------------------------------------
+
+    def token_nats(self, tokens):
+        return np.array(self.forward(self.params, mx.array(tokens)))
+
+    def logits(self, tokens):
+        self.model.update(tree_unflatten(list(self.params.items())))
+        return np.array(self.model.logits(mx.array(tokens)))
+
+    def gradients(self, tokens):
+        loss, grads = self.backward(tokens, self.params)
+        return float(loss), {name: np.array(g) for name, g in grads.items()}
+
+    def weights(self, averaged=False):
+        return {name: np.array(p) for name, p in (self.average if averaged else self.params).items()}
+
+    def optimizer_tensors(self):
+        """dict name -> array: what optimizers and average keep, but for the number of steps."""
+        tensors = self.adam.moments | {f"{name}.ema": mean for name, mean in self.average.items()}
+        for shape, names in self.muon.groups.items():
+            tensors |= {f"{name}.momentum": row for name, row in zip(names, self.muon.momentum[f"{shape}"])}
+        return tensors
+
+    def state(self):
+        tensors = self.params | self.optimizer_tensors()
+        return {name: np.array(x) for name, x in tensors.items()} | {"adam_step": np.float32(self.adam_step)}
+
+    def load_state(self, state):
+        rest = self.optimizer_tensors().keys() | {"adam_step"}
+        check_weights(self.s, {name: w for name, w in state.items() if name not in rest})
+        self.finite, self.before_sgd = True, None
+        own = self.to_device(state)
+        self.params = {name: own[name] for name in self.params}
+        if rest <= own.keys():
+            self.adam.moments = {name: own[name] for name in self.adam.moments}
+            self.average = {name: own[f"{name}.ema"] for name in self.average}
+            for shape, names in self.muon.groups.items():
+                self.muon.momentum[f"{shape}"] = mx.stack([own[f"{name}.momentum"] for name in names])
+            self.adam_step = int(state["adam_step"])
+
+    def to_device(self, arrays):
+        return {name: mx.array(array, dtype=wide(self.dtype)) for name, array in arrays.items()}
+
+    def scalar(self, value):
+        return mx.array(value, dtype=wide(self.dtype))
+
+    # ranks and device -------------------------------------------------------------------------------------------------
+
+    def all_sum(self, array):
+        if self.world_size == 1:
+            return array
+        with mx.stream(mx.cpu):  # a GPU has no float64
+            own = mx.array(array, dtype=getattr(mx, str(array.dtype)))
+            return np.array(mx.distributed.all_sum(own, group=self.world))
+
+    def wait(self):
+        mx.synchronize()
+
+    def peak_memory(self):
+        return mx.get_peak_memory() if mx.default_device() == mx.gpu else host_peak_memory()
+
+    def matmul_flops(self):
+        n = 4096 if mx.default_device() == mx.gpu else 1024
+        x = mx.ones((n, n), dtype=self.dtype)
+        best = float("inf")
+        for _ in range(6):
+            mx.eval(x)
+            start = time.perf_counter()
+            mx.eval(x @ x)
+            best = min(best, time.perf_counter() - start)
+        return 2 * n**3 / best
+
+    def memory(self):
+        rows = micro_batch_rows(self.s, rank_rows(self.s, self.rank, self.world_size)[1])
+        have, score_rows = host_memory(), self.s.train_seq_len
+        if mx.default_device() == mx.gpu:
+            have, score_rows = mx.device_info().get("max_recommended_working_set_size", have), 0
+        if self.s.train_seq_len > LONG:
+            score_rows = LONG // 4
+        return have, training_bytes(self.s, rows, self.dtype.size, score_rows)
+
+    def describe(self):
+        if mx.default_device() == mx.gpu:
+            name = mx.device_info().get("device_name", "gpu")
+        else:
+            name = f"cpu ({'OpenBLAS' if load_openblas() else 'built-in BLAS'})"
+        return f"{self.world_size} x {name}, {str(self.dtype).removeprefix('mlx.core.')}, mlx {mx.__version__}"
+
+    def close(self):
+        pass
+
+    # options, off by default: average, rounding, test-time training ---------------------------------------------------
+
+    def update_average(self, decay):
+        """Move the average towards the weights by 1 - decay of the way, as long as weights are updated."""
+        if self.finite:
+            share = self.scalar(1 - decay)
+            self.average = {name: mean + (self.params[name] - mean) * share for name, mean in self.average.items()}
+            mx.eval(self.average)
+
+    def rounded_weights(self):
+        """The weights that the model file would hold. Their gradients count as those of the weights themselves
+        (straight-through estimator, Bengio et al., arXiv:1308.3432)."""
+        rounded = {name: round_rows(self.params[name].astype(mx.float32), levels)
+                   for name, levels in tensor_levels(self.s).items()}
+        return self.params | {name: w.astype(wide(self.dtype)) for name, w in rounded.items()}
+
+    def sgd_step(self, tokens, lr):
+        if self.before_sgd is None:
+            self.before_sgd = self.params  # arrays do not change in place
+        _, grads = self.backward(tokens, self.params, alone=True)
+        self.params = {name: p - self.scalar(lr) * grads[name] for name, p in self.params.items()}
+        mx.eval(self.params)
+
+    def undo_sgd(self):
+        if self.before_sgd:
+            self.params = self.before_sgd
+
+
+def round_rows(w, levels):
+    """float32 (rows, columns) as common/quantize.py stores and reads it."""
+    if levels == "fp16":
+        return w.astype(mx.float16).astype(mx.float32)
+    step = (mx.max(mx.abs(w), axis=1, keepdims=True) / levels).astype(mx.float16).astype(mx.float32)
+    return mx.clip(mx.round(mx.where(step > 0, w / step, 0.0)), -round(levels), round(levels)) * step
+
+
+def nats_in_chunks(model, x, targets):
+    """(B, T) nats, LOSS_CHUNK positions at a time: the backward pass computes the logits of each chunk again."""
+    flat = targets.reshape(-1)
+
+    def nats(first, x, weight):
+        return model.nats(x, weight, flat[first:first + len(x)])
+
+    return in_turn(nats, model.s.loss_chunk, x.reshape(-1, x.shape[-1]), model.head()).reshape(targets.shape)
+
+
 def in_turn(f, size, x, *others):
-    """f(first, x[..., first:first + size, :], *others) for every first, joined along that axis, in the memory of a few calls: each is
-    computed again in the backward pass, and waits for the one before, or MLX would evaluate up to 20 side by side (as it does with
-    mx.checkpoint)."""
+    """f(first, x[..., first:first + size, :], *others) for every first, joined along that axis, in the memory of a few
+    calls: the backward pass computes each call again, and each waits for the one before, or MLX would evaluate up to 20
+    of them side by side (as it does with mx.checkpoint)."""
     cuts = [(first, min(first + size, x.shape[-2])) for first in range(0, x.shape[-2], size)]
 
     @mx.custom_function
@@ -252,7 +536,8 @@ def in_turn(f, size, x, *others):
         grads, totals = [], [mx.zeros_like(y) for y in others]
         for first, last in cuts:
             part, ahead = mx.depends([x[..., first:last, :], cotangent[..., first:last, :]], totals + grads[-1:])
-            _, (grad, *more) = mx.vjp(lambda *arrays, first=first: f(first, *arrays), [part, *others], [ahead])
+            call = functools.partial(f, first)
+            _, (grad, *more) = mx.vjp(call, [part, *others], [ahead])
             grads.append(grad)
             totals = [total + one for total, one in zip(totals, more)]
         return mx.concatenate(grads, axis=-2), *totals
@@ -260,308 +545,21 @@ def in_turn(f, size, x, *others):
     return whole(x, *others)
 
 
-def wide(dtype):
-    """float64 in reference mode, else float32: softcap, softmax and the rotary tables."""
-    return mx.float64 if dtype == mx.float64 else mx.float32
-
-
-def exp(x):
-    """e^x. On the CPU mx.exp gives float64 only float32's precision, and takes 2.5 times as long as mx.power."""
-    if mx.default_device() == mx.gpu:
-        return mx.exp(x)
-    return mx.power(mx.array(math.e, dtype=x.dtype), x)
-
-
-# ------------------------------------------------------------------------------
-# Optimizers: Muon for the matrices, Adam for the rest
-# ------------------------------------------------------------------------------
-
-
-def newton_schulz(g, steps):
-    """Roughly the nearest orthogonal matrix of each of (n, rows, columns): a quintic iteration that pulls every singular
-    value towards 1 (Keller Jordan, "Muon", 2024)."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    tall = g.shape[1] > g.shape[2]
-    x = g.swapaxes(1, 2) if tall else g
-    for _ in range(steps):
-        A = x @ x.swapaxes(1, 2)
-        B = b * A + c * (A @ A)
-        x = a * x + B @ x
-    return x.swapaxes(1, 2) if tall else x
-
-
-def round_rows(w, levels):
-    """float32 (rows, columns) as quantize.py stores and reads it."""
-    if levels == "fp16":
-        return w.astype(mx.float16).astype(mx.float32)
-    step = (mx.max(mx.abs(w), axis=1, keepdims=True) / levels).astype(mx.float16).astype(mx.float32)
-    return mx.clip(mx.round(mx.where(step > 0, w / step, 0.0)), -round(levels), round(levels)) * step
-
-
-class Muon:
-    """Nesterov momentum, then Newton-Schulz, all matrices of one shape in one batched product. Every rank computes every
-    update: a few percent of a step, and the weights of all ranks stay equal to the bit."""
-
-    def __init__(self, params, dtype, steps):
-        self.dtype, self.steps = dtype, steps
-        self.groups = {}
-        for name, p in params.items():
-            self.groups.setdefault(p.shape, []).append(name)
-        self.momentum = {f"{shape}": mx.zeros((len(names), *shape), dtype=params[names[0]].dtype) for shape, names in self.groups.items()}
-
-    def step(self, params, grads, state, lr, momentum):
-        """New params and state; state maps each shape to the momentum (n, rows, columns) of its matrices."""
-        params, state = dict(params), dict(state)
-        for (rows, columns), names in self.groups.items():
-            g = mx.stack([grads[name] for name in names])
-            buffer = state[f"{rows, columns}"] = state[f"{rows, columns}"] * momentum + g
-            g = g + momentum * buffer
-            g = g / (mx.sqrt(mx.sum(mx.square(g), axis=(1, 2), keepdims=True)) + 1e-7)
-            update = newton_schulz(g.astype(self.dtype), self.steps).astype(buffer.dtype)
-            for name, u in zip(names, update):
-                params[name] = params[name] - lr * max(1, rows / columns) ** 0.5 * u
-        return params, state
-
-
-class Adam:
-    """Kingma and Ba, arXiv:1412.6980, with torch's order of operations."""
-
-    def __init__(self, params, lrs, s):
-        self.lrs, self.s = lrs, s
-        self.moments = {f"{name}.{key}": mx.zeros_like(p) for name, p in params.items() for key in ("exp_avg", "exp_avg_sq")}
-
-    def step(self, params, grads, state, lr_scale, correction1, correction2):
-        """New params and state; the corrections are 1 - beta1^t and sqrt(1 - beta2^t)."""
-        params, state, s = dict(params), dict(state), self.s
-        for name, lr in self.lrs.items():
-            g = grads[name]
-            m = state[f"{name}.exp_avg"] = s.beta1 * state[f"{name}.exp_avg"] + (1 - s.beta1) * g
-            v = state[f"{name}.exp_avg_sq"] = s.beta2 * state[f"{name}.exp_avg_sq"] + (1 - s.beta2) * mx.square(g)
-            params[name] = params[name] - lr * lr_scale / correction1 * m / (mx.sqrt(v) / correction2 + s.adam_eps)
-        return params, state
-
-
-# ------------------------------------------------------------------------------
-# Trainer: what common/run.py drives
-# ------------------------------------------------------------------------------
-
-
-class MlxTrainer:
-    """The model, its optimizers and one process of a distributed run. See common/run.py, Trainer."""
-
-    backend = "mlx"
-    settings_class = MlxSettings
-    steps_ahead = 0
-
-    def __init__(self, settings, weights):
-        check_weights(settings, weights)
-        self.s = s = settings
-        mx.set_default_device(pick_device(s))
-        self.world = mx.distributed.init()
-        self.rank, self.world_size = self.world.rank(), self.world.size()
-        rank_rows(s, self.rank, self.world_size)
-        if OPENBLAS and self.world_size > 1:  # or the processes of one machine fight for its cores
-            OPENBLAS(max(1, os.cpu_count() // self.world_size))
-        self.dtype = pick_dtype(s)
-        self.model = GPT(s, self.dtype)
-        self.groups = {name: p.group for name, p in param_table(s).items()}
-        self.load_weights(weights)
-        check_weights(s, dict(tree_flatten(self.model.parameters())))  # the model and the table name the same parameters
-        lrs = {"embed": s.tied_embed_lr if s.tie_embeddings else s.embed_lr, "head": s.head_lr, "scalar": s.scalar_lr}
-        matrices = {n: p for n, p in self.params.items() if self.groups[n] == "matrix"}
-        others = {n: p for n, p in self.params.items() if self.groups[n] != "matrix"}
-        self.muon = Muon(matrices, self.dtype, s.muon_backend_steps)
-        self.adam = Adam(others, {n: lrs[self.groups[n]] for n in others}, s)
-        self.adam_step = 0
-        self.average_weights = dict(self.params) if s.ema_decay else {}
-        self.rounding, self.levels = False, tensor_levels(s) if s.qat_start < 1 else {}
-        compiled = mx.compile if s.compile else lambda f: f
-        self.forward = compiled(self.forward_with)
-        self.loss_and_grads = compiled(mx.value_and_grad(self.loss_with))
-        self.update = compiled(self.update_with)
-
-    def forward_with(self, params, tokens):
-        self.model.update(tree_unflatten(list(params.items())))
-        return self.model(tokens)
-
-    def loss_with(self, params, tokens, scale):
-        return self.forward_with(params, tokens).sum(axis=-1).sum() * scale  # in two steps: float32 keeps two more digits
-
-    def scalar(self, value):
-        return mx.array(value, dtype=wide(self.dtype))
-
-    # one optimizer step ------------------------------------------------------------
-
-    def train_step(self, tokens, lr_scale, momentum):
-        """One update from this rank's rows (rows, train_seq_len + 1); the mean nats of the global batch (0-dim array). None is
-        made where loss or gradient is not finite."""
-        loss, grads = self.backward(tokens)
-        norm = mx.sqrt(sum(mx.sum(mx.square(g)) for g in grads.values()))
-        if not math.isfinite((loss + norm).item()):
-            return loss + norm
-        self.adam_step += 1
-        corrections = 1 - self.s.beta1**self.adam_step, (1 - self.s.beta2**self.adam_step) ** 0.5
-        self.params, self.muon.momentum, self.adam.moments = self.update(
-            self.params, grads, norm, self.muon.momentum, self.adam.moments, *map(self.scalar, (lr_scale, momentum, *corrections)))
-        mx.eval(loss, self.params, self.muon.momentum, self.adam.moments)
-        return loss
-
-    def update_with(self, params, grads, norm, momenta, moments, lr_scale, momentum, correction1, correction2):
-        if self.s.grad_clip_norm > 0:
-            cut = mx.minimum(self.s.grad_clip_norm / (norm + 1e-6), 1.0)
-            grads = {name: g * cut for name, g in grads.items()}
-        params, momenta = self.muon.step(params, grads, momenta, self.s.matrix_lr * lr_scale, momentum)
-        params, moments = self.adam.step(params, grads, moments, lr_scale, correction1, correction2)
-        return params, momenta, moments
-
-    def backward(self, tokens, alone=False):
-        """(loss, gradients) of the global mean loss; alone: of the mean over this rank's rows."""
-        ranks = 1 if alone else self.world_size
-        scale = self.scalar(1.0 / (tokens[:, 1:].size * ranks))
-        params = self.rounded_weights() if self.rounding else self.params
-        rows = micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1)
-        total = None
-        for first in range(0, len(tokens), rows):
-            part = self.loss_and_grads(params, mx.array(tokens[first:first + rows]), scale)
-            if total is not None:
-                part = part[0] + total[0], {name: g + total[1][name] for name, g in part[1].items()}
-            total = part
-            if len(tokens) > rows:
-                mx.eval(total)  # or all micro-batches would be held at once
-        loss, grads = total
-        if self.world_size > 1 and not alone:
-            # one message: on a network each one costs a round trip
-            parts = [loss, *grads.values()]
-            flat = mx.distributed.all_sum(mx.concatenate([part.reshape(-1) for part in parts]), group=self.world)
-            ends = list(itertools.accumulate(part.size for part in parts))
-            loss, *summed = (part.reshape(like.shape) for part, like in zip(mx.split(flat, ends[:-1]), parts))
-            grads = dict(zip(grads, summed))
-        return loss, grads
-
-    def rounded_weights(self):
-        """The weights that the model file would hold: gradients there are taken for those of the weights themselves (the straight-through
-        estimator, Bengio et al., arXiv:1308.3432)."""
-        return self.params | {name: round_rows(self.params[name].astype(mx.float32), levels).astype(wide(self.dtype))
-                              for name, levels in self.levels.items()}
-
-    def finite_alone(self, tokens):
-        loss, grads = self.backward(tokens, alone=True)
-        return all(mx.isfinite(x).all().item() for x in [loss, *grads.values()])
-
-    def sgd_step(self, tokens, lr):
-        """Plain SGD on the mean nats of rows (rows, T + 1): every parameter moves by -lr times its gradient, on this rank alone."""
-        _, grads = self.backward(tokens, alone=True)
-        self.params = {name: p - self.scalar(lr) * grads[name] for name, p in self.params.items()}
-        mx.eval(self.params)
-
-    # what else a run asks for ------------------------------------------------------
-
-    def token_nats(self, tokens):
-        """float (B, T) nats of each target of tokens (B, T + 1)."""
-        return np.array(self.forward(self.params, mx.array(tokens)))
-
-    def logits(self, tokens):
-        """(B, T, V) of tokens (B, T)."""
-        self.model.update(tree_unflatten(list(self.params.items())))
-        return np.array(self.model.logits(mx.array(tokens)))
-
-    def gradients(self, tokens):
-        """(loss, dict of gradients) of the global mean loss."""
-        loss, grads = self.backward(tokens)
-        return float(loss), {name: np.array(g) for name, g in grads.items()}
-
-    def weights(self):
-        return {name: np.array(p) for name, p in self.params.items()}
-
-    def load_weights(self, weights):
-        check_weights(self.s, weights)
-        self.params = {name: mx.array(weights[name], dtype=wide(self.dtype)) for name in self.groups}
-
-    def snapshot(self):
-        return self.params  # nothing is changed in place
-
-    def restore(self, snapshot):
-        self.params = snapshot
-
-    def update_average(self, decay):
-        """Moves the average towards the weights by 1 - decay of the way."""
-        share = self.scalar(1 - decay)
-        self.average_weights = {name: mean + (self.params[name] - mean) * share for name, mean in self.average_weights.items()}
-        mx.eval(self.average_weights)
-
-    def average(self):
-        return {name: np.array(p) for name, p in self.average_weights.items()}
-
-    def optimizer_state(self):
-        """dict of arrays: NAME.momentum, NAME.exp_avg, NAME.exp_avg_sq, NAME.ema where weights are averaged, and adam_step, the number of
-        updates made."""
-        state = {f"{name}.momentum": np.array(row) for shape, names in self.muon.groups.items()
-                 for name, row in zip(names, self.muon.momentum[f"{shape}"])}
-        state |= {f"{name}.ema": p for name, p in self.average().items()}
-        return state | {name: np.array(p) for name, p in self.adam.moments.items()} | {"adam_step": np.float32(self.adam_step)}
-
-    def load_optimizer_state(self, state):
-        for shape, names in self.muon.groups.items():
-            momentum = np.stack([state[f"{name}.momentum"] for name in names])
-            self.muon.momentum[f"{shape}"] = mx.array(momentum, dtype=wide(self.dtype))
-        self.adam.moments = {name: mx.array(state[name], dtype=wide(self.dtype)) for name in self.adam.moments}
-        self.average_weights = {name: mx.array(state[f"{name}.ema"], dtype=wide(self.dtype)) for name in self.average_weights}
-        self.adam_step = int(state["adam_step"])
-
-    def all_sum(self, array):
-        """Sum of a numpy array over the processes."""
-        if self.world_size == 1:
-            return array
-        with mx.stream(mx.cpu):  # a GPU knows no float64
-            return np.array(mx.distributed.all_sum(mx.array(array, dtype=getattr(mx, str(array.dtype))), group=self.world))
-
-    def wait(self):
-        """Until the device has done all that was asked of it."""
-        mx.synchronize()
-
-    def peak_memory(self):
-        """Bytes: of MLX's allocator on a GPU, else of the process."""
-        return mx.get_peak_memory() if mx.default_device() == mx.gpu else host_peak_memory()
-
-    def matmul_flops(self):
-        """Floating-point operations per second of a square product in the compute dtype: the best of five."""
-        n = 4096 if mx.default_device() == mx.gpu else 1024
-        x = mx.ones((n, n), dtype=self.dtype)
-        best = float("inf")
-        for _ in range(6):
-            mx.eval(x)
-            start = time.perf_counter()
-            mx.eval(x @ x)
-            best = min(best, time.perf_counter() - start)
-        return 2 * n**3 / best
-
-    def memory(self):
-        """Bytes that Metal recommends as the limit, or that the machine has, and that training will take, roughly."""
-        rows = micro_batch_rows(self.s, rank_rows(self.s, self.rank, self.world_size)[1])
-        on_gpu = mx.default_device() == mx.gpu
-        have = mx.device_info().get("max_recommended_working_set_size", host_memory()) if on_gpu else host_memory()
-        score_rows = LONG // 4 if self.s.train_seq_len > LONG else 0 if on_gpu else self.s.train_seq_len
-        return have, training_bytes(self.s, rows, self.dtype.size, score_rows)
-
-    def describe(self):
-        on_gpu = mx.default_device() == mx.gpu
-        name = mx.device_info().get("device_name", "gpu") if on_gpu else f"cpu ({'OpenBLAS' if OPENBLAS else 'built-in BLAS'})"
-        return f"{self.world_size} x {name}, {str(self.dtype).removeprefix('mlx.core.')}, mlx {mx.__version__}"
-
-    def close(self):
-        pass
+# ----------------------------------------------------------------------------------------------------------------------
+# Device and start
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def pick_device(s):
     gpu = mx.is_available(mx.gpu)
     if s.device == "gpu" and not gpu:
-        raise UserError("DEVICE=gpu, but MLX sees none here: use DEVICE=cpu, or a build of MLX for your GPU")
-    if s.device == "cpu" or s.compute_dtype == "float64" or not gpu:
-        if sys.platform == "linux" and not OPENBLAS:
-            print("warning: no OpenBLAS could be loaded, matrix products will be 50 times slower: install g++ (for the package "
-                  "scipy-openblas32), or the system package libopenblas0", file=sys.stderr)
-        return mx.cpu
-    return mx.gpu
+        raise UserError("DEVICE=gpu, but MLX sees no GPU here: use DEVICE=cpu, or a build of MLX for your GPU")
+    if gpu and s.device != "cpu" and s.compute_dtype != "float64":
+        return mx.gpu
+    if not load_openblas() and sys.platform == "linux":
+        print("warning: no OpenBLAS could be loaded, so matrix products will be 50 times slower: install g++ (for the "
+              "package scipy-openblas32), or the system package libopenblas0", file=sys.stderr)
+    return mx.cpu
 
 
 def pick_dtype(s):

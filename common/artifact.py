@@ -2,12 +2,10 @@
 
 Format 1. The file is one RFC 1950 zlib stream and nothing after it. Inside: a safetensors file of the tensors of
 quantize.py, in the order that the safetensors library writes (dtype, then name), whose header has one metadata key, "parity_golf":
-JSON with sorted keys and no spaces, {"format": 1, "settings": {the model's settings, those of LATER only where they are not the
-default}}. Groups of tensors that have other levels than 127 are named there too: {"format": 1, "levels": {"embed": "fp16", "matrix":
+JSON with sorted keys and no spaces, {"format": 1, "settings": {the model's settings, some only where they are not the default}}. Groups of tensors that have other levels than 127 are named there too: {"format": 1, "levels": {"embed": "fp16", "matrix":
 18.342}, "settings": ...}, a whole number without a point. There is exactly one payload for given weights, levels and settings, and the
 reader refuses every other; how it is deflated is the writer's affair, so that a better encoder leaves older files readable.
 """
-import dataclasses
 import json
 import zlib
 
@@ -15,10 +13,9 @@ import safetensors.numpy
 
 from common.params import count_params
 from common.quantize import MOST_LEVELS, dequantize_weights, quantize_weights
-from common.settings import LATER, ModelSettings, Settings, UserError, group_levels, model_settings, parse_setting, setting_conflicts
+from common.settings import Settings, UserError, group_levels, model_conflicts, model_settings, parse_setting, settings_of
 from common.zstream import zlib_encode
 
-BUDGET_BYTES = 16_000_000  # code + model file must stay below
 MODEL_FORMAT = 1
 
 
@@ -63,15 +60,14 @@ def read_header(payload):
         raise ValueError("has no readable parity_golf header") from None
     if found != MODEL_FORMAT:
         raise ValueError(f"is of format {found}, this program reads {MODEL_FORMAT}")
-    fields = {f.name: f for f in dataclasses.fields(ModelSettings)}
-    if wrong := (given.keys() ^ fields.keys()) - (fields.keys() & LATER):
+    fields = settings_of("model")
+    if wrong := (given.keys() ^ fields.keys()) - {name for name, field in fields.items() if field.metadata["sparse"]}:
         raise ValueError(f"has settings {sorted(wrong)} that are missing or unknown")
-    settings = Settings(**{name: parse_setting(fields[name], value if fields[name].type is type(value) is str else repr(value))
+    settings = Settings(**{name: parse_setting(fields[name], value if isinstance(value, str) and issubclass(fields[name].type, str) else repr(value))
                            for name, value in given.items()})
-    # only the model's settings count here: a batch of the default size may not suit this length
-    wrong = setting_conflicts(dataclasses.replace(settings, train_batch_tokens=settings.train_seq_len,
-                                                  micro_batch_tokens=settings.train_seq_len))
-    wrong += ["VOCAB_SIZE=0"] * (not settings.vocab_size)
+    wrong = model_conflicts(settings)
+    if not settings.vocab_size:
+        wrong.append("VOCAB_SIZE=0")
     if wrong:
         raise ValueError("has settings that cannot be: " + "; ".join(wrong))
     levels = group_levels(settings)

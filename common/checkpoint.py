@@ -1,12 +1,13 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped. A batch is a pure function of the step, so that is the
-weights, the optimizer's state, the step and the training time spent.
+"""Checkpoints: all that a run needs to go on as if it had never stopped. A batch is a pure function of the step, so
+that is the weights, the optimizers' state, the step and the training time spent.
 
-Format 1. A file step-00000120.checkpoint is a safetensors file, followed by the SHA-256 of its bytes (32 bytes). The tensors are
-those of Trainer.weights() and Trainer.optimizer_state(), float32 or float64, wider ones first, then by name. The header has one metadata
-key, "parity_golf": JSON with sorted keys, {"format": 1, "step": 120, "elapsed": seconds, "identity": {...}}. The identity is what must
-be the same for a run to go on: the settings that what is learned depends on, and digests of code, data and tokenizer.
-A file appears under its name when all of it is on the disk (folder.write_file); the two newest are kept. The reader takes a file
-from anyone: nothing is executed, memory is bounded by the size that the settings imply, and a file with one wrong bit is not used.
+Format 1. A file step-00000120.checkpoint is a safetensors file, followed by the SHA-256 of its bytes (32 bytes). The
+tensors are those of Trainer.state(), float32 or float64, wider ones first, then by name. The header has one metadata
+key, "parity_golf": JSON with sorted keys, {"format": 1, "step": 120, "elapsed": seconds, "identity": {...}}. The
+identity is what must be the same for a run to go on: the settings of model and training, and digests of code, data and
+tokenizer. A file appears under its name when all of it is on the disk (files.write_file); the two newest are kept. The
+reader takes untrusted files: it executes nothing, bounds memory by the size that the settings imply, and refuses any
+flipped bit.
 """
 import hashlib
 import json
@@ -18,42 +19,44 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import safetensors.numpy
 
-from common.folder import read_json, write_file
+from common.files import read_json, write_file
 from common.params import check_tensors
-from common.settings import UserError
+from common.settings import UserError, settings_of
 
 CHECKPOINT_FORMAT = 1
 HEADER_LIMIT = 1 << 20  # bytes
-FREE = ("data_path tokenizer_path run_id micro_batch_tokens loss_chunk warmup_steps val_loss_every val_tokens_limit train_log_every resume "
-        "checkpoint_every rank_timeout compile device eval_seq_len eval_stride ttt_lr ttt_chunk quant_levels").split()
-# settings that may change where a run goes on: data and tokenizer are known by their bytes
 
 
-def run_identity(settings, data, code):
-    """dict of what a run must have in common with the checkpoint it goes on from."""
-    return {name.upper(): value for name, value in vars(settings).items()
-            if name not in FREE or (name == "quant_levels" and settings.qat_start < 1)} | {
-        "code": hashlib.sha256(code).hexdigest(), "data": data.sha256, "tokenizer": data.tokenizer_sha256}
+def run_identity(settings, data, source):
+    """dict of what a run must have in common with the checkpoint it goes on from. source: text of the code."""
+    names = [*settings_of("model", "training", of=settings)]
+    if settings.qat_start < 1:  # training rounds to them
+        names.append("quant_levels")
+    identity = {name.upper(): getattr(settings, name) for name in names}
+    code = hashlib.sha256(source.encode()).hexdigest()
+    return identity | {"code": code, "data": data.sha256, "tokenizer": data.tokenizer_sha256}
 
 
 def check_identity(identity, theirs, where=""):
     """UserError where what is to be continued is another run."""
-    wrong = [f"{key} is {identity.get(key)!s:.40}, there {theirs.get(key)!s:.40}" for key in sorted(identity | theirs)
-             if identity.get(key) != theirs.get(key)]
-    if wrong:
-        raise UserError(f"{where}it is of another run: {'; '.join(wrong)}: use the settings and data of that run, and the code in its folder",
-                        "bad_settings")
+    keys = [key for key in sorted(identity | theirs) if identity.get(key) != theirs.get(key)]
+    if keys:
+        wrong = "; ".join(f"{key} is {identity.get(key)!s:.40}, there {theirs.get(key)!s:.40}" for key in keys)
+        remedy = "use the settings and data of that run, and the code in its folder"
+        raise UserError(f"{where}it is of another run: {wrong}: {remedy}", "bad_settings")
 
 
 def write_checkpoint(folder, step, elapsed, identity, arrays):
-    """Path of the new file in a folder; older ones but one are removed. The library would hold the interpreter while it copies all
-    arrays; writing and hashing one after the other lets a training thread run. Raises OSError."""
-    meta = json.dumps({"format": CHECKPOINT_FORMAT, "step": step, "elapsed": elapsed, "identity": identity}, sort_keys=True)
-    header, parts, end = {"__metadata__": {"parity_golf": meta}}, [], 0
+    """Path of the new file in a folder, in which one older file is kept. Raises OSError. Written array by array, so
+    that the training thread runs on; the safetensors library would hold the interpreter while it copies all of them."""
+    meta = {"format": CHECKPOINT_FORMAT, "step": step, "elapsed": elapsed, "identity": identity}
+    header, parts, end = {"__metadata__": {"parity_golf": json.dumps(meta, sort_keys=True)}}, [], 0
     for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):
         array = arrays[name]
         parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-        header[name] = {"dtype": f"F{8 * array.itemsize}", "shape": array.shape, "data_offsets": (end, end := end + array.nbytes)}
+        place = end, end + array.nbytes
+        header[name] = {"dtype": f"F{8 * array.itemsize}", "shape": array.shape, "data_offsets": place}
+        end += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     parts = [len(text).to_bytes(8, "little"), text, *parts]
@@ -68,12 +71,13 @@ def write_checkpoint(folder, step, elapsed, identity, arrays):
 
 def checkpoints(folder):
     """Paths, newest first."""
-    return sorted(folder.glob("step-*.checkpoint"), key=lambda path: (len(path.name), path.name), reverse=True)  # more than 8 digits too
+    paths = folder.glob("step-*.checkpoint")
+    return sorted(paths, key=lambda path: (len(path.name), path.name), reverse=True)  # steps of more than 8 digits too
 
 
 def decode_checkpoint(file, identity, expected):
-    """(step, elapsed, arrays) of an open binary file; expected: name -> (shape, dtype as text). Raises ValueError where the file is
-    not whole, UserError where it is of another run."""
+    """(step, elapsed, arrays) of an open binary file; expected: name -> (shape, dtype as text). Raises ValueError where
+    the file is not whole, UserError where it is of another run."""
     size = file.seek(0, os.SEEK_END) - 32
     file.seek(0)
     digest, left = hashlib.sha256(), size
@@ -91,7 +95,8 @@ def decode_checkpoint(file, identity, expected):
         raise ValueError("has no readable header") from None
     if found != CHECKPOINT_FORMAT:
         raise ValueError(f"is of format {found}, this program reads {CHECKPOINT_FORMAT}")
-    if not (type(step) is int and 0 <= step < 2**31 and type(elapsed) is float and 0 <= elapsed < math.inf and isinstance(theirs, dict)):
+    timed = type(step) is int and 0 <= step < 2**31 and type(elapsed) is float and 0 <= elapsed < math.inf
+    if not timed or not isinstance(theirs, dict):
         raise ValueError("has no step, time or identity")
     check_identity(identity, theirs)
     if size > HEADER_LIMIT + sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in expected.values()):
@@ -100,14 +105,14 @@ def decode_checkpoint(file, identity, expected):
     try:
         arrays = safetensors.numpy.load(file.read(size))
     except (LookupError, ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"is no safetensors file ({error})") from None
+        raise ValueError(f"is not a safetensors file ({error})") from None
     check_tensors(expected, {name: (array.shape, str(array.dtype)) for name, array in arrays.items()})
     return step, elapsed, arrays
 
 
 def read_checkpoint(folder, identity, expected, warn):
-    """(step, elapsed, arrays, paths that are damaged) of the newest file in a folder that is whole; warn(text) tells of the others.
-    Without any, it is step 0 and nothing. Raises UserError where none is whole, or the run is another."""
+    """(step, elapsed, arrays, damaged paths) of the newest whole file in a folder; warn(text) is called for damaged
+    ones. A folder without files gives step 0 and no arrays. Raises UserError where none is whole, or of another run."""
     damaged = []
     if not checkpoints(folder):
         stored = read_json(folder / "settings.json").get("identity")
@@ -126,13 +131,23 @@ def read_checkpoint(folder, identity, expected, warn):
     raise UserError(f"{folder} has no checkpoint that can be used: start a new run")
 
 
+def resume(trainer, folder, identity, warn):
+    """(step, training seconds, damaged files) of the newest whole checkpoint, which the trainer then has; warn(text) is
+    called for those that are not whole. Raises UserError."""
+    expected = {name: (array.shape, str(array.dtype)) for name, array in trainer.state().items()}
+    step, elapsed, arrays, damaged = read_checkpoint(folder, identity, expected, warn)
+    if arrays:
+        trainer.load_state(arrays)
+    return step, elapsed, damaged
+
+
 class Saver:
-    """Writes checkpoints of a run while it trains on: due() says when, save() copies the state. One write at a
-    time; a write that fails, on a full disk say, is told by log and leaves training and earlier checkpoints as they are."""
+    """Writes checkpoints of a run while it trains on: due() says when, save() copies the state. One write at a time. A
+    write that fails, on a full disk for instance, is logged; training and earlier checkpoints are not affected."""
 
     def __init__(self, folder, identity, every, log, step=0, elapsed=0.0, damaged=()):
         self.folder, self.identity, self.log, self.damaged = folder, identity, log, damaged
-        self.number, self.by_time = float(every.removesuffix("s")), every.endswith("s")
+        self.number, self.by_time = every.number, every.in_seconds
         self.saved, self.last, self.pending = step or -1, elapsed if self.by_time else step, None
         self.thread = ThreadPoolExecutor(1)
 
@@ -143,7 +158,7 @@ class Saver:
     def save(self, step, elapsed, trainer):
         if step != self.saved:
             self.collect()
-            arrays = trainer.weights() | trainer.optimizer_state()  # a signal here leaves the step unsaved, to be saved by who sees it
+            arrays = trainer.state()  # a signal here leaves the step unsaved; whoever handles it saves
             self.saved, self.last = step, elapsed if self.by_time else step
             self.pending = self.thread.submit(self.write, step, elapsed, arrays)
 
@@ -156,7 +171,7 @@ class Saver:
         return {"step": step, "bytes": path.stat().st_size, "seconds": time.perf_counter() - start}
 
     def collect(self, wait=True):
-        """Tells how a write ended, if it did or is waited for."""
+        """Log how the pending write ended, if it has ended or `wait`."""
         if self.pending and (wait or self.pending.done()):
             try:
                 self.log("checkpoint", **self.pending.result())

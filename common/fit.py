@@ -9,7 +9,7 @@ import math
 from common.artifact import encode_model, pack_payload
 from common.params import count_params, param_table
 from common.quantize import MOST_LEVELS, dequantize_weights, quantize_weights, relative_error
-from common.settings import UserError, group_levels, setting_conflicts
+from common.settings import UserError, group_levels, model_conflicts
 from common.zstream import zlib_size
 
 LEAST_LEVELS, PASSES = 2, 8
@@ -76,7 +76,7 @@ def too_large(settings, least, budget):
     params = count_params(settings)
     many = math.ceil(params * (1 - budget / least))
     smaller = (dataclasses.replace(settings, num_layers=n) for n in range(settings.num_layers - 1, 0, -1))
-    fewer = next((s.num_layers for s in smaller if not setting_conflicts(s) and count_params(s) <= params - many), None)
+    fewer = next((s.num_layers for s in smaller if not model_conflicts(s) and count_params(s) <= params - many), None)
     hint = f"NUM_LAYERS={fewer} would fit" if fewer else "use a smaller MODEL_DIM"
     return (f"QUANT_LEVELS={settings.quant_levels}: at {LEAST_LEVELS} levels the model has {least:,} bytes, {least - budget:,} more than "
             f"the {budget:,} that the code leaves: of its {params:,} parameters about {many:,} are too many; {hint}")

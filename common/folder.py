@@ -1,8 +1,7 @@
-"""A run's folder, runs/RUN_ID: train.log, the bundled trainer, settings.json, status.json, checkpoints until the run is finished, and
-at the end model.int8.zlib. Files are written so that they are whole or as they were. A lock on the log keeps a second run out."""
+"""A run's folder, runs/RUN_ID: train.log, the bundled trainer, settings.json, status.json, checkpoints until the run
+has ended, and then model.int8.zlib. A lock on the log keeps a second run out."""
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import sys
@@ -10,63 +9,22 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.files import read_json, try_lock, write_file, write_json
 from common.params import count_params
 from common.runlog import log_line
 from common.settings import UserError
 
-
-def write_file(path, *parts):
-    """Buffers to one file, which is complete or as it was: temporary file, fsync, rename, fsync of the folder. Returns its path."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    return path
-
-
-def write_json(path, values):
-    return write_file(path, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
-
-
-def read_json(path):
-    """dict in a file that may be anything; empty where it is missing or no JSON object."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def locked(file, how=fcntl.LOCK_EX):
-    """Whether the lock on an open file was to be had at once."""
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+ENDED = "finished", "capped"  # status of a run that cannot be continued
 
 
 def say(text, file=None):
-    """Prints a line above the progress bar. Where nobody reads any more, or the disk is full, the run goes on without."""
+    """Print a line above the progress bar. A closed pipe or a full disk does not end the run."""
     file = file or sys.stdout
     try:
         tqdm.write(text, file=file)
         file.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # or Python itself complains at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # or Python complains when it exits
     except OSError:
         pass
 
@@ -76,62 +34,80 @@ def resume_hint(path):
 
 
 def end_run(path, status, reason, hint, step):
-    """The last line of train.log, and status.json: what became of a run, why, and how to go on. Any process can write them."""
+    """Write the last line of train.log, and status.json: what became of a run, why, and how to go on. Any process can.
+    Returns the line."""
     line = log_line("status", status=status, reason=reason, hint=hint)
-    (path / ".reserve").unlink(missing_ok=True)  # room for these words on a full disk
-    for write in (lambda: append(path / "train.log", line),
-                  lambda: write_json(path / "status.json", {"status": status, "reason": reason, "hint": hint, "step": step})):
-        with contextlib.suppress(OSError):  # on a full disk the one may succeed and the other not
-            write()
+    (path / ".reserve").unlink(missing_ok=True)  # room on a full disk, where one may fail and the other not
+    with contextlib.suppress(OSError), open(path / "train.log", "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    with contextlib.suppress(OSError):
+        write_json(path / "status.json", {"status": status, "reason": reason, "hint": hint, "step": step})
     return line
 
 
-def append(path, line):
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
-
-
 def resume_folder(resume, run_id, backend):
-    """The folder that RESUME names, as text. For auto it is runs/RUN_ID or, without one, this backend's newest with a checkpoint that is
-    not finished; empty: there is none. Raises UserError."""
-    paths = [Path(resume)] if resume != "auto" else [Path("runs", run_id)] if run_id else sorted(
-        filter(Path.is_dir, Path("runs").glob("*")), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in paths:
-        status = read_json(path / "status.json").get("status")
-        theirs = read_json(path / "settings.json").get("backend", backend)
-        if resume != "auto":
-            if not status:
-                raise UserError(f"RESUME={path} is no folder of a run: name one, runs/..., or use RESUME=auto")
-            if status in ("finished", "capped"):
-                raise UserError(f"RESUME={path} has ended ({status}): there is nothing to continue")
-        if theirs != backend and (resume != "auto" or run_id):
-            raise UserError(f"{path} is a run of the {theirs} trainer: continue it with that one")
-        if status and status not in ("finished", "capped") and (resume != "auto" or run_id or (theirs == backend and resume_hint(path))):
+    """The folder that RESUME names, as text. For auto it is runs/RUN_ID or, without one, this backend's newest run with
+    a checkpoint that has not ended; empty: there is none. Raises UserError."""
+    if resume != "auto":
+        path = Path(resume)
+        status = run_status(path)
+        if not status:
+            raise UserError(f"RESUME={path} is not the folder of a run: name one, runs/..., or use RESUME=auto")
+        if status in ENDED:
+            raise UserError(f"RESUME={path} has ended ({status}): there is nothing to continue")
+        check_backend(path, backend)
+        return str(path)
+    if run_id:
+        path = Path("runs", run_id)
+        check_backend(path, backend)
+        return str(path) if run_status(path) not in ("", *ENDED) else ""
+    runs = [path for path in Path("runs").glob("*") if path.is_dir()]
+    for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
+        if run_status(path) not in ("", *ENDED) and run_backend(path) in ("", backend) and resume_hint(path):
             return str(path)
     return ""
 
 
+def run_status(path):
+    """What status.json says of a run; empty where there is none."""
+    return read_json(path / "status.json").get("status") or ""
+
+
+def run_backend(path):
+    return read_json(path / "settings.json").get("backend", "")
+
+
+def check_backend(path, backend):
+    if (theirs := run_backend(path)) not in ("", backend):
+        raise UserError(f"{path} is a run of the {theirs} trainer: continue it with that one")
+
+
 def stored_settings(folder):
-    """dict of texts of the settings of a run, and of what else stands beside them."""
-    return {name: str(value) for name, value in read_json(Path(folder, "settings.json")).items()} if folder else {}
+    """dict of the settings of a run as text, and of what else stands in settings.json."""
+    if not folder:
+        return {}
+    return {name: str(value) for name, value in read_json(Path(folder, "settings.json")).items()}
 
 
 def check_free(path, settings):
-    """UserError where a run cannot have this folder: taken or in use, nothing can be written there, or the disk is too full."""
-    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    """UserError where a run cannot use this folder: taken, in use, not writable, or on a disk that is too full."""
+    above = existing_parent(path)
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"{path} cannot be written: {above} is no folder that is yours: start in one that is")
+        raise UserError(f"{path} cannot be written: {above} is not a folder that is yours: start in one that is")
     if not settings.resume and path.exists() and any(file.stat().st_size for file in path.glob("[!.]*")):
-        raise UserError(f"{path} is there already: choose another RUN_ID, remove it, or continue it with --resume {path}")
+        remedy = f"choose another RUN_ID, remove it, or continue it with --resume {path}"
+        raise UserError(f"{path} is there already: {remedy}")
     with contextlib.suppress(FileNotFoundError), open(path / "train.log", "rb") as log:
-        if not locked(log, fcntl.LOCK_SH):
+        if not try_lock(log, fcntl.LOCK_SH):
             raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
-    if (free := disk_free(path)) < (need := disk_need(settings)):
-        raise UserError(f"the disk of {path} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some space", "disk_full")
+    free, need = disk_free(path), disk_need(settings)
+    if free < need:
+        text = f"the disk of {path} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some space"
+        raise UserError(text, "disk_full")
 
 
 class RunFolder:
-    """Rank 0's hold on the folder. Raises UserError where it is taken, in use, unwritable, or the disk too full for the run."""
+    """Rank 0's hold on the folder. Raises UserError where it is taken, in use or not writable, or the disk too full."""
 
     def __init__(self, path, settings):
         check_free(path, settings)
@@ -139,14 +115,15 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             self.file = open(path / "train.log", "a+b", buffering=0)  # noqa: SIM115
-            if not locked(self.file):
+            if not try_lock(self.file):
                 raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
             for left in path.glob(".*.tmp"):  # of a process that was killed while it wrote
                 left.unlink()
             write_file(path / ".reserve", os.urandom(1 << 14))
             write_json(path / "status.json", {"status": "running", "reason": ""})
         except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}: start in a folder that is yours, on a disk with room") from error
+            remedy = "start in a folder that is yours, on a disk with room"
+            raise UserError(f"{path} cannot be written: {error.strerror}: {remedy}") from error
         if self.file.tell() and os.pread(self.file.fileno(), 1, self.file.tell() - 1) != b"\n":  # killed within a line
             self.file.write(b"\n")
 
@@ -163,13 +140,19 @@ class RunFolder:
 
 def checkpoints_bytes(settings):
     """Bytes of one checkpoint, at most: the weights, two moments and the average."""
-    return count_params(settings) * (8 if settings.compute_dtype == "float64" else 4) * (3 + (settings.ema_decay > 0))
+    copies, width = 4 if settings.ema_decay else 3, 8 if settings.compute_dtype == "float64" else 4
+    return copies * width * count_params(settings)
 
 
 def disk_need(settings):
-    """Bytes a run may write: three checkpoints (two are kept, one is being written), the model file, and the rest."""
+    """Bytes that a run may write: three checkpoints (two are kept, one is being written), the model file, the rest."""
     return 3 * checkpoints_bytes(settings) + 2 * count_params(settings) + (64 << 20)
 
 
 def disk_free(path):
-    return shutil.disk_usage(next(folder for folder in (path, *path.absolute().parents) if folder.exists())).free
+    return shutil.disk_usage(existing_parent(path)).free
+
+
+def existing_parent(path):
+    """The path, or the nearest folder above it that exists."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

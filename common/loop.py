@@ -1,4 +1,5 @@
-"""The training loop: warm-up, clock, cap, validation, checkpoints, and the stop that all ranks make together. Backend-free."""
+"""The training loop: warm-up, clock, cap, validation, checkpoints, and the stop that all ranks make together."""
+import dataclasses
 import math
 import sys
 import time
@@ -8,160 +9,211 @@ from tqdm import tqdm
 
 from common.batches import rank_rows, step_rows
 from common.bpb import evaluate
+from common.checkpoint import Saver
+from common.dataset import Data
+from common.folder import RunFolder
 from common.params import flops_per_token
-from common.ranks import PATIENCE
+from common.ranks import PATIENCE, Agreed, Interrupt, RankWatch, agree
 from common.schedule import ema_decay, lr_scale, muon_momentum, run_progress
-from common.settings import UserError, failing_as
+from common.settings import Settings, failing_as
 from common.shards import check_ids
+from common.trainer import Trainer
 
 
-class Agreed(UserError):
-    """Raised on every rank at the same place."""
+@dataclasses.dataclass
+class Run:
+    """A run and how far it is. Rank 0 alone has a folder and a saver."""
+
+    settings: Settings
+    data: Data
+    trainer: Trainer
+    folder: RunFolder | None
+    saver: Saver | None
+    watch: RankWatch
+    interrupt: Interrupt
+    step: int = 0  # optimizer steps made
+    seconds: float = 0.0  # training time, without validation: that of rank 0, on every rank
+    started: float = 0.0  # clock when the program began with it
+    damage: tuple = ()  # what was wrong with checkpoints that were passed over
+
+    def __post_init__(self):
+        self.first_step, self.clock = self.step, self.started
+        self.pending = []  # (step, tokens, loss) of the steps whose loss was not looked at
+        self.val = None  # (val_loss, val_bpb) of the last validation
+        self.shown = -math.inf  # training time when the progress bar was last drawn
+
+    def log(self, kind, **values):
+        if self.folder:
+            self.folder.log(kind, **values)
+
+    def tick(self, asked=False):
+        """Add the time since the last tick to the training time. Whether any rank asks for a stop."""
+        now = time.perf_counter()
+        self.seconds, asked = agree(self.trainer, self.seconds + now - self.clock, asked)
+        self.clock = now
+        return asked
+
+    def step_limit(self):
+        """Seconds that a rank may take for its next step: as long as ten, and more for the first, which may compile."""
+        if self.step == self.first_step:
+            return PATIENCE
+        return max(self.settings.rank_timeout, 10 * self.seconds / self.step)
+
+    def is_last(self):
+        """Whether no further step is made: none is left, or the next one could end after the cap."""
+        spare_steps = 2 + self.trainer.steps_ahead
+        next_end = self.seconds + spare_steps * self.seconds / max(self.step, 1)
+        return self.step == self.settings.iterations or next_end > (self.settings.max_wallclock_seconds or math.inf)
+
+    def save(self):
+        if self.saver:
+            self.saver.save(self.step, self.seconds, self.trainer)
+
+    def batch(self):
+        """This rank's rows of the next step. Raises UserError where a token is not in the vocabulary."""
+        s, trainer = self.settings, self.trainer
+        with failing_as("bad_data"):
+            tokens = step_rows(self.data.train, s, self.step, trainer.rank, trainer.world_size)
+            if tokens.max() >= s.vocab_size:
+                for shard in self.data.train.shards:  # names the file and the place
+                    check_ids(shard, s.vocab_size, shard.filename)
+        return tokens
 
 
-def batch_of(trainer, settings, data, step):
-    with failing_as("bad_data"):
-        tokens = step_rows(data.train, settings, step, trainer.rank, trainer.world_size)
-        if tokens.max() >= settings.vocab_size:
-            for shard in data.train.shards:  # names the file and the place
-                check_ids(shard, settings.vocab_size, shard.filename)
-    return tokens
-
-
-def warm_up(trainer, settings, data, watch):
-    """Compiles what the run will use. Leaves no trace in weights, optimizer, data position or clock."""
-    if settings.warmup_steps:
-        weights, state = trainer.weights(), trainer.optimizer_state()
-        tokens = batch_of(trainer, settings, data, 0)
-        for _ in watch.each([-1], "the warm-up", PATIENCE)(range(settings.warmup_steps)):
-            trainer.train_step(tokens, 1.0, settings.muon_momentum)
-        trainer.load_weights(weights)
-        trainer.load_optimizer_state(state)
+def warm_up(run):
+    """Compile what the run will use. Leaves no trace in weights, optimizers, data position or clock."""
+    steps, trainer = run.settings.warmup_steps, run.trainer
+    if steps:
+        state, tokens = trainer.state(), run.batch()
+        for _ in run.watch.each([-1], "the warm-up", PATIENCE)(range(steps)):
+            trainer.train_step(tokens, 1.0, run.settings.muon_momentum)
+        trainer.load_state(state)
     trainer.wait()
 
 
-def train(trainer, settings, data, log, saver, watch, interrupt, step=0, elapsed=0.0):
-    """("finished" or "capped", summary text). Validation time is not training time; rank 0's clock is everybody's."""
-    first, cap, begun, val_bpb = step, settings.max_wallclock_seconds or math.inf, [], None
-
-    def look_at_losses(ahead=0):
-        """Raises Agreed where one is not finite. Those of the last steps, which may still be under way, are left for later."""
-        while len(begun) > ahead:
-            at, tokens, loss = begun.pop(0)
-            if not math.isfinite(value := float(loss)):
-                watch.steps = at
-                raise Agreed(nonfinite_reason(trainer, settings, tokens, at, value), "nonfinite")
-
-    bar = tqdm(total=1.0, disable=trainer.rank > 0 or not sys.stderr.isatty(), leave=False,
-               bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
-    shown, clock, interrupt.waits = -math.inf, time.perf_counter(), True
-    while True:
-        next_end = elapsed + (2 + trainer.steps_ahead) * elapsed / max(step, 1)  # one step to spare
-        last = step == settings.iterations or next_end > cap
-        limit = max(settings.rank_timeout, 10 * elapsed / step) if step > first else PATIENCE
-        if last or (settings.val_loss_every and step % settings.val_loss_every == 0):
-            trainer.wait()
-            look_at_losses()
-            elapsed, _ = agree(trainer, elapsed + time.perf_counter() - clock)
-            own = None  # the weights that are trained, while their average is validated
-            try:
-                watch.mark([step, 0], f"the checkpoint of step {step}", PATIENCE)
-                if saver and (last or (step > first and trainer.world_size > 1)):  # validation has no place where all ranks could stop
-                    saver.save(step, elapsed, trainer)
-                if settings.ema_decay:
-                    own = trainer.snapshot()
-                    trainer.load_weights(trainer.average())
-                interrupt.waits = False
-                if interrupt.asked:
-                    raise KeyboardInterrupt
-                val_loss, val_bpb, _, _ = evaluate(trainer, settings, data.val, data.tokenizer, data.val_tokens,
-                                                   watch.each([step, 0], f"the validation after step {step}", limit if val_bpb else PATIENCE))
-                interrupt.waits = not last
-            except KeyboardInterrupt:
-                if own:
-                    trainer.restore(own)
-                if saver:
-                    saver.save(step, elapsed, trainer)
-                raise
-            if own:
-                trainer.restore(own)
-            log("val", step=step, iterations=settings.iterations, val_loss=val_loss, val_bpb=val_bpb, ms=1e3 * elapsed,
-                avg=1e3 * elapsed / max(step, 1), partial=data.partial)
-            clock = time.perf_counter()
-        if last:
-            break
-        watch.mark([step, 1, 0], f"step {step + 1}", limit)
-        progress = run_progress(settings, step, elapsed)
-        trainer.rounding = settings.qat_start <= progress < 1
-        tokens = batch_of(trainer, settings, data, step)
-        watch.mark([step, 1, 1], f"step {step + 1}", limit)
-        loss = trainer.train_step(tokens, lr_scale(settings, progress), muon_momentum(settings, step))
-        begun.append((step, tokens, loss))
-        look_at_losses(trainer.steps_ahead)
-        if settings.ema_decay:
-            trainer.update_average(ema_decay(settings, step))
-        watch.steps = step = step + 1
-        now = time.perf_counter()
-        (elapsed, stop), clock = agree(trainer, elapsed + now - clock, interrupt.asked > 0), now
-        logged = step <= 10 or step % settings.train_log_every == 0
-        if stop or logged:
-            look_at_losses()
-        if stop:
-            watch.mark([step, 0], f"the checkpoint of step {step}", PATIENCE)
-        if saver and (stop or saver.due(step, elapsed)) and math.isfinite(float(loss)):
-            saver.save(step, elapsed, trainer)
-        if stop:
-            raise Agreed(f"interrupted by a signal after step {step}", "interrupted")
-        if logged or (not bar.disable and elapsed - shown > 0.5):  # to look at the loss is to wait for the device
-            shown, value, rate = elapsed, float(loss), step * settings.train_batch_tokens / elapsed
-            bar.n = run_progress(settings, step, elapsed)
-            bar.set_postfix_str(f" step {step} loss {value:.3f} {rate:,.0f} tok/s")
-            if logged:
-                log("step", step=step, iterations=settings.iterations, train_loss=value, ms=1e3 * elapsed, avg=1e3 * elapsed / step,
-                    rate=rate)
-    bar.close()
-    trainer.rounding = False
-    status = "finished" if step == settings.iterations else "capped"
-    if status == "capped":
-        log("stop", ms=1e3 * elapsed, step=step, iterations=settings.iterations)
-    log("memory", mib=int(trainer.all_sum(np.array([float(trainer.peak_memory())]))[0] / trainer.world_size) >> 20)
-    rate = step * settings.train_batch_tokens / elapsed if step else 0.0
-    flops, peak = rate * flops_per_token(settings), trainer.matmul_flops() * trainer.world_size
-    log("throughput", rate=rate, flops=flops / 1e9, share=100 * flops / peak, peak=peak / 1e9)
-    return status, (f"  trained   {step:,} steps, {step * settings.train_batch_tokens:,} tokens in {elapsed:.1f} s, {rate:,.0f} tokens/s\n"
-                    f"  before    val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}\n")
+def train(run):
+    """Train to the last step or the time cap. Raises Agreed on every rank."""
+    s, trainer = run.settings, run.trainer
+    run.interrupt.waits, run.clock = True, time.perf_counter()
+    with progress_bar(trainer) as bar:
+        while True:
+            last = run.is_last()
+            if last or (s.val_loss_every and run.step % s.val_loss_every == 0):
+                validate(run, last)
+            if last:
+                break
+            run.watch.mark([run.step, 1, 0], f"step {run.step + 1}", run.step_limit())
+            tokens = run.batch()
+            run.watch.mark([run.step, 1, 1], f"step {run.step + 1}", run.step_limit())
+            progress = run_progress(s, run.step, run.seconds)
+            rounding = s.qat_start <= progress < 1
+            loss = trainer.train_step(tokens, lr_scale(s, progress), muon_momentum(s, run.step), rounding)
+            if s.ema_decay:
+                trainer.update_average(ema_decay(s, run.step))
+            after_step(run, tokens, loss, bar)
 
 
-def agree(trainer, seconds=0.0, failed=False):
-    """(rank 0's seconds, whether any rank says True) on every rank: rates, the cap and a stop must not differ by rank."""
-    if trainer.world_size == 1:
-        return seconds, failed
-    total = trainer.all_sum(np.array([seconds if trainer.rank == 0 else 0.0, float(failed)]))
-    return float(total[0]), bool(total[1])
-
-
-def together(trainer, act):
-    """What act() gives. Raises UserError or OSError on every rank where it does so on one."""
-    made = problem = None
+def validate(run, last):
+    """Score the weights, or their average, and log the result. Its time is not training time."""
+    s, trainer, data, step = run.settings, run.trainer, run.data, run.step
+    trainer.wait()
+    check_losses(run)
+    run.tick()
+    limit, own = run.step_limit() if run.val else PATIENCE, None
     try:
-        made = act()
-    except (UserError, OSError) as error:
-        problem = error
-    if agree(trainer, failed=problem is not None)[1]:
-        trainer.close()
-        raise problem or Agreed("another rank cannot go on, and says why")
-    return made
+        run.watch.mark([step, 0], f"the checkpoint of step {step}", PATIENCE)
+        if last or (step > run.first_step and trainer.world_size > 1):  # ranks cannot stop together in a validation
+            run.save()
+        if s.ema_decay:
+            own = trainer.weights()
+            trainer.load_state(trainer.weights(averaged=True))
+        run.interrupt.waits = False
+        if run.interrupt.asked:
+            raise KeyboardInterrupt
+        marked = run.watch.each([step, 0], f"the validation after step {step}", limit)
+        run.val = evaluate(trainer, s, data.val, data.tokenizer, data.val_tokens, marked)[:2]
+        run.interrupt.waits = not last
+    except KeyboardInterrupt:
+        if own:
+            trainer.load_state(own)
+        run.save()
+        raise
+    if own:
+        trainer.load_state(own)
+    run.log("val", step=step, iterations=s.iterations, val_loss=run.val[0], val_bpb=run.val[1], ms=1e3 * run.seconds,
+            avg=1e3 * run.seconds / max(step, 1), partial=data.partial)
+    run.clock = time.perf_counter()
 
 
-def nonfinite_reason(trainer, settings, tokens, step, value):
-    """Names the ranks whose own rows do it, and those rows' place in the train stream; all ranks where only the sum does."""
-    world, alone = trainer.world_size, np.ones(trainer.world_size)
+def after_step(run, tokens, loss, bar):
+    """Look at the losses, save, stop and log, as is due after a step. Raises Agreed where the run stops."""
+    s = run.settings
+    run.pending.append((run.step, tokens, loss))
+    check_losses(run, run.trainer.steps_ahead)
+    run.watch.steps = run.step = run.step + 1
+    stop = run.tick(run.interrupt.asked > 0)
+    logged = run.step <= 10 or run.step % s.train_log_every == 0
+    if stop or logged:
+        check_losses(run)
+    if stop:
+        run.watch.mark([run.step, 0], f"the checkpoint of step {run.step}", PATIENCE)
+    if run.saver and (stop or run.saver.due(run.step, run.seconds)) and math.isfinite(float(loss)):
+        run.save()
+    if stop:
+        raise Agreed(f"interrupted by a signal after step {run.step}", "interrupted")
+    if not logged and (bar.disable or run.seconds - run.shown < 0.5):
+        return  # to read the loss is to wait for the device
+    run.shown, value, rate = run.seconds, float(loss), run.step * s.train_batch_tokens / run.seconds
+    bar.n = run_progress(s, run.step, run.seconds)
+    bar.set_postfix_str(f" step {run.step} loss {value:.3f} {rate:,.0f} tok/s")
+    if logged:
+        run.log("step", step=run.step, iterations=s.iterations, train_loss=value, ms=1e3 * run.seconds,
+                avg=1e3 * run.seconds / run.step, rate=rate)
+
+
+def check_losses(run, ahead=0):
+    """Raises Agreed where a loss is not finite. The losses of the last `ahead` steps, which may still be running, are
+    left for later."""
+    while len(run.pending) > ahead:
+        step, tokens, loss = run.pending.pop(0)
+        if not math.isfinite(value := float(loss)):
+            run.watch.steps = step
+            raise Agreed(nonfinite_reason(run, tokens, step, value), "nonfinite")
+
+
+def nonfinite_reason(run, tokens, step, value):
+    """Names the ranks whose own rows cause it, and the place of these in the train stream; all ranks where only the sum
+    is not finite."""
+    s, trainer, world = run.settings, run.trainer, run.trainer.world_size
+    alone = np.ones(world)
     if world > 1:
         alone = trainer.all_sum(np.eye(world)[trainer.rank] * (not trainer.finite_alone(tokens)))
     places = []
     for rank in np.flatnonzero(alone).tolist() or range(world):
-        row, rows = rank_rows(settings, rank, world)
-        start = step * settings.train_batch_tokens + row * settings.train_seq_len
-        places.append(f"rank {rank}, tokens {start} to {start + rows * settings.train_seq_len} of the train stream")
-    return (f"the training loss or a gradient is {value} at step {step + 1} ({'; '.join(places)}). Nothing was updated: lower MATRIX_LR, "
-            "TIED_EMBED_LR and SCALAR_LR, or set GRAD_CLIP_NORM=1")
+        row, rows = rank_rows(s, rank, world)
+        start = step * s.train_batch_tokens + row * s.train_seq_len
+        places.append(f"rank {rank}, tokens {start} to {start + rows * s.train_seq_len} of the train stream")
+    where = "; ".join(places)
+    return (f"the training loss or a gradient is {value} at step {step + 1} ({where}). Nothing was updated: "
+            "lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR, or set GRAD_CLIP_NORM=1")
+
+
+def progress_bar(trainer):
+    form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    return tqdm(total=1.0, disable=trainer.rank > 0 or not sys.stderr.isatty(), leave=False, bar_format=form)
+
+
+def training_summary(run):
+    """Log what the training took; that as text, for people."""
+    s, trainer = run.settings, run.trainer
+    if run.step < s.iterations:
+        run.log("stop", ms=1e3 * run.seconds, step=run.step, iterations=s.iterations)
+    mean_peak = trainer.all_sum(np.array([float(trainer.peak_memory())]))[0] / trainer.world_size
+    run.log("memory", mib=int(mean_peak) >> 20)
+    tokens = run.step * s.train_batch_tokens
+    rate = tokens / run.seconds if run.step else 0.0
+    flops, peak = rate * flops_per_token(s), trainer.matmul_flops() * trainer.world_size
+    run.log("throughput", rate=rate, flops=flops / 1e9, share=100 * flops / peak, peak=peak / 1e9)
+    val_loss, val_bpb = run.val
+    return (f"  trained   {run.step:,} steps, {tokens:,} tokens in {run.seconds:.1f} s, {rate:,.0f} tokens/s\n"
+            f"  before    val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}\n")

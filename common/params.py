@@ -51,8 +51,8 @@ def layer_order(s):
     order = list(range(s.num_layers))
     if not s.loop_layers:
         return order
-    first, last = map(int, s.loop_layers.split("-"))
-    return order[:last + 1] + order[first:last + 1] * (s.loop_count - 1) + order[last + 1:]
+    end = s.loop_layers.last + 1
+    return order[:end] + order[s.loop_layers.first:end] * (s.loop_count - 1) + order[end:]
 
 
 def num_skips(s):

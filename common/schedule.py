@@ -25,3 +25,11 @@ def muon_momentum(settings, step):
     steps = settings.muon_momentum_warmup_steps
     part = min(step / steps, 1.0) if steps else 1.0
     return (1.0 - part) * settings.muon_momentum_warmup_start + part * settings.muon_momentum
+
+
+def adam_lrs(settings):
+    """dict group of params.py -> learning rate, of the groups that Adam updates."""
+    s = settings
+    if s.tie_embeddings:
+        return {"embed": s.tied_embed_lr, "scalar": s.scalar_lr}
+    return {"embed": s.embed_lr, "head": s.head_lr, "scalar": s.scalar_lr}

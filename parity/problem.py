@@ -97,7 +97,7 @@ def full_weights(settings):
 
 def full_state(trainer):
     """An optimizer state in which every part counts in the next step: as after ten steps, but drawn."""
-    state = trainer.optimizer_state()
+    state = {name: array for name, array in trainer.state().items() if name not in trainer.weights()}
     for number, name in enumerate(sorted(state)):
         noise = 1e-3 * np.random.Generator(np.random.Philox(key=[8, number])).standard_normal(state[name].shape)
         state[name] = (noise**2 + 1e-8 if name.endswith("exp_avg_sq") else noise).astype(state[name].dtype)
@@ -136,7 +136,7 @@ def observe(trainer_class, problem, dtype, progress=lambda rung: None, **changes
 
     progress("logits")
     full = full_weights(s)
-    trainer.load_weights(full)
+    trainer.load_state(full)
     rows = batches.step_rows(stream, s, 0)
     shown["logits"] = {"logits": trainer.logits(rows[:4, :-1])}
 
@@ -151,9 +151,9 @@ def observe(trainer_class, problem, dtype, progress=lambda rung: None, **changes
     shown["gradients"] = grads
 
     progress("one step")
-    trainer.load_optimizer_state(full_state(trainer))
+    trainer.load_state(full | full_state(trainer))
     trainer.train_step(rows, 0.5, 0.9)
-    shown["one step"] = {name: w - full[name] for name, w in trainer.weights().items()} | trainer.optimizer_state()
+    shown["one step"] = {name: value - full[name] if name in full else value for name, value in trainer.state().items()}
 
     progress("training losses")
     trainer = trainer_class(own, first)
@@ -171,12 +171,10 @@ def observe(trainer_class, problem, dtype, progress=lambda rung: None, **changes
     optional, losses = with_options(own), []
     other = trainer_class(optional, full_weights(optional))
     for step in range(4):
-        other.rounding = step >= 2
-        losses.append(float(other.train_step(batches.step_rows(stream, s, step), 0.1, 0.9)))
+        losses.append(float(other.train_step(batches.step_rows(stream, s, step), 0.1, 0.9, step >= 2)))
         other.update_average(schedule.ema_decay(optional, step))
-    other.rounding = False
-    averaged = {name: w.astype(np.float32) for name, w in other.average().items()}
-    other.load_weights(averaged)
+    averaged = {name: w.astype(np.float32) for name, w in other.weights(averaged=True).items()}
+    other.load_state(averaged)
     shown["options"] = {"loss": np.array(losses)}
     for name, ttt_lr in {"sliding windows": 0.0, "test-time training": optional.ttt_lr}.items():
         shown["options"][f"val_loss, {name}"] = np.array(
@@ -184,7 +182,7 @@ def observe(trainer_class, problem, dtype, progress=lambda rung: None, **changes
 
     progress("quantized payload")
     trained = {name: w.astype(np.float32) for name, w in trainer.weights().items()}
-    trainer.load_weights(full)
+    trainer.load_state(full)
     equal = {name: w.astype(np.float32) for name, w in trainer.weights().items()}
     shown["quantized payload"] = quantize.quantize_weights(s, equal)
 

@@ -17,10 +17,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common.checkpoint import FREE, checkpoints
+from common.checkpoint import checkpoints
 from common.params import flops_per_token
 from common.runlog import parse_log
-from common.settings import Settings, UserError, load_settings
+from common.settings import Settings, UserError, load_settings, settings_of
 from records.significance import Side, compare
 
 STEPS, TRAINERS = 200, {"torch": "train_gpt.py", "mlx": "train_gpt_mlx.py"}
@@ -65,7 +65,7 @@ def training(trial):
     """The trial that trains as this one does: itself, or the one it builds on where all that it adds comes after the training."""
     settings, against = TRIALS[trial]
     added = {name.lower() for name in settings.keys() - TRIALS[against][0].keys()} if against else {""}
-    return training(against) if added <= set(FREE) else trial
+    return training(against) if added <= settings_of("evaluation", "memory", "run").keys() else trial
 
 
 SHARED = {training(trial) for trial in TRIALS if training(trial) != trial}

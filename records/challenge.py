@@ -1,7 +1,7 @@
 """The challenge's rules as numbers: tracks, caps, required fields, known validation splits, and its two published founding runs."""
 import math
 
-from common.artifact import BUDGET_BYTES
+from common.challenge import BUDGET_BYTES
 
 TRACKS = {"10min": "track_10min_16mb", "non-record": "track_non_record_16mb"}
 CAP_BYTES = BUDGET_BYTES  # code + model must stay below

@@ -3,7 +3,7 @@ import math
 import re
 import statistics
 
-from common.bpb import EVAL_SECONDS
+from common.challenge import EVAL_SECONDS
 from records.challenge import CAP_SECONDS, FINEWEB_VAL_BYTES, FINEWEB_VAL_TOKENS, SPLIT_TOLERANCE
 from records.checks import FAIL, NOT_RUN, PASS, UNVERIFIED, WARN, Finding, is_founding, is_record_name
 from records.folder import Decimal, on_fineweb, open_folder

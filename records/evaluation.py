@@ -2,17 +2,18 @@
 import dataclasses
 import hashlib
 
-from common.artifact import BUDGET_BYTES, decode_model
+from common.artifact import decode_model
 from common.bpb import eval_lengths, evaluate
+from common.challenge import BUDGET_BYTES
 from common.dataset import open_data
-from common.settings import Settings, UserError, parse_setting, setting_conflicts
+from common.settings import Settings, UserError, parse_setting, setting_conflicts, settings_of
 from records.checks import FAIL, PASS, UNVERIFIED, Finding
 from records.folder import Refused
 
 SAME_BACKEND, ACROSS = 5e-5, 5e-4  # bits per byte
 MOST_WORK = 512  # times that of scoring each token in one window; a window of 4096 tokens with stride 16 is 256 times
 MODEL_FILE, LONGEST_ROW = "model.int8.zlib", 16384
-EVAL_SETTINGS = "eval_seq_len", "eval_stride", "ttt_lr", "ttt_chunk"  # what the score depends on besides model and data
+EVAL_SETTINGS = settings_of("evaluation")  # what the score depends on besides model and data
 
 
 def trainer_class(backend):
@@ -31,7 +32,7 @@ def bad_settings(own):
     """What no run takes of the settings of an evaluation, which a log may claim."""
     try:
         for field in dataclasses.fields(Settings):
-            if field.name in EVAL_SETTINGS and field.type is not str:
+            if field.name in EVAL_SETTINGS and not issubclass(field.type, str):
                 parse_setting(field, repr(getattr(own, field.name)))
     except ValueError as error:
         return str(error)
@@ -77,7 +78,7 @@ def check_evaluation(folder, data_path, backend=None):
         return
     window, stride = eval_lengths(own)
     # a step trains on a window at least, and to move all weights takes as long as some hundred tokens
-    work = window / stride + 3 * bool(own.ttt_lr) * max(1, max(window, 512) / int(own.ttt_chunk.rstrip("d")))
+    work = window / stride + 3 * bool(own.ttt_lr) * max(1, max(window, 512) / own.ttt_chunk.tokens)
     if work > MOST_WORK:
         yield Finding(UNVERIFIED, f"{work:,.0f} times the work of plain windows", f"at most {MOST_WORK} times", log.name)
         return

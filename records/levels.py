@@ -42,7 +42,7 @@ def scorer(settings, weights, data_path, backend, limit):
     data, trainer = open_data(own), kind(own, weights)
 
     def score(changed):
-        trainer.load_weights(changed)
+        trainer.load_state(changed)
         return evaluate(trainer, own, data.val, data.tokenizer, data.val_tokens)[1]
     return score, trainer.close
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.settings import Interval
 from tests.bench_step import SIZE
 from tests.conftest import BACKENDS, ROOT, environment
 
@@ -31,7 +32,7 @@ def bench(backend):
     tokens = np.random.default_rng(0).integers(0, s.vocab_size, (16, s.train_seq_len + 1)).astype(np.int32)
     times, held, told = [], [], []
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        saver = Saver(Path(folder), {}, "60s", lambda kind, **values: told.append(values))
+        saver = Saver(Path(folder), {}, Interval("60s"), lambda kind, **values: told.append(values))
         for step in range(13):
             start = time.perf_counter()
             float(trainer.train_step(tokens, 1.0, 0.9))

@@ -5,7 +5,8 @@ import time
 
 import numpy as np
 
-from common.artifact import BUDGET_BYTES, decode_model, encode_model
+from common.artifact import decode_model, encode_model
+from common.challenge import BUDGET_BYTES
 from common.fit import fit_levels
 from common.params import count_params, param_table
 from common.settings import Settings

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# OpenBLAS must be loaded before MLX and MLX before torch's own libraries; pytest imports this file first
+# before any plain `import mlx`, which would tie MLX to its own slow BLAS; pytest imports this file first
 import train_gpt_mlx
 from common.shards import write_shard
 

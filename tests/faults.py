@@ -264,10 +264,10 @@ def keeps_weights(kind, rank, which, step, what, ahead=0):
             self.steps_ahead, self.same = max(ahead, self.steps_ahead), []
 
         def train_step(self, *given):
-            before = self.weights() | self.optimizer_state()
+            before = self.state()
             value = super().train_step(*given)
             if self.made >= step:
-                after = self.weights() | self.optimizer_state()
+                after = self.state()
                 self.same += [np.array_equal(before[n], after[n]) for n in before]
                 if self.made == step:
                     self.seen = bool(np.isfinite(float(value)))
@@ -408,8 +408,8 @@ def hangs_in_step(kind, rank, which, step):
 
 def other_code(kind, rank):
     import common.run
-    plain = common.run.bundle
-    common.run.bundle = lambda script: plain(script) + b"#"
+    plain = common.run.bundle_source
+    common.run.bundle_source = lambda script: plain(script) + "#"
 
 
 def little_space(kind, rank):

@@ -17,9 +17,9 @@ import common.checkpoint
 import common.folder
 from common.checkpoint import Saver, checkpoints, decode_checkpoint, read_checkpoint, run_identity, write_checkpoint
 from common.dataset import open_data
-from common.folder import write_file
+from common.files import write_file
 from common.params import initial_weights
-from common.settings import UserError
+from common.settings import Interval, UserError
 from tests.conftest import ROOT, tiny_settings, trainer_class
 
 IDENTITY = {"SEED": 1337, "MATRIX_LR": 0.02, "TIE_EMBEDDINGS": True, "code": "ab" * 32}
@@ -115,15 +115,15 @@ def test_the_identity_is_what_is_learned(data_path):
     """Settings of speed, memory and logging may change, and the place of the data, but not its content."""
     s = tiny_settings("torch", data_path)
     data = open_data(s)
-    identity = run_identity(s, data, b"code")
+    identity = run_identity(s, data, "code")
     free = {"micro_batch_tokens": 64, "compile": True, "device": "gpu", "train_log_every": 3, "run_id": "x", "resume": "y", "rank_timeout": 3.0,
             "val_loss_every": 7, "val_tokens_limit": 5, "checkpoint_every": "3", "data_path": "elsewhere", "tokenizer_path": "x",
             "warmup_steps": 9, "eval_seq_len": 64, "eval_stride": 8, "ttt_lr": 0.1, "ttt_chunk": "64d", "quant_levels": "15", "loss_chunk": 64}
     changed = type(s)(**vars(s) | free)
-    assert run_identity(changed, data, b"code") == identity
+    assert run_identity(changed, data, "code") == identity
     fixed = {name for name in vars(s) if name not in free}
     assert {name.upper() for name in fixed} | {"code", "data", "tokenizer"} == {*identity}
-    assert run_identity(s, data._replace(sha256="0"), b"code") != identity != run_identity(s, data, b"other")
+    assert run_identity(s, data._replace(sha256="0"), "code") != identity != run_identity(s, data, "other")
 
 
 # what is kept -----------------------------------------------------------------------------------------------------------
@@ -167,11 +167,8 @@ def test_file_then_folder_are_on_the_disk_before_and_after_the_rename(tmp_path, 
 class State:
     """A trainer as far as a Saver knows one."""
 
-    def weights(self):
+    def state(self):
         return ARRAYS
-
-    def optimizer_state(self):
-        return {}
 
 
 def test_writing_does_not_stop_training_and_a_failure_is_told(tmp_path, monkeypatch):
@@ -184,7 +181,7 @@ def test_writing_does_not_stop_training_and_a_failure_is_told(tmp_path, monkeypa
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, *parts)
     monkeypatch.setattr(common.checkpoint, "write_file", slow)
-    saver = Saver(tmp_path, IDENTITY, "10", lambda kind, **values: told.append((kind, values)))
+    saver = Saver(tmp_path, IDENTITY, Interval("10"), lambda kind, **values: told.append((kind, values)))
     assert not saver.due(9, 1.0) and saver.due(10, 1.0)
     saver.save(10, 1.0, State())
     assert not checkpoints(tmp_path) and not saver.due(20, 2.0)  # while one is being written, no second one
@@ -204,13 +201,13 @@ def test_a_signal_while_the_state_is_copied_does_not_pass_for_a_save(tmp_path):
     class Interrupted(State):
         copies = 0
 
-        def weights(self):
+        def state(self):
             self.copies += 1
             if self.copies == 1:
                 raise KeyboardInterrupt
-            return super().weights()
+            return super().state()
 
-    trainer, saver = Interrupted(), Saver(tmp_path, IDENTITY, "0", lambda kind, **values: None)
+    trainer, saver = Interrupted(), Saver(tmp_path, IDENTITY, Interval("0"), lambda kind, **values: None)
     with pytest.raises(KeyboardInterrupt):
         saver.save(3, 1.0, trainer)
     saver.save(3, 1.0, trainer)
@@ -225,9 +222,9 @@ def test_the_newest_is_the_one_of_the_latest_step(tmp_path):
 
 
 def test_due_by_seconds(tmp_path):
-    saver = Saver(tmp_path, IDENTITY, "2.5s", lambda *_, **__: None, step=7, elapsed=10.0)
+    saver = Saver(tmp_path, IDENTITY, Interval("2.5s"), lambda *_, **__: None, step=7, elapsed=10.0)
     assert not saver.due(1000, 12.4) and saver.due(8, 12.5)
-    assert not Saver(tmp_path, IDENTITY, "0", lambda *_, **__: None).due(10**6, 1e6)
+    assert not Saver(tmp_path, IDENTITY, Interval("0"), lambda *_, **__: None).due(10**6, 1e6)
 
 
 # killed while saving ----------------------------------------------------------------------------------------------------
@@ -270,7 +267,7 @@ def test_200_kills_while_saving_leave_200_that_load(tmp_path, data_path):
         s = tiny_settings(backend, data_path, model_dim=128, num_layers=4)
         trainer = trainer_class(backend)(s, initial_weights(s))
         (tmp_path / backend).mkdir()
-        np.savez(tmp_path / "state.npz", **trainer.weights() | trainer.optimizer_state())
+        np.savez(tmp_path / "state.npz", **trainer.state())
         done = subprocess.run([sys.executable, "-c", KILLS, str(tmp_path / backend), "100", str(tmp_path / "state.npz")], check=False, timeout=300,
                               capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
         assert done.returncode == 0, done.stderr

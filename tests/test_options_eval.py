@@ -115,7 +115,7 @@ def test_context_and_steps_help_a_trained_model(backend, documents):
     """Sliding windows on text like that of training, where steps can teach little; steps on text of other letters."""
     trainer, settings = build(backend, documents)
     data = open_data(settings)
-    trainer.load_weights(initial_weights(settings))
+    trainer.load_state(initial_weights(settings))
     for step in range(120):
         trainer.train_step(step_rows(data.train, settings, step), 1 - step / 120, 0.9)
     trained, tokens = trainer.weights(), data.val.read(0, 700)

@@ -10,8 +10,8 @@ import zlib
 
 import pytest
 
-from common.artifact import BUDGET_BYTES
 from common.bundle import bundle, bundle_source, pack, wrapper
+from common.challenge import BUDGET_BYTES
 from records.__main__ import main
 from records.checks import PLACEHOLDER
 from records.code import inspect_code

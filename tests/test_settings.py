@@ -5,6 +5,7 @@ import math
 import pytest
 
 from common.settings import (
+    KINDS,
     Settings,
     UserError,
     changed_settings,
@@ -70,7 +71,8 @@ def test_booleans(text, value):
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_has_a_meaning_and_a_check_that_its_default_passes(name):
     field, rule = FIELDS[name], FIELDS[name].metadata
-    assert field.type in (bool, int, float, str) and type(field.default) is field.type
+    assert issubclass(field.type, (bool, int, float, str)) and isinstance(field.default, str if issubclass(field.type, str) else field.type)
+    assert rule["kind"] in KINDS
     assert rule["meaning"] and "\n" not in rule["meaning"]
     assert parse_setting(field, str(field.default)) == field.default
     if field.type in (int, float):
@@ -114,11 +116,11 @@ def test_all_problems_are_reported_together():
 
 
 def test_an_unknown_flag_gets_a_hint():
-    assert problems("--iteration", "5") == ["--iteration is no setting; did you mean --iterations?"]
-    assert problems("--train-seqlen=5") == ["--train-seqlen is no setting; did you mean --train-seq-len?"]
-    assert problems("-iterations", "5") == ["-iterations is no setting; did you mean --iterations?"]
-    assert problems("--xyzzy") == ["--xyzzy is no setting; --help lists all settings"]
-    assert problems("5") == ["5 is no setting; --help lists all settings"]
+    assert problems("--iteration", "5") == ["--iteration is not a setting; did you mean --iterations?"]
+    assert problems("--train-seqlen=5") == ["--train-seqlen is not a setting; did you mean --train-seq-len?"]
+    assert problems("-iterations", "5") == ["-iterations is not a setting; did you mean --iterations?"]
+    assert problems("--xyzzy") == ["--xyzzy is not a setting; --help lists all settings"]
+    assert problems("5") == ["5 is not a setting; --help lists all settings"]
     assert problems("--iterations") == ["--iterations needs a value"]
 
 
@@ -126,8 +128,8 @@ def test_a_near_miss_in_the_environment_is_warned_of():
     warnings = []
     environment = {"ITERATION": "5", "TRAIN_SEQLEN": "9", "PATH": "/bin", "HOME": "/", "RANK": "0", "SEED_FILE": "x"}
     assert load(warnings=warnings, **environment) == Settings()
-    assert warnings == ["ITERATION is set but is no setting; did you mean ITERATIONS?",
-                        "TRAIN_SEQLEN is set but is no setting; did you mean TRAIN_SEQ_LEN?"]
+    assert warnings == ["ITERATION is set but is not a setting; did you mean ITERATIONS?",
+                        "TRAIN_SEQLEN is set but is not a setting; did you mean TRAIN_SEQ_LEN?"]
     load(warnings=warnings, **{name.upper(): str(field.default) for name, field in FIELDS.items()})
     assert len(warnings) == 2
 
@@ -146,8 +148,13 @@ def test_a_near_miss_in_the_environment_is_warned_of():
     ({"eval_stride": 1025}, "EVAL_STRIDE=1025 would leave tokens out between windows of 1024"),
     ({"eval_stride": 65, "eval_seq_len": 64}, "EVAL_STRIDE=65 would leave tokens out between windows of 64"),
     *[({"ttt_chunk": chunk}, f"TTT_CHUNK={chunk} is neither tokens")
-      for chunk in ("", "0", "d", "05", "64s", "64dd", "-64", "6.4", "64\n", "1" * 10)],
-    ({"quant_levels": "1"}, "QUANT_LEVELS=1: 1 is not a whole number from 2 to 127, auto or fp16"),
+      for chunk in ("", "0", "d", "05", "64s", "64dd", "-64", "6.4", "1" * 10)],
+    ({"ttt_chunk": "64\n"}, r"TTT_CHUNK=64\n is neither tokens"),
+    *[({"checkpoint_every": every}, f"CHECKPOINT_EVERY={every} is neither steps") for every in ("", "s", "5m", "-1", "1.5")],
+    *[({"loop_layers": blocks}, f"LOOP_LAYERS={blocks} {words}") for blocks, words in (
+        ("3", "is not a range"), ("a-b", "is not a range"), ("5-3", "is reversed"), ("3-9", "is outside the model: NUM_LAYERS=9 has blocks 0-8"))],
+    ({"loop_count": 3}, "LOOP_COUNT=3 has no effect without LOOP_LAYERS"),
+    ({"quant_levels": "1"}, "QUANT_LEVELS=1: 1 is not a whole number from 2 to 127, int3 to int8, fp16 or auto"),
     *[({"quant_levels": value}, f"QUANT_LEVELS={value}: {words}") for value, words in (
         ("", "nothing is not"), ("128", "128 is not"), ("7.5", "7.5 is not"), ("-5", "-5 is not"), ("matrix=", "nothing is not"),
         ("matrix=1,embed=5", "1 is not"), ("matrix=5,", "nothing is not"), ("scalar=5", "scalar is not one of matrix, embed"),
@@ -178,6 +185,8 @@ def test_what_can(values):
 def test_levels_of_each_group():
     assert group_levels(Settings()) == {"matrix": 127, "embed": 127}
     assert group_levels(Settings(quant_levels="fp16", tie_embeddings=False)) == dict.fromkeys(("matrix", "embed", "head"), "fp16")
+    assert group_levels(Settings(quant_levels="matrix=int4,embed=int8")) == {"matrix": 7, "embed": 127}
+    assert group_levels(Settings(quant_levels="int6", tie_embeddings=False)) == dict.fromkeys(("matrix", "embed", "head"), 31)
     assert group_levels(Settings(quant_levels="head=auto, matrix=15", tie_embeddings=False)) == {"matrix": 15, "embed": 127, "head": "auto"}
 
 
@@ -203,9 +212,11 @@ def test_help_lists_every_setting():
     text = settings_help(MoreSettings, "usage: python x.py")
     assert text.startswith("usage: python x.py\n")
     lines = [line.split() for line in text.splitlines()]
-    for name, default, meaning in settings_table(MoreSettings):
+    for _, name, default, meaning in settings_table(MoreSettings):
         row = [f"--{name.lower().replace('_', '-')}", *default.split(), *meaning.split()]
         assert lines.count(row) == 1
-    assert [name.lower() for name, _, _ in settings_table(MoreSettings)] == [*FIELDS, "chunk_rows"]
-    assert ("COMPILE", "1") in [row[:2] for row in settings_table(Settings)]
-    assert any(meaning.endswith("(auto, cpu, gpu)") for _, _, meaning in settings_table(Settings))
+    assert sorted(name.lower() for _, name, *_ in settings_table(MoreSettings)) == sorted([*FIELDS, "chunk_rows"])
+    assert ("memory", "COMPILE", "1") in [row[:3] for row in settings_table(Settings)]
+    assert any(meaning.endswith("(auto, cpu, gpu)") for *_, meaning in settings_table(Settings))
+    groups = [group for group, *_ in settings_table(MoreSettings)]
+    assert groups == sorted(groups, key=[*KINDS].index) and set(groups) == set(KINDS)

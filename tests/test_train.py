@@ -19,9 +19,10 @@ from common.batches import TokenStream, step_rows
 from common.bpb import evaluate
 from common.bundle import bundle
 from common.dataset import open_data
+from common.loop import Run, warm_up
 from common.params import initial_weights
-from common.ranks import RankWatch
-from common.run import main, warm_up
+from common.ranks import Interrupt, RankWatch
+from common.run import main
 from common.runlog import parse_log
 from common.shards import open_shard, write_shard
 from tests import faults
@@ -162,7 +163,7 @@ def test_twins_agree_in_reference_mode(changes, data_path):
         tokens = step_rows(stream, s, 3)
         loss, grads = trainer.gradients(tokens)
         seen[backend] = {"loss": loss, "logits": trainer.logits(tokens[:, :-1]), "nats": trainer.token_nats(tokens)} | grads | {
-            f"w {k}": v for k, v in trainer.weights().items()} | trainer.optimizer_state()
+            f"w {k}": v for k, v in trainer.state().items()}
     assert set(seen["torch"]) == set(seen["mlx"])
     for name, value in seen["torch"].items():
         assert np.shape(value) == np.shape(seen["mlx"][name])
@@ -185,9 +186,9 @@ def test_warm_up_leaves_no_trace(backend, tmp_path, data_path):
     data = open_data(s)
     trainer = trainer_class(backend)(s, initial_weights(s))
     trainer.train_step(step_rows(data.train, s, 5), 1.0, 0.9)
-    before = trainer.weights() | trainer.optimizer_state()
-    warm_up(trainer, s, data, RankWatch(tmp_path, 0, 1, 60))
-    after = trainer.weights() | trainer.optimizer_state()
+    before = trainer.state()
+    warm_up(Run(s, data, trainer, None, None, RankWatch(tmp_path, 0, 1, 60), Interrupt()))
+    after = trainer.state()
     assert set(before) == set(after) and len(before) > 60
     assert all(np.array_equal(before[name], after[name]) for name in before)
 

@@ -20,7 +20,7 @@ from common.data.encode import Encoded, check_count, encode_block, place_documen
 from common.data.folder import alone, file_sha256, read_manifest, write_manifest
 from common.data.tokenizers import KINDS, tokenizer_entry, train_tokenizer, try_model
 from common.data.workers import add_workers, in_order, worker_pool
-from common.folder import write_file
+from common.files import write_file
 from common.settings import UserError
 from common.shards import write_shard
 from common.tokenizer import load_tokenizer

@@ -13,7 +13,7 @@ import numpy as np
 
 from common.batches import TokenStream
 from common.data.tokenizers import try_model
-from common.folder import locked, write_file
+from common.files import try_lock, write_file
 from common.settings import UserError
 from common.shards import find_shards, open_shard
 from common.tokenizer import Tokenizer, load_tokenizer
@@ -38,7 +38,7 @@ def alone(folder: Path):
     """Keeps other commands that ask so out of a folder. It goes with the process. UserError: one is at work there."""
     lock = os.open(folder, os.O_RDONLY)
     try:
-        if not locked(lock):
+        if not try_lock(lock):
             raise UserError(f"another command that writes to {folder} is under way: wait for its end, or stop it")
         yield
     finally:

@@ -1,0 +1,50 @@
+"""Files that are complete or as they were, and locks."""
+import contextlib
+import fcntl
+import json
+import os
+
+
+def write_file(path, *parts):
+    """Write buffers to one file, which is then complete, or as it was: temporary file, fsync, rename, fsync of the
+    folder. Returns the path. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return path
+
+
+def write_json(path, values):
+    return write_file(path, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path):
+    """The dict in a file that may hold anything; empty where it is missing or not a JSON object."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def try_lock(file, how=fcntl.LOCK_EX):
+    """Try to lock an open file without waiting; True on success."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
