@@ -1,26 +1,64 @@
-"""The one file a record submits: a trainer and the common/ modules it reaches, in reading order under banners.
+"""The one file that ships: a trainer and the common/ modules that it reaches, as compressed source.
 
     python -m common.bundle train_gpt.py > bundled.py
+    python -m common.bundle --source FILE           print the readable program in a trainer or a bundle; do not run it
 
-The trainer's text stays, but for tabs as indentation. Of a common module comes what is reached, word for word, without
-docstrings and comments (each byte counts against the cap), imports already made and its `if __name__ == "__main__":`.
-Of this module comes one function: a bundle imports nothing from common/, so it is its own bundle.
+`bundle_source` joins the sources word for word: the modules first, each after those that it imports, the trainer last.
+Two things are left out: the imports between these files, and the `if __name__ == "__main__":` block of a module.
+`bundle` compresses that text into a short file that unpacks and runs it. A bundle imports nothing from common/, so it
+is its own bundle; SELF takes the place of this module in it.
 """
+import argparse
 import ast
 import builtins
+import bz2
 import dis
-import io
+import hashlib
+import inspect
+import os
 import re
-import tokenize
+import sys
 from pathlib import Path
 
 from common.settings import UserError
 
-_BUNDLED_SELF = "from pathlib import Path\n\n\ndef bundle(path):\n    return Path(path).read_bytes()\n\n\ndef bundle_source(path):\n    return Path(path).read_text()\n"
-_IMPORTS = ast.Import, ast.ImportFrom
-_DEFINITIONS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
-_PASSIVE = *_DEFINITIONS, ast.Assign, ast.AnnAssign, ast.Expr, ast.Pass  # these do no more than the expressions in them
-_HARMLESS = "dataclasses.dataclass", "dataclasses.field", "functools.cache", "re.compile", "typing.Protocol"
+SOURCE_LIMIT = 4 << 20  # bytes of the readable program in a bundle: a small payload can expand to gigabytes
+LINE = 800  # characters of payload: few lines cost few bytes, and editors still cope
+
+SELF = '''\
+import linecache
+from pathlib import Path
+
+
+def bundle(path):
+    """The bytes of this file, which is its own bundle."""
+    return Path(path).read_bytes()
+
+
+def bundle_source(path):
+    """The text of this program. If this file is compressed, its first lines have given the text to linecache."""
+    return "".join(linecache.getlines(f"{path} --source") or linecache.getlines(str(path)))
+'''
+WRAPPER = """\
+# A Parity Golf trainer in one file. PAYLOAD is its source, compressed; `python FILE --source` prints it.
+import bz2
+import linecache
+import sys
+import traceback
+from io import StringIO
+
+
+{unpack}
+
+PAYLOAD = r'''
+{payload}'''
+SOURCE = bz2.decompress(unpack(PAYLOAD)).decode()[::-1]
+NAME = __file__ + " --source"  # of a file that is not there: tracebacks take its lines from linecache
+linecache.cache[NAME] = len(SOURCE), None, StringIO(SOURCE).readlines(), NAME
+if __name__ == "__main__":
+    sys.excepthook = traceback.print_exception  # that of Python 3.11 and 3.12 does not look there
+exec(compile(SOURCE, NAME, "exec"))
+"""
 
 
 class BundleError(UserError):
@@ -28,139 +66,143 @@ class BundleError(UserError):
 
 
 def bundle(path):
-    """Bytes of a script and what it reaches in the `common` folder beside it; its own bytes if it imports none of it, so
-    that `bundle(__file__)` is the same in the repository and in a record. Raises BundleError."""
-    modules, owners = {}, {}
-    script = _SourceFile([Path(path)], modules)
+    """The bytes that ship: a self-extracting file of bundle_source(path), or those of the script itself if it imports
+    nothing from the `common` folder beside it. Raises BundleError."""
+    script, modules = _read(path)
     if not modules:
         return script.path.read_bytes()
-    for file in [*modules.values(), script]:
+    backwards = _join(script, modules)[::-1]  # bz2 makes that 0.3 % smaller
+    return wrapper(pack(bz2.compress(backwards.encode()))).encode()
+
+
+def bundle_source(path):
+    """The readable program: the text of a script and of the common/ modules that it reaches, or the inner text of a
+    bundle. It runs as a file of its own, and is then its own bundle. Raises BundleError."""
+    script, modules = _read(path)
+    if modules:
+        return _join(script, modules)
+    wrapped = re.search(r"^PAYLOAD = r'''\n(.*?)'''$", script.text, re.DOTALL | re.MULTILINE)
+    if not wrapped or inspect.getsource(unpack) not in script.text:
+        return script.text
+    try:
+        stream = bz2.BZ2Decompressor()
+        text = stream.decompress(unpack(wrapped[1]), SOURCE_LIMIT).decode()[::-1]
+        if not stream.eof:
+            raise ValueError(f"it is cut off, or its program is longer than {SOURCE_LIMIT:,} bytes")
+        return text
+    except (ValueError, OverflowError, OSError, EOFError) as error:
+        line = script.text.count("\n", 0, wrapped.start()) + 1
+        raise BundleError(f"{path}:{line}: the payload cannot be unpacked: {error}") from None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Readable text: the files and what has to hold for them to share one namespace
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _read(path):
+    """(script, list of the modules that it reaches, each after those that it imports)."""
+    modules = {}
+    script = _SourceFile([Path(path)], modules)
+    return script, list(modules.values())
+
+
+def _join(script, modules):
+    owners = {}
+    for file in [*modules, script]:
         for name, (meaning, place) in file.names.items():
             if not name.isidentifier() or hasattr(builtins, name):
                 file.fail(place, f"`{name}` would change meaning in one file; do without it")
             other = owners.setdefault(name, file)
             if other is not file and (not meaning or meaning != other.names[name][0]):
                 file.fail(place, f"`{name}` is also bound at {other.path}:{other.names[name][1].lineno}; rename one")
-    cut_unreached(script, modules.values())
-    inlined = [f"{file.banner}\n{file.text()}\n\n" for file in modules.values()]
-    return (script.text("\n".join(["\n", *inlined, script.banner])) + "\n").encode()
-
-
-def bundle_source(path):
-    return bundle(path).decode()
-
-
-def cut_unreached(script, modules):
-    """Cuts from the modules what only binds names that neither the script imports nor a statement that stays contains, in
-    whatever place (strings too: there are annotations and getattr); and imports already made."""
-    owners = {node: file for file in modules for node in file.tree.body}
-    code = {node: ast.unparse(node) for node in owners}
-    binds = {node: _only_binds(node, file.names) for node, file in owners.items()}
-    names, reached = {alias.name for node in script.imports for alias in node.names}, set()
-    while new := {node for node in binds if node not in reached and (not binds[node] or names & binds[node])}:
-        reached |= new
-        names.update(*(re.findall(r"\w+", code[node]) for node in new))
-    made = {ast.unparse(node) for node in script.tree.body if node.lineno < script.imports[0].lineno}
-    for node, file in owners.items():
-        if node not in reached or (isinstance(node, _IMPORTS) and code[node] in made):
-            file.tree.body.remove(node)
-            file.cuts.append(node)
-        made.add(code[node])
-
-
-def _only_binds(node, meanings):
-    """Names for whose sake alone a top-level statement stands. Empty: it may do more than bind them, so it stays."""
-    if isinstance(node, _IMPORTS):
-        return {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-    later = [line for part in ast.walk(node) if isinstance(part, _DEFINITIONS[:2]) for line in part.body]
-    for part in set(ast.walk(node)).difference(*map(ast.walk, later)):
-        calls = [part.func] if isinstance(part, ast.Call) else [
-            call for field in ("decorator_list", "bases", "keywords") for call in getattr(part, field, [])]
-        stores = isinstance(part, (ast.Attribute, ast.Subscript)) and not isinstance(part.ctx, ast.Load)
-        acts = isinstance(part, (ast.stmt, ast.NamedExpr)) and not isinstance(part, _PASSIVE)
-        if stores or acts or not all(_is_harmless(call, meanings) for call in calls):
-            return set()
-    targets = [part for target in getattr(node, "targets", []) for part in ast.walk(target)]
-    return {node.name} if isinstance(node, _DEFINITIONS) else {part.id for part in targets if isinstance(part, ast.Name)}
-
-
-def _is_harmless(call, meanings):
-    """Whether to call, decorate with or inherit from it is known to have no effect elsewhere."""
-    first, dot, rest = ast.unparse(getattr(call, "func", call)).partition(".")
-    name = meanings.get(first, [first])[0] + dot + rest
-    return name in _HARMLESS or (isinstance(getattr(builtins, name, 0), type) and name not in ("filter", "map", "type"))
+        if "__doc__" in file.words:
+            file.fail(file.words["__doc__"], "`__doc__` would be the docstring of another file")
+    text = "\n\n\n".join(file.remaining() for file in [*modules, script]) + "\n"
+    try:
+        compile(text, "", "exec", dont_inherit=True)
+    except SyntaxError as error:
+        script.fail(None, f"the joined text does not compile: {error}")
+    return text
 
 
 class _SourceFile:
-    """The last of `chain` (script, module, its import, ...). What it reaches joins `modules`, dependencies first."""
+    """The last file of `chain` (script, module, its import, ...). Modules that it reaches join `modules` before it."""
 
     def __init__(self, chain, modules):
-        self.path, inlined = chain[-1], len(chain) > 1
-        self.banner = f"# ===== {'common/' * inlined}{self.path.name}"
+        self.path = chain[-1]
+        self.inlined = len(chain) > 1
+        self.cuts = []  # statements that do not stay
         try:
-            text = _BUNDLED_SELF if inlined and self.path.name == "bundle.py" else self.path.read_text("utf-8-sig")
-            self.tree = tree = ast.parse(text)
-            self.cuts = [node for node in tree.body if inlined and isinstance(node, ast.If) and not node.orelse
-                         and ast.unparse(node.test) == "__name__ == '__main__'"]
-            tree.body = [node for node in tree.body if node not in self.cuts]
-            self.names = _bound_names(compile(tree, "", "exec"))
+            self.text = self.path.read_text("utf-8-sig")
+            if self.inlined and self.path.name == "bundle.py":
+                self.text = SELF
+            self.tree = ast.parse(self.text)
+            self.cut([node for node in self.tree.body if self.inlined and _is_main_block(node)])
+            self.names = _bound_names(compile(self.tree, "", "exec", dont_inherit=True))
         except (OSError, SyntaxError, ValueError) as error:
             self.fail(error, getattr(error, "msg", error))
-        self.lines, self.fixed, self.imports = text.split("\n"), set(), []  # splitlines() also splits at form feeds
-        for token in tokenize.generate_tokens(io.StringIO(text).readline):
-            (row, column), (end, _) = token.start, token.end
-            self.fixed.update(range(row, end))  # indices of lines that start inside a string
-            if inlined and token.type == tokenize.COMMENT:
-                self.lines[row - 1] = self.lines[row - 1][:column].rstrip() or None
-        for node in ast.walk(tree):
-            code = ast.unparse(node) if isinstance(node, _IMPORTS) or getattr(node, "attr", "") == "__doc__" else ""
-            if code.endswith(("*", ".__doc__")) or code.startswith("from __future__"):
+        self.words = {node.id: node for node in ast.walk(self.tree) if isinstance(node, ast.Name)}
+        for word in ("__file__", "__name__", "globals", "eval", "exec"):
+            if self.inlined and word in self.words:
+                self.fail(self.words[word], f"`{word}` would see the trainer's names")
+        imports = list(self.imports())
+        for node in imports:
+            self.follow(node, chain, modules)
+        self.cut(imports)
+
+    def imports(self):
+        """The imports from common/. Imports that no inlined text may hold join `names`, where _join refuses them."""
+        for node in ast.walk(self.tree):
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            code = ast.unparse(node)
+            if code.endswith("*") or code.startswith("from __future__"):
                 self.names[code] = "", node
             if re.match(r"from (\.|common\b)|import (.*, )?common\b", code):
-                if node not in tree.body or not re.fullmatch(r"from common\.(?!data )\w+ import \w+(, \w+)*", code):
+                allowed = re.fullmatch(r"from common\.(?!data )\w+ import \w+(, \w+)*", code)
+                if not allowed or node not in self.tree.body:
                     self.fail(node, f"`{code}`: only top-level `from common.module import name`, no common.data")
-                self.imports.append(node)
-            if inlined and getattr(node, "id", "") in ("__file__", "__name__", "__doc__", "globals", "eval", "exec"):
-                self.fail(node, f"`{node.id}` would see the trainer's names")
-            prose = inlined and isinstance(node, (ast.Module, *_DEFINITIONS)) and ast.get_docstring(node) is not None
-            if prose and (len(node.body) > 1 or node is tree):
-                self.cuts.append(node.body.pop(0))
-        for node in self.imports:
-            path = chain[0].parent / "common" / f"{node.module[7:]}.py"
-            if path in chain or not path.is_file():
-                self.fail(node, f"{'import cycle through' if path in chain else 'there is no'} {path}")
-            if path not in modules:
-                modules[path] = _SourceFile([*chain, path], modules)
-            for alias in node.names:
-                if alias.name not in modules[path].names:
-                    self.fail(node, f"{path} does not define `{alias.name}`")
-            tree.body.remove(node)
+                yield node
+
+    def follow(self, node, chain, modules):
+        """Read the module of an import, unless that is done."""
+        path = chain[0].parent / "common" / f"{node.module.removeprefix('common.')}.py"
+        if path in chain:
+            self.fail(node, f"import cycle through {path}")
+        if not path.is_file():
+            self.fail(node, f"there is no {path}")
+        if path not in modules:
+            modules[path] = _SourceFile([*chain, path], modules)
+        for alias in node.names:
+            if alias.name not in modules[path].names:
+                self.fail(node, f"{path} does not define `{alias.name}`")
+
+    def cut(self, nodes):
+        """Take statements out; whole lines go."""
+        for node in nodes:
+            self.tree.body.remove(node)
+        for node in nodes:
+            for other in self.tree.body:
+                if other.lineno <= node.end_lineno and node.lineno <= other.end_lineno:
+                    self.fail(node, "give this statement a line of its own")
+        self.cuts += nodes
+
+    def remaining(self):
+        """The text under its banner, without what was cut."""
+        lines = self.text.split("\n")  # splitlines() would also split at form feeds
+        for node in self.cuts:
+            lines[node.lineno - 1:node.end_lineno] = [None] * (node.end_lineno - node.lineno + 1)
+        text = "\n".join(line for line in lines if line is not None)
+        folder = "common/" if self.inlined else ""
+        return f"# ===== {folder}{self.path.name}\n" + text.strip("\n")
 
     def fail(self, place, text):
         raise BundleError(f"{self.path}:{getattr(place, 'lineno', None) or 1}: {text}") from None
 
-    def text(self, inlined=""):
-        """What stays of the source, with `inlined` in place of the script's first import from common/. Tabs indent it, and
-        no two lines of a module in a row are blank."""
-        lines, parts, place = self.lines, ([], []), self.imports[0].lineno if inlined else 0
-        for node in [*self.cuts, *self.imports]:
-            start, end = min(n.lineno for n in [node, *getattr(node, "decorator_list", [])]) - 1, node.end_lineno
-            after = lines[end - 1].encode()[node.end_col_offset:].split(b"#")[0]
-            if lines[start][:node.col_offset].strip() or after.strip():
-                self.fail(node, "give this statement a line of its own")
-            while start and not lines[start - 1]:  # blank lines above go too
-                start -= 1
-            lines[start:end] = [None] * (end - start)
-        for row, line in enumerate(lines):
-            if line is not None and (line or row in self.fixed or inlined or parts[1][-1:] != [""]):
-                tabs = 0 if row in self.fixed else (len(line) - len(line.lstrip(" "))) // 4
-                parts[row >= place].append("\t" * tabs + line[4 * tabs:])
-        try:
-            if ast.dump(ast.parse("\n".join([*parts[0], *parts[1]]))) != ast.dump(self.tree):
-                raise SyntaxError
-        except SyntaxError:
-            self.fail(None, "what stays would not mean the same; indent by four spaces, write decorators in one line")
-        return "\n".join([*parts[0], inlined, *parts[1]]).strip("\n")
+
+def _is_main_block(node):
+    return isinstance(node, ast.If) and not node.orelse and ast.unparse(node.test) == "__name__ == '__main__'"
 
 
 def _bound_names(code, binds=("STORE_NAME", "DELETE_NAME", "STORE_GLOBAL", "DELETE_GLOBAL")):
@@ -172,7 +214,7 @@ def _bound_names(code, binds=("STORE_NAME", "DELETE_NAME", "STORE_GLOBAL", "DELE
         elif op.opname == "IMPORT_FROM":
             meaning = f"{module}.{op.argval}"
         elif op.opname in binds:
-            if op.argval[-2:] != "__" and meaning[:7] != "common.":
+            if not op.argval.endswith("__") and not meaning.startswith("common."):
                 first, place = names.setdefault(op.argval, (meaning, op.positions))
                 names[op.argval] = meaning if meaning == first else "", place
             meaning = ""
@@ -180,15 +222,72 @@ def _bound_names(code, binds=("STORE_NAME", "DELETE_NAME", "STORE_GLOBAL", "DELE
     return names | {name: ("", place) for bound in inner for name, (_, place) in bound.items()}
 
 
-if __name__ == "__main__":
-    import argparse
-    import hashlib
-    import sys
-    parser = argparse.ArgumentParser("python -m common.bundle")
-    parser.add_argument("script")
+# ----------------------------------------------------------------------------------------------------------------------
+# Compressed file: bytes as text that is dense in UTF-8 and harmless to print. A digit of base 104 costs one byte: an
+# ASCII character, or half of a two-byte letter, which stands for a digit from 94 on and the digit after it.
+# `--source` and `records verify` recognize a bundle by the code of unpack(): keep the old one readable if that changes.
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def wrapper(payload):
+    """Text of the file that unpacks and runs a payload, which is the lines that pack() gives."""
+    return WRAPPER.format(unpack=inspect.getsource(unpack), payload=payload)
+
+
+def unpack(text, pairs=(*range(161, 173), *range(174, 768), *range(931, 1155), *range(1162, 1328), *range(1369, 1419))):
+    """Bytes of base-104 digits: "!" to "~" are 0 to 93, a letter of `pairs` is two. 80, lowest first, are 67 bytes."""
+    digits, blocks = [], []
+    for code in map(ord, text.replace("\n", "")):
+        digits += [code - 33] if code < 127 else divmod(94 * 104 + pairs.index(code), 104)
+    for start in range(0, len(digits), 80):
+        block, number = digits[start:start + 80], 0
+        for digit in reversed(block):
+            number = 104 * number + digit
+        blocks.append(number.to_bytes(67 * len(block) // 80, "little"))
+    return b"".join(blocks)
+
+
+PAIRS = inspect.signature(unpack).parameters["pairs"].default  # printable letters and signs; none is combining
+
+
+def pack(data):
+    """The lines of a payload. They unpack to data, or to data and a zero byte: bz2 ignores what follows its stream."""
+    digits = []
+    for start in range(0, len(data), 67):
+        block = data[start:start + 67]
+        number = int.from_bytes(block, "little")
+        for _ in range(-(-80 * len(block) // 67)):
+            number, digit = divmod(number, 104)
+            digits.append(digit)
+    digits.append(0)  # in case the last digit needs a second one
+    characters, rest = [], iter(digits)
+    for digit in rest:
+        characters.append(chr(digit + 33) if digit < 94 else chr(PAIRS[104 * (digit - 94) + next(rest)]))
+    text = "".join(characters)
+    lines = "".join(text[start:start + LINE] + "\n" for start in range(0, len(text), LINE))
+    return lines.replace("''", "'\n'")  # three quotes would end the string that holds them
+
+
+def main():
+    """`python -m common.bundle`: print the bundle or the readable program. Exit code 0, or 2 after an error message."""
+    parser = argparse.ArgumentParser("python -m common.bundle", description="Make a trainer one file.")
+    parser.add_argument("script", help="a trainer, or a bundle")
+    parser.add_argument("--source", action="store_true", help="print the readable program")
+    options = parser.parse_args()
     try:
-        code = bundle(parser.parse_args().script)
+        source = bundle_source(options.script).encode()
+        code = source if options.source else bundle(options.script)
     except BundleError as error:
         parser.exit(2, f"error: {error}\n")
-    sys.stdout.buffer.write(code)
-    print(f"{len(code)} bytes, SHA-256 {hashlib.sha256(code).hexdigest()}", file=sys.stderr)
+    try:
+        sys.stdout.buffer.write(code)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not options.source:
+        print(f"{len(code)} bytes, SHA-256 {hashlib.sha256(code).hexdigest()}", file=sys.stderr)
+        print(f"source: {len(source)} bytes, SHA-256 {hashlib.sha256(source).hexdigest()}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

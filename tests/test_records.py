@@ -1,5 +1,7 @@
 """Pack and verify: every check on a folder that passes and on folders that fail it: `python -m pytest tests/test_records.py`."""
 import base64
+import bz2
+import hashlib
 import json
 import lzma
 import re
@@ -8,9 +10,11 @@ import zlib
 
 import pytest
 
+from common.bundle import bundle, bundle_source, pack, wrapper
 from common.challenge import BUDGET_BYTES
 from records.__main__ import main
 from records.checks import PLACEHOLDER
+from records.code import inspect_code
 from records.evaluation import check_evaluation
 from records.folder import open_folder
 from records.verify import NAMES, exit_code, read_code, status_of, table, verdict, verify_folder
@@ -198,8 +202,105 @@ def test_wrapped_source_is_opened_and_reported(copy_of):
     folder = copy_of("plain")
     write("train_gpt.py", wrapped(SCRIPT))(folder)
     code, failure = read_code(open_folder(folder))
-    assert not failure and f"hold {len(SCRIPT):,} bytes" in code["train_gpt.py"]["wrapped"][0] and not code["train_gpt.py"]["error"]
+    found = code["train_gpt.py"]
+    assert not failure and f"hold {len(SCRIPT):,} bytes" in found["wrapped"][0] and not found["error"]
+    assert found["source_sha256"] == hashlib.sha256(SCRIPT).hexdigest()
     assert status_of(verify_folder(folder)["compile"]) == "WARN"
+
+
+def inspected(folder, source):
+    (folder / "train_gpt.py").write_bytes(source if isinstance(source, bytes) else source.encode())
+    return inspect_code(folder, ["train_gpt.py"])["train_gpt.py"]
+
+
+def packed(source):
+    """The bundle of a text."""
+    return wrapper(pack(bz2.compress(source[::-1].encode())))
+
+
+@pytest.mark.parametrize("name", BACKENDS.values())
+def test_a_bundle_is_opened_and_no_hazard_itself(tmp_path, name):
+    source = bundle_source(ROOT / name)
+    found = inspected(tmp_path, bundle(ROOT / name))
+    assert not found["error"] and not found["reaches"] and len(found["wrapped"]) == 1
+    assert found["source_sha256"] == hashlib.sha256(source.encode()).hexdigest()
+    plain = inspected(tmp_path, source)
+    assert (plain["wrapped"], plain["source_sha256"]) == ([], found["source_sha256"])
+    assert found["hazards"] == [[line, f"(unwrapped) {text}"] for line, text in plain["hazards"]]
+
+
+INNER = "import socket  # \u00e9\n"
+SOCKET = [1, "(unwrapped) imports socket: network"]
+EXEC = "calls exec: code that is not in sight"
+BASE85 = base64.b85encode(zlib.compress(INNER.encode())).decode()
+TWO_STREAMS = bz2.compress(INNER[:9].encode()) + bz2.compress(INNER[9:].encode()) + b"x"
+
+
+@pytest.mark.parametrize("source", [
+    packed(INNER),
+    packed(packed(INNER)),
+    packed(INNER).replace("# A Parity Golf", "# Another comment, and more lines\n\n# "),
+    f"import base64, zlib\nexec(zlib.decompress(base64.b85decode('{BASE85}')))",
+    f"import zlib\nfrom base64 import b85decode as d\nP = '{BASE85}'\nexec(compile(zlib.decompress(d(P)), '', 'exec'))",
+    f"'Doc.'\nimport bz2\nexec(bz2.decompress({TWO_STREAMS!r}))",
+    f"exec({INNER!r})",
+    wrapped(INNER.encode()),
+    f"exec(bytes.fromhex('{INNER.encode().hex()}').decode('utf-8'))",
+])
+def test_a_wrapper_that_holds_nothing_else_is_no_hazard(tmp_path, source):
+    found = inspected(tmp_path, source)
+    assert found["wrapped"] and found["hazards"] == [SOCKET]
+    assert found["source_sha256"] == hashlib.sha256(INNER.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("more", [
+    "PAYLOAD = PAYLOAD", "for PAYLOAD in '': pass", "PAYLOAD += ''", "import decoder as bz2", "from decoder import *",
+    "def unpack(text): pass", "unpack = 'x'", "unpack.__defaults__ = ()", "bz2.decompress = print", "bytes = b'x'",
+    "def compile(*_): pass", "print()", "exec(print())", "if 1:\n    import decoder", "class x: pass",
+    "linecache.cache[0] = print()"])
+def test_a_wrapper_that_may_run_something_else_is_a_hazard(tmp_path, more):
+    source = packed(INNER)
+    for start in ("PAYLOAD = r", "SOURCE = ", "exec("):
+        found = inspected(tmp_path, source.replace(f"\n{start}", f"\n{more}\n{start}"))
+        assert EXEC in [text for _, text in found["hazards"]] and not found["error"]
+        assert not found["wrapped"] or found["hazards"][-1] == SOCKET  # it is opened all the same if it can be
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("67 * len", "66 * len"), ("code - 33", "code - 34"), ("range(174, 768)", "range(174, 767)"),
+    (".decode()", ".decode('utf-7')")])
+def test_a_decoder_that_is_not_known_is_a_hazard(tmp_path, old, new):
+    assert old in packed(INNER)
+    found = inspected(tmp_path, packed(INNER).replace(old, new))
+    assert not found["wrapped"] and [text for _, text in found["hazards"]] == [EXEC]
+
+
+@pytest.mark.parametrize(("call", "data"), [
+    ("base64.b64decode(P, b'-_')", base64.b64encode(b"x = 1")), ("zlib.decompress(P, 31)", zlib.compress(b"x = 1")),
+    ("P.decode('utf-8', 'ignore')", b"x = 1"), ("compile(P, 'x', 'eval')", b"x = 1")])
+def test_a_decoder_with_more_arguments_is_a_hazard(tmp_path, call, data):
+    found = inspected(tmp_path, f"import base64, zlib\nP = {data!r}\nexec({call})")
+    assert found["wrapped"] and [text for _, text in found["hazards"]] == [EXEC]
+
+
+def test_wrapped_text_is_read_as_exec_reads_it(tmp_path):
+    """A coding line has a meaning in bytes only."""
+    text = '# coding: utf-7\n""" +ACIAIgAi- """; import socket\n# """\n'  # UTF-7 makes the import part of a string
+    assert inspected(tmp_path, f"exec({text!r})")["hazards"] == [[2, SOCKET[1]]]
+    found = inspected(tmp_path, f"exec({text.encode()!r})")
+    assert found["wrapped"] and not found["hazards"] and not found["error"]
+
+
+@pytest.mark.parametrize("source", [
+    packed(INNER).replace("PAYLOAD = r'''\n", "PAYLOAD = r'''\n~~"),
+    packed(INNER).replace("PAYLOAD = r'''\n", "PAYLOAD = r'''\n\u3042"),
+    wrapper(pack(bz2.compress(b"x" * 99)[:-9])),
+    wrapper(pack(bz2.compress(bytes(16 << 20)))),
+])
+def test_a_damaged_payload_is_an_error(tmp_path, source):
+    found = inspected(tmp_path, source)
+    assert "cannot be unwrapped" in found["error"] or "expands to more" in found["error"]
+    assert found["source_sha256"] == hashlib.sha256(source.encode()).hexdigest()
 
 
 def test_significance_needs_runs_a_margin_and_independent_logs(copy_of, tmp_path):
