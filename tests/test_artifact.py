@@ -179,8 +179,8 @@ def test_the_limit_is_inclusive(model):
 
 
 def test_what_is_no_zlib_stream():
-    refused(b"PK\3\4" * 9, "is no zlib stream")
-    refused(b"\x78\xbb" + bytes(20), "is no zlib stream")  # asks for a dictionary
+    refused(b"PK\3\4" * 9, "is not a zlib stream")
+    refused(b"\x78\xbb" + bytes(20), "is not a zlib stream")  # asks for a dictionary
     refused(b"", "is cut short")
 
 
