@@ -62,7 +62,7 @@ def test_the_score_is_that_of_each_file(tmp_path, data_path, capsys):
 
 def test_what_cannot_be_read_is_named(tmp_path, capsys):
     (tmp_path / "m").write_bytes(b"no model")
-    for path, words in ((tmp_path / "m", "is no zlib stream"), (tmp_path / "none", "is missing"),
+    for path, words in ((tmp_path / "m", "is not a zlib stream"), (tmp_path / "none", "is missing"),
                         (tmp_path, "model.int8.zlib: is missing")):
         assert main(["levels", str(path)]) == 2
         assert words in capsys.readouterr().err
