@@ -163,3 +163,15 @@ def run(options):
     for name in runs:
         print(line(name, runs))
     return 0
+
+
+def add_command(subparsers):
+    parser = subparsers.add_parser("ablation", help="measure what each option does to score and bytes")
+    words = "run only these, and the trials that they are compared with (default: all)"
+    parser.add_argument("--only", nargs="+", metavar="TRIAL", help=words)
+    parser.add_argument("--backend", choices=("torch", "mlx"), default="torch", help="(default: torch)")
+    words = "data folder (default: the embedded corpus)"
+    parser.add_argument("--data", type=Path, default=Path("data/pydoc_sp1024"), metavar="DIR", help=words)
+    parser.add_argument("--seeds", type=int, default=3, help="runs per trial, one per seed (default: 3)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.set_defaults(run=run)

@@ -132,3 +132,19 @@ def run(options):
                    for path, result in results.items()}, sys.stdout, sort_keys=True, indent=1)
         print()
     return exit_code(list(results.values()))
+
+
+def add_command(subparsers):
+    parser = subparsers.add_parser("verify", help="check record folders")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="records/<track>/<date>_<name>")
+    words = "the written rules, or what the challenge accepted (default: strict)"
+    parser.add_argument("--ruleset", choices=RULESETS, default="strict", help=words)
+    parser.add_argument("--json", action="store_true", help="print sorted JSON instead of the table")
+    more = parser.add_argument_group("further checks")
+    more.add_argument("--smoke", action="store_true", help="run two steps of a copy, in a sandbox")
+    more.add_argument("--data", type=Path, metavar="DIR", help="score the model again on the validation shards of DIR")
+    words = "score it on this backend (default: that of the log)"
+    more.add_argument("--backend", choices=("torch", "mlx"), help=words)
+    words = "what a record must beat (default: the best earlier record in the same track folder)"
+    more.add_argument("--baseline", nargs="+", metavar="RUN", help=words)
+    parser.set_defaults(run=run)

@@ -4,8 +4,11 @@ import bz2
 import hashlib
 import json
 import lzma
+import os
 import re
 import shutil
+import subprocess
+import sys
 import zlib
 
 import pytest
@@ -393,9 +396,11 @@ def test_pack_takes_the_middle_run_and_every_figure_from_the_logs(tmp_path):
     folder = make_record(tmp_path, (1.90, 1.80, 1.85, 1.87), written=False)
     fields = json.loads((folder / "submission.json").read_text())
     assert fields["val_bpb"] == 1.87 and fields["seeds"] == [4, 1, 2, 3] and fields["val_bpb_mean"] == 1.855
-    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "model.int8.zlib", "requirements.txt", "submission.json", "train.log",
-                                                        "train_gpt.py", "train_seed1.log", "train_seed2.log", "train_seed3.log"]
-    assert (folder / "train_gpt.py").read_bytes() == SCRIPT and "MAX_WALLCLOCK_SECONDS=600" in (folder / "README.md").read_text()
+    logs = ["train_seed1.log", "train_seed2.log", "train_seed3.log"]
+    texts = ["README.md", "model.int8.zlib", "requirements.txt", "submission.json", "train.log", "train_gpt.py"]
+    assert sorted(p.name for p in folder.iterdir()) == texts + logs
+    assert (folder / "train_gpt.py").read_bytes() == SCRIPT
+    assert "MAX_WALLCLOCK_SECONDS=600" in (folder / "README.md").read_text()
     assert {"torch==2.13.0", "numpy==2.4.6", "tqdm"} <= set((folder / "requirements.txt").read_text().split())
     result = verify_folder(folder)
     assert verdict(result) == ("fails", ["layout"]) and PLACEHOLDER in result["layout"][0].observed
@@ -434,8 +439,9 @@ def test_unlimited_compute_is_stated(tmp_path):
 @pytest.mark.parametrize(("spoil", "words"), [
     (write("status.json", '{"status": "over_budget"}'), "over_budget"), (remove("model.int8.zlib"), "model.int8.zlib"),
     (remove("status.json"), "missing"),
-    (write("train.log", "cut"), "not the whole log"), (edit("train.log", '"train_seq_len": 16', '"train_seq_len": 32'), "differ in train_seq_len"),
-    (write("train_gpt.py", "other"), "other code"), (edit("train.log", '"seed": 2', '"seed": 1'), "one run a seed"),
+    (write("train.log", "cut"), "not the whole log"),
+    (edit("train.log", '"train_seq_len": 16', '"train_seq_len": 32'), "differ in train_seq_len"),
+    (write("train_gpt.py", "other"), "other code"), (edit("train.log", '"seed": 2', '"seed": 1'), "one run per seed"),
     (edit("train.log", r"(?m)^(scored: .*)$", "scored: tokens:9 bytes:20 partial:9/99"), "part of validation"),
 ])
 def test_pack_says_what_is_wrong(tmp_path, capsys, spoil, words):
@@ -445,6 +451,49 @@ def test_pack_says_what_is_wrong(tmp_path, capsys, spoil, words):
     assert main([*given, "--records", str(tmp_path / "records")]) == 2
     error = capsys.readouterr().err
     assert words in error and error.startswith("error: ") and not list(tmp_path.glob("records/*/*"))
+
+
+COMMANDS = ["pack", "verify", "significance", "leaderboard", "report", "levels", "reproduce", "ablation"]
+
+
+def test_help_names_every_command_and_every_command_has_its_own(capsys):
+    for command in ([], *([name] for name in COMMANDS)):
+        with pytest.raises(SystemExit) as end:
+            main([*command, "--help"])
+        text = capsys.readouterr().out
+        assert end.value.code == 0 and text.startswith(" ".join(["usage: python -m records", *command]))
+        assert command or all(f"    {name}" in text for name in COMMANDS)
+
+
+def test_help_loads_no_library_that_only_a_command_needs():
+    heavy = {"matplotlib", "scipy", "torch", "mlx"}
+    source = f"""import sys
+from records.__main__ import main
+try:
+    main(["--help"])
+finally:
+    print(sorted({heavy}.intersection(sys.modules)), file=sys.stderr)"""
+    command = [sys.executable, "-c", source]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: ") and done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["pack", "--help"], ["reproduce", "naive_baseline"]])
+def test_a_closed_pipe_ends_a_command_quietly(arguments, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command, env = [sys.executable, "-m", "records", *arguments], os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, cwd=ROOT, env=env, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_arguments_that_no_command_takes_are_refused(capsys):
+    for arguments, words in (([], "required: COMMAND"), (["leaderboard", "--no-such"], "arguments: --no-such")):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_output_as_json_is_the_same_twice(made, capsys):
