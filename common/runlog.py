@@ -1,12 +1,10 @@
-"""Every line of a training log and its parser: one template serves both, so they cannot drift apart.
+"""Every line of a training log. One template serves the writer and the parser (readlog.py), so they cannot drift apart.
 
 In a template {name:d} is a whole number, {name:.4f} a number, {name:s} a word without spaces and {name:*} the rest of
 the line, which may be empty. Lines that the challenge's own scripts print keep their spelling, so its tools can read
 our logs. `partial` is empty or says which part of the validation split was scored.
 """
-import re
 import string
-from functools import cache
 
 LOG_LINES = {
     "run": "run:{run_id:s} backend:{backend:s} device:{device:*}",
@@ -46,43 +44,10 @@ LOG_LINES = {
                  "memory_need:{memory_need:d}MiB",
     "status": "status={status:s} reason={reason:*} hint={hint:*}",
 }
-_FORMS = {  # last letter of a field's format: pattern, type
-    "d": (r"-?\d{1,18}", int),
-    "f": (r"-?\d{1,18}(?:\.\d{1,18})?|nan|-?inf", float),
-    "s": (r"\S+", str),
-    "*": (r".*", str),
-}
 
 
 def log_line(kind, **values):
     """The line of one kind; every field of its template must be given, and no other."""
-    assert _line_pattern(kind)[1].keys() == values.keys(), f"{kind}: {values}"
-    return " ".join(LOG_LINES[kind].replace(":*}", "}").format(**values).splitlines())
-
-
-@cache
-def _line_pattern(kind):
-    """(compiled pattern, dict field -> type) of the lines of one kind."""
-    pattern, types = "", {}
-    for text, name, form, _ in string.Formatter().parse(LOG_LINES[kind]):
-        pattern += re.escape(text)
-        if name:
-            shape, types[name] = _FORMS[form[-1]]
-            pattern += f"(?P<{name}>{shape})"
-    return re.compile(pattern), types
-
-
-def parse_line(line):
-    """(kind, dict of typed values), or None for a line that no run prints."""
-    if len(line) > 100_000:
-        return None
-    for kind in LOG_LINES:
-        pattern, types = _line_pattern(kind)
-        if match := pattern.fullmatch(line):
-            return kind, {name: types[name](value) for name, value in match.groupdict().items()}
-    return None
-
-
-def parse_log(text):
-    """list of (kind, values) of the known lines of a log."""
-    return [known for known in map(parse_line, text.splitlines()) if known]
+    template = LOG_LINES[kind]
+    assert {name for _, name, _, _ in string.Formatter().parse(template) if name} == values.keys(), f"{kind}: {values}"
+    return " ".join(template.replace(":*}", "}").format(**values).splitlines())

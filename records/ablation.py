@@ -19,7 +19,7 @@ from pathlib import Path
 
 from common.checkpoint import checkpoints
 from common.params import flops_per_token
-from common.runlog import parse_log
+from common.readlog import parse_log
 from common.settings import Settings, UserError, load_settings, settings_of
 from records.significance import Side, compare
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 
-from common.runlog import parse_line
+from common.readlog import parse_line
 from common.settings import Settings
 
 LOG_LIMIT = 4 << 20  # bytes; the longest published log has 130 kB

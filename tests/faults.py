@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from common.bundle import bundle
-from common.runlog import parse_log
+from common.readlog import parse_log
 from tests.conftest import BACKENDS, ROOT, TINY, trainer_class
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -28,7 +28,8 @@ import sentencepiece
 from common.artifact import decode_model, encode_model, inflate_bounded
 from common.checkpoint import decode_checkpoint, write_checkpoint
 from common.params import initial_weights
-from common.runlog import LOG_LINES, log_line, parse_line
+from common.readlog import parse_line
+from common.runlog import LOG_LINES, log_line
 from common.settings import Settings, UserError, load_settings
 from common.shards import SHARD_MAGIC, check_ids, open_shard, write_shard
 from common.tokenizer import load_tokenizer

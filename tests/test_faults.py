@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.checkpoint import checkpoints
-from common.runlog import parse_log
+from common.readlog import parse_log
 from common.shards import write_shard
 from tests.faults import Run, ended, flip_bit, small_disk
 

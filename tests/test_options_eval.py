@@ -8,7 +8,7 @@ from common import bpb
 from common.batches import TokenStream, step_rows
 from common.dataset import open_data
 from common.params import initial_weights
-from common.runlog import parse_log
+from common.readlog import parse_log
 from parity.problem import full_weights
 from tests import faults
 from tests.conftest import BACKENDS, ROOT, environment, run_script, tiny_settings, trainer_class

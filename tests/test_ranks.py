@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from common.runlog import parse_log
+from common.readlog import parse_log
 from tests.conftest import ROOT, environment
 from tests.faults import Run, ended, flip_bit, settings
 

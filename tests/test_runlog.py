@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.runlog import LOG_LINES, log_line, parse_line, parse_log
+from common.readlog import parse_line, parse_log
+from common.runlog import LOG_LINES, log_line
 
 # (character before, name, type) of each field
 FIELDS = {kind: re.findall(r"(.?)\{(\w+):([^}]+)\}", template) for kind, template in LOG_LINES.items()}

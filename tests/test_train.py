@@ -22,8 +22,8 @@ from common.dataset import open_data
 from common.loop import Run, warm_up
 from common.params import initial_weights
 from common.ranks import Interrupt, RankWatch
+from common.readlog import parse_log
 from common.run import main
-from common.runlog import parse_log
 from common.shards import open_shard, write_shard
 from tests import faults
 from tests.conftest import BACKENDS, ROOT, TINY, environment, run_script, tiny_settings, trainer_class
