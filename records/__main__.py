@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 
 from common.settings import UserError
-from records.challenge import TRACKS
-from records.checks import RULESETS
+from records.rules import RULESETS, TRACKS
 
 
 def main(arguments=None):

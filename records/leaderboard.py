@@ -7,12 +7,13 @@ import math
 import re
 import statistics
 
+from common.challenge import BUDGET_BYTES as CAP_BYTES
 from common.settings import UserError
 from records.budget import group_bytes, model_budget
-from records.challenge import CAP_BYTES, TRACKS
-from records.checks import PASS, UNVERIFIED, is_founding
+from records.checks import is_founding
 from records.folder import Refused, data_of, on_fineweb, open_folder
 from records.page import write_page
+from records.rules import PASS, TRACKS, UNVERIFIED
 from records.verify import clean, status_of, verdict, verify_folder
 
 TITLES = {"track_10min_16mb": "10 minutes on 8xH100, 16 MB", "track_non_record_16mb": "Non-record, 16 MB: any compute, ideas, negative results"}

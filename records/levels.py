@@ -7,7 +7,8 @@ from common.params import count_params
 from common.quantize import dequantize_weights, quantize_weights, relative_error
 from common.settings import UserError
 from common.zstream import zlib_size
-from records.evaluation import LONGEST_ROW, MODEL_FILE, scoring_settings, trainer_class
+from parity.trainers import load_trainer as trainer_class
+from records.evaluation import LONGEST_ROW, MODEL_FILE, scoring_settings
 from records.folder import Refused, read_bounded
 
 LEVELS = (127, 63, 31, 15, 11, 7, 5, 3, 2)

@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 
 from common.settings import UserError
-from records.challenge import TEXT_FIELDS, TRACKS
-from records.checks import FAIL, PLACEHOLDER
+from records.checks import PLACEHOLDER
 from records.folder import CODE_LIMIT, JSON_LIMIT, Refused, load_json, read_bounded
 from records.logs import LOG_LIMIT, read_log
+from records.rules import FAIL, TEXT_FIELDS, TRACKS
 from records.verify import exit_code, status_of, table, verify_folder
 
 MODEL_FILE = "model.int8.zlib"

@@ -3,10 +3,10 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+from common.challenge import BUDGET_BYTES as CAP_BYTES
 from common.schedule import lr_scale, run_progress
 from common.settings import UserError
 from records.budget import GROUPS, group_bytes, model_budget
-from records.challenge import CAP_BYTES
 from records.folder import Refused, read_bounded
 from records.logs import LOG_LIMIT, read_log
 from records.page import write_page

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from common.shards import write_shard
-from records.checks import FAIL, UNVERIFIED, Finding
 from records.jail import NO_SANDBOX, TOO_LARGE, TOO_LONG, TOO_MANY
 from records.logs import read_log
+from records.rules import FAIL, UNVERIFIED, Finding
 
 PROBE_SECONDS, SECONDS, MEMORY, OUTPUT_LIMIT, COPY_LIMIT = 30, 300, 8 << 30, 1 << 20, 64 << 20
 UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--ipc", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child")
