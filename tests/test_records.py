@@ -368,9 +368,11 @@ def test_pack_takes_the_middle_run_and_every_figure_from_the_logs(tmp_path):
     folder = make_record(tmp_path, (1.90, 1.80, 1.85, 1.87), written=False)
     fields = json.loads((folder / "submission.json").read_text())
     assert fields["val_bpb"] == 1.87 and fields["seeds"] == [4, 1, 2, 3] and fields["val_bpb_mean"] == 1.855
-    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "model.int8.zlib", "requirements.txt", "submission.json", "train.log",
-                                                        "train_gpt.py", "train_seed1.log", "train_seed2.log", "train_seed3.log"]
-    assert (folder / "train_gpt.py").read_bytes() == SCRIPT and "MAX_WALLCLOCK_SECONDS=600" in (folder / "README.md").read_text()
+    logs = ["train.log", "train_seed1.log", "train_seed2.log", "train_seed3.log"]
+    others = ["README.md", "model.int8.zlib", "requirements.txt", "submission.json", "train_gpt.py"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(logs + others)
+    assert (folder / "train_gpt.py").read_bytes() == SCRIPT
+    assert "MAX_WALLCLOCK_SECONDS=600" in (folder / "README.md").read_text()
     assert {"torch==2.13.0", "numpy==2.4.6", "tqdm"} <= set((folder / "requirements.txt").read_text().split())
     result = verify_folder(folder)
     assert verdict(result) == ("fails", ["layout"]) and PLACEHOLDER in result["layout"][0].observed
@@ -430,20 +432,23 @@ def test_output_as_json_is_the_same_twice(made, capsys):
         assert main(["verify", "--json", str(made["plain"])]) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1] and list(json.loads(printed[0])[str(made["plain"])]["checks"]) == sorted(NAMES)
-    assert main(["verify", str(made["plain"] / "no")]) == 2 and main(["verify", str(made["plain"]), "--backend", "mlx"]) == 2
+    assert main(["verify", str(made["plain"] / "no")]) == 2
+    assert main(["verify", str(made["plain"]), "--backend", "mlx"]) == 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_real_run_is_packed_smoked_and_scored_again_on_both_backends(tmp_path, data_path, capsys, backend):
-    done = run_script([ROOT / BACKENDS[backend]], tmp_path, environment(data_path, run_id="real", compute_dtype="float32"))
+    env = environment(data_path, run_id="real", compute_dtype="float32")
+    done = run_script([ROOT / BACKENDS[backend]], tmp_path, env)
     assert done.returncode == 0, done.stderr
-    given = ["pack", str(tmp_path / "runs/real"), "--track", "non-record", "--name", "Real", "--author", "a", "--github-id", "a"]
-    assert main([*given, "--records", str(tmp_path)]) == 1
+    words = ["--track", "non-record", "--name", "Real", "--author", "a", "--github-id", "a", "--records", str(tmp_path)]
+    assert main(["pack", str(tmp_path / "runs/real"), *words]) == 1
     [folder] = tmp_path.glob("track_non_record_16mb/*")
     readme = folder / "README.md"
     readme.write_text(readme.read_text().replace(PLACEHOLDER, "Written"))
     result = verify_folder(folder, smoke=True, data=data_path)
-    assert exit_code([result]) == 0 and result["re-evaluation"][0].status == result["smoke run"][0].status == "PASS", table(folder, result)
+    assert exit_code([result]) == 0, table(folder, result)
+    assert result["re-evaluation"][0].status == result["smoke run"][0].status == "PASS", table(folder, result)
     other = {"torch": "mlx", "mlx": "torch"}[backend]
     assert main(["verify", str(folder), "--data", str(data_path), "--backend", other]) == 0, capsys.readouterr()
     edit("train.log", r"(?<=roundtrip_exact val_loss:)(\S+) val_bpb:\S+", "2.00000000 val_bpb:1.00000000")(folder)
