@@ -275,7 +275,7 @@ def test_logs_name_the_source_inside_a_wrapper(copy_of):
     code = {"train_gpt.py": {"source_sha256": folder.logs[0].code_sha256}}
     assert not list(check_logs(folder, RULESETS["strict"], code))
     code["train_gpt.py"]["source_sha256"] = "0" * 64
-    [finding] = check_logs(folder, RULESETS["strict"], inspected)
+    [finding] = check_logs(folder, RULESETS["strict"], code)
     assert (finding.status, finding.expected) == ("FAIL", "000000000000 of train_gpt.py")
     [finding] = check_logs(folder, RULESETS["strict"], {})
     assert (finding.status, finding.observed) == ("NOT VERIFIED", "its source could not be read")
