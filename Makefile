@@ -12,23 +12,13 @@ ifeq ($(filter torch mlx,$(BACKEND)),)
 $(error BACKEND=$(BACKEND) is neither torch nor mlx)
 endif
 
-# FineWeb is used where it is there and a GPU or a Mac is; else the embedded corpus, and with it a small model that suits two CPU cores.
+# FineWeb is used where it is there and a GPU or a Mac is; else the embedded corpus, and a small model for two CPU cores.
 ifneq ($(and $(wildcard $(FINEWEB)/*_train_*.bin),$(filter-out 0,$(GPUS))$(filter Darwin,$(shell uname -s))),)
 export DATA_PATH ?= $(FINEWEB)
 else
 export VOCAB_SIZE ?= 1024
 export DATA_PATH ?= data/pydoc_sp$(VOCAB_SIZE)
-export NUM_LAYERS ?= 4
-export MODEL_DIM ?= 256
-export NUM_HEADS ?= 4
-export NUM_KV_HEADS ?= 2
-export TRAIN_SEQ_LEN ?= 256
-export TRAIN_BATCH_TOKENS ?= 4096
-export MAX_WALLCLOCK_SECONDS ?= 120
-export MATRIX_LR ?= 0.02
-export MUON_MOMENTUM_WARMUP_STEPS ?= 100
-export TRAIN_LOG_EVERY ?= 50
-export VAL_LOSS_EVERY ?= 200
+$(foreach pair,$(shell $(PYTHON) common/recipes.py),$(eval export $(subst =, ?= ,$(pair))))
 endif
 
 ifeq ($(BACKEND),mlx)

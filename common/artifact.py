@@ -1,10 +1,12 @@
 """The submitted model file: weights <-> canonical bytes <-> one zlib stream.
 
-Format 1. The file is one RFC 1950 zlib stream and nothing after it. Inside: a safetensors file of the tensors of
-quantize.py, in the order that the safetensors library writes (dtype, then name), whose header has one metadata key, "parity_golf":
-JSON with sorted keys and no spaces, {"format": 1, "settings": {the model's settings, some only where they are not the default}}. Groups of tensors that have other levels than 127 are named there too: {"format": 1, "levels": {"embed": "fp16", "matrix":
-18.342}, "settings": ...}, a whole number without a point. There is exactly one payload for given weights, levels and settings, and the
-reader refuses every other; how it is deflated is the writer's affair, so that a better encoder leaves older files readable.
+Format 1. The file is one RFC 1950 zlib stream and nothing after it. Inside is a safetensors file of the tensors of
+quantize.py, in the order that the safetensors library writes (dtype, then name). Its header has one metadata key,
+"parity_golf": JSON with sorted keys and no spaces, {"format": 1, "settings": {the model's settings, some only where
+they are not the default}}. It also names groups of tensors whose levels are not 127: {"format": 1, "levels":
+{"embed": "fp16", "matrix": 18.342}, "settings": ...}, a whole number without a point. Weights, levels and settings
+determine the payload, and the reader refuses every other. How it is deflated is up to the writer, so that a better
+encoder leaves older files readable.
 """
 import json
 import zlib
@@ -13,34 +15,44 @@ import safetensors.numpy
 
 from common.params import count_params
 from common.quantize import MOST_LEVELS, dequantize_weights, quantize_weights
-from common.settings import Settings, UserError, group_levels, model_conflicts, model_settings, parse_setting, settings_of
+from common.settings import (
+    Settings,
+    UserError,
+    group_levels,
+    model_conflicts,
+    model_settings,
+    parse_setting,
+    settings_of,
+)
 from common.zstream import zlib_encode
 
 MODEL_FORMAT = 1
 
 
 def pack_payload(settings, stored, levels=None):
-    """The canonical uncompressed bytes of the stored tensors; levels: as quantize_weights has them."""
+    """The canonical uncompressed bytes of the stored tensors; levels: as for quantize_weights."""
     head = {"format": MODEL_FORMAT, "settings": model_settings(settings)}
-    other = {group: value for group, value in (levels or group_levels(settings)).items() if value != 127}
+    other = {group: value if value == "fp16" or value % 1 else int(value)
+             for group, value in (levels or group_levels(settings)).items() if value != 127}
     if other:
-        head["levels"] = {group: value if value == "fp16" or value % 1 else int(value) for group, value in other.items()}
-    return safetensors.numpy.save(stored, metadata={"parity_golf": json.dumps(head, sort_keys=True, separators=(",", ":"))})
+        head["levels"] = other
+    text = json.dumps(head, sort_keys=True, separators=(",", ":"))
+    return safetensors.numpy.save(stored, metadata={"parity_golf": text})
 
 
 def encode_model(settings, weights, levels=None):
-    """(file bytes, payload bytes) of float32 weights; levels: dict group -> number or "fp16", those of the settings by default."""
+    """(file bytes, payload bytes) of float32 weights; levels: as for quantize_weights."""
     payload = pack_payload(settings, quantize_weights(settings, weights, levels), levels)
     return zlib_encode(payload), payload
 
 
 def inflate_bounded(data, limit):
-    """Decompressed bytes of one whole zlib stream of at most `limit` bytes. Raises ValueError."""
+    """The decompressed bytes of one whole zlib stream, at most `limit` of them. Raises ValueError."""
     stream = zlib.decompressobj()
     try:
         payload = stream.decompress(data, limit)
     except zlib.error as error:
-        raise ValueError(f"is no zlib stream ({error})") from None
+        raise ValueError(f"is not a zlib stream ({error})") from None
     if stream.unconsumed_tail:
         raise ValueError(f"expands to more than {limit} bytes")
     if not stream.eof:
@@ -51,7 +63,7 @@ def inflate_bounded(data, limit):
 
 
 def read_header(payload):
-    """(Settings, dict group -> levels) in a payload's header. Raises ValueError."""
+    """(Settings, dict group -> levels) of a payload. Raises ValueError."""
     try:
         size = min(int.from_bytes(payload[:8], "little"), 1 << 20)
         meta = json.loads(json.loads(payload[8:8 + size])["__metadata__"]["parity_golf"])
@@ -62,14 +74,16 @@ def read_header(payload):
         raise ValueError(f"is of format {found}, this program reads {MODEL_FORMAT}")
     fields = settings_of("model")
     if wrong := (given.keys() ^ fields.keys()) - {name for name, field in fields.items() if field.metadata["sparse"]}:
-        raise ValueError(f"has settings {sorted(wrong)} that are missing or unknown")
-    settings = Settings(**{name: parse_setting(fields[name], value if isinstance(value, str) and issubclass(fields[name].type, str) else repr(value))
-                           for name, value in given.items()})
+        raise ValueError(f"has settings {sorted(wrong, key=str)} that are missing or unknown")
+    for name, value in given.items():
+        is_text = isinstance(value, str) and issubclass(fields[name].type, str)
+        given[name] = parse_setting(fields[name], value if is_text else repr(value))  # repr: "2" is not a number
+    settings = Settings(**given)
     wrong = model_conflicts(settings)
     if not settings.vocab_size:
         wrong.append("VOCAB_SIZE=0")
     if wrong:
-        raise ValueError("has settings that cannot be: " + "; ".join(wrong))
+        raise ValueError("has settings that cannot be used: " + "; ".join(wrong))
     levels = group_levels(settings)
     for group, value in other.items():
         if group not in levels:
@@ -80,14 +94,15 @@ def read_header(payload):
 
 
 def decode_model(data, max_payload=1 << 28):
-    """(Settings, float32 weights) from the bytes of a model file, which may come from anyone: bounded memory, no code is run,
-    and a payload that is not exactly what encode_model writes for its content is refused. Raises UserError."""
+    """(Settings, float32 weights) from the bytes of a model file, which may come from anyone: memory is bounded, no
+    code is run, and a payload that is not exactly what encode_model writes for its content is refused. Raises
+    UserError."""
     settings, _, _, weights = read_model(data, max_payload)
     return settings, weights
 
 
 def read_model(data, max_payload=1 << 28):
-    """(Settings, dict group -> levels, stored tensors, float32 weights), as decode_model reads them. Raises UserError."""
+    """As decode_model: (Settings, dict group -> levels, stored tensors, float32 weights). Raises UserError."""
     try:
         payload = inflate_bounded(data, max_payload)
         settings, levels = read_header(payload)

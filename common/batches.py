@@ -1,8 +1,8 @@
-"""Which tokens a rank sees at a step: a pure function of the step, so that resuming needs no loader state.
+"""Which tokens a rank sees at a step: a pure function of the step, so resuming needs no loader state.
 
-Step s takes tokens [s*G, (s+1)*G] of the endless train stream (the shards in order, again and again), G = train_batch_tokens;
-the last token of a step is the first of the next, because a row's targets are its inputs moved by one.
-Ranks and micro-batches only cut the G / train_seq_len rows of a step.
+Step s takes tokens [s*G, (s+1)*G] of the endless train stream (the shards in order, again and again), where G is
+train_batch_tokens. Both ends are included, because a row's targets are its inputs shifted by one: the last token of a
+step is the first of the next. Ranks and micro-batches only split the G / train_seq_len rows of a step.
 """
 import bisect
 
@@ -13,10 +13,11 @@ from common.shards import check_unchanged
 
 
 class TokenStream:
-    """A split's shards, read as one sequence. Shards: uint16 arrays (memory maps) of any length."""
+    """The shards of a split, read as one sequence. They are uint16 arrays (memory maps) of any length."""
 
     def __init__(self, shards):
-        self.shards, self.ends = shards, np.cumsum([*map(len, shards)]).tolist()
+        self.shards = shards
+        self.ends = np.cumsum([*map(len, shards)]).tolist()
         self.length = self.ends[-1]
 
     def read(self, start, count):
@@ -25,19 +26,22 @@ class TokenStream:
         while count:
             start %= self.length
             index = bisect.bisect_right(self.ends, start)
-            check_unchanged(self.shards[index], start - self.ends[index] + len(self.shards[index]))
-            parts.append(self.shards[index][start - self.ends[index]:][:count])  # counted from the shard's end
+            shard = self.shards[index]
+            first = len(shard) - (self.ends[index] - start)
+            check_unchanged(shard, first)
+            parts.append(shard[first:first + count])
             start += len(parts[-1])
             count -= len(parts[-1])
         return np.concatenate(parts)
 
 
 def rank_rows(settings, rank, world_size):
-    """(first row, number of rows) of this rank in a step's batch. Raises UserError where the rows do not divide."""
+    """(first row, number of rows) of this rank in a step's batch. Raises UserError if ranks cannot share the rows."""
     rows = settings.train_batch_tokens // settings.train_seq_len
     if rows % world_size:
-        raise UserError(f"TRAIN_BATCH_TOKENS={settings.train_batch_tokens} is {rows} rows of TRAIN_SEQ_LEN={settings.train_seq_len}, "
-                        f"which {world_size} ranks cannot share: use a number of ranks that divides {rows}")
+        raise UserError(f"TRAIN_BATCH_TOKENS={settings.train_batch_tokens} is {rows} rows of TRAIN_SEQ_LEN="
+                        f"{settings.train_seq_len}, which {world_size} ranks cannot share: use a number of ranks that "
+                        f"divides {rows}")
     rows //= world_size
     return rank * rows, rows
 
@@ -51,7 +55,7 @@ def step_rows(stream, settings, step, rank=0, world_size=1):
 
 
 def micro_batch_rows(settings, rows, seq_len=0):
-    """Rows of one forward and backward: the largest divisor of a rank's rows that micro_batch_tokens allows, so that all
-    micro-batches have one shape. seq_len: tokens of a row; 0: train_seq_len."""
+    """Rows per forward and backward pass: the largest divisor of a rank's rows that micro_batch_tokens allows, so that
+    all micro-batches have one shape. seq_len: tokens per row; 0: train_seq_len."""
     most = max(1, settings.micro_batch_tokens // (seq_len or settings.train_seq_len))
     return max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)

@@ -1,8 +1,9 @@
 """Validation: which windows are scored, how many raw UTF-8 bytes they stand for, and bits per byte.
 
-The final evaluation may slide its windows, take longer ones, and train at test time, score first: the targets are cut into chunks, each
-is scored, and only then SGD steps on it. Nothing that a score depends on, windows, weights or the cut itself, knows a token after its
-own place or that token itself, so that the probabilities of all tokens at a place add up to 1.
+The final evaluation may slide its windows, use longer ones, and train at test time, score first: the targets are cut
+into chunks, each chunk is scored, and only then does SGD step on it. What a score depends on (windows, weights, and the
+cut itself) never depends on the scored token or a later one, so that the probabilities of all tokens at a position sum
+to 1.
 """
 import math
 
@@ -17,9 +18,10 @@ def bits_per_byte(nats, num_bytes):
 
 
 def eval_windows(num_tokens, seq_len, stride, first=1):
-    """int64 (windows, 3): start, number of inputs n, number of scored targets m of each window. It reads inputs [start, start + n) and
-    scores the last m of its targets [start + 1, start + n]; each of the tokens [first, num_tokens) is scored exactly once, the short tail
-    too. m is at most stride, and all but the first of a stream have seq_len - stride inputs more, of tokens scored before."""
+    """int64 (windows, 3): start, number of inputs n, number of scored targets m of each window, which reads the inputs
+    [start, start + n) and scores the last m of the targets [start + 1, start + n]. Each of the tokens [first,
+    num_tokens) is scored exactly once, the short tail too. m is at most stride; all windows but the first of a stream
+    begin with seq_len - stride inputs that were scored before."""
     targets = np.arange(first, num_tokens, stride)
     scored = np.minimum(stride, num_tokens - targets)
     starts = np.maximum(0, targets - 1 - (seq_len - stride))
@@ -27,8 +29,9 @@ def eval_windows(num_tokens, seq_len, stride, first=1):
 
 
 def eval_batch(stream, windows, rows, seq_len):
-    """(tokens int32 (rows, seq_len + 1), scored bool (rows, seq_len)) for at most `rows` windows; missing rows and the part of
-    a row after a short window are token 0 and not scored, so that every batch has one shape. A causal model cannot see them."""
+    """(tokens int32 (rows, seq_len + 1), scored bool (rows, seq_len)) for at most `rows` windows. Missing rows and the
+    rest of a row after a short window are token 0 and not scored, so that all batches have one shape; a causal model
+    cannot see them."""
     tokens, scored = np.zeros((rows, seq_len + 1), np.int32), np.zeros((rows, seq_len), bool)
     for row, (start, count, last) in enumerate(windows):
         tokens[row, :count + 1] = stream.read(start, count + 1)
@@ -37,8 +40,9 @@ def eval_batch(stream, windows, rows, seq_len):
 
 
 def eval_chunks(stream, num_tokens, length, bos_id):
-    """(first, end, whether a document ends there) of each chunk of at most `length` targets [first, end). Documents begin with a BOS,
-    which ends a chunk: were it the first target of the next, its weights and not those of the other tokens would be restored."""
+    """(first, end, whether a document ends there) of each chunk of at most `length` targets [first, end). The BOS that
+    begins a document ends a chunk: were it the first target of the next one, weights would be restored because of a
+    token that is yet to be scored."""
     first = 1
     while first < num_tokens:
         borders, end = [], min(first + length, num_tokens)
@@ -49,9 +53,10 @@ def eval_chunks(stream, num_tokens, length, bos_id):
 
 
 def eval_plan(stream, num_tokens, seq_len, stride, chunk=0, bos_id=None):
-    """What an evaluation does in turn: ("score", windows), ("train", starts of rows of seq_len inputs), ("restore", None).
-    chunk: targets scored between two steps; 0: all. bos_id: weights are restored after each document; None: never. Rows end with the
-    chunk, and the first may begin before it; a step that no score would follow, or with no whole row yet, is left out."""
+    """What an evaluation does in turn: ("score", windows), ("train", starts of rows of seq_len inputs), ("restore",
+    None). chunk: targets scored between two steps; 0: all. bos_id: restore the weights after each document; None:
+    never. Rows end with the chunk, and the first may begin before it. A step that no score follows, or without a whole
+    row, is left out."""
     pending, adapted = [], False
     for first, end, border in eval_chunks(stream, num_tokens, chunk or num_tokens, bos_id):
         pending.append(eval_windows(end, seq_len, stride, first))
@@ -74,31 +79,23 @@ def eval_lengths(settings):
 
 
 def evaluate(trainer, settings, stream, tokenizer, num_tokens, each=iter, final=False):
-    """(nats per token, bits per byte, tokens scored, bytes) over the first num_tokens of the stream. The windows are dealt
-    to the ranks in turn; each rank counts the bytes of its own. `each` hands on the parts of the work as they begin. final: as
-    eval_seq_len, eval_stride, ttt_lr and ttt_chunk say; every rank makes all steps (on GPUs, which sum in any order, the ranks' weights
-    may part in their last digits), and has the weights that it had afterwards."""
+    """(nats per token, bits per byte, tokens scored, bytes) over the first num_tokens of a stream. The windows are
+    dealt to the ranks in turn, and each rank counts the bytes of its own. each: passes on the parts of the work as they
+    begin. final: as EVAL_SEQ_LEN, EVAL_STRIDE, TTT_LR and TTT_CHUNK say. Test-time steps are made by every rank (on
+    GPUs, which sum in any order, the ranks' weights may part in their last digits), and undone at the end."""
     seq_len, stride = eval_lengths(settings) if final else (settings.train_seq_len, settings.train_seq_len)
     chunk, bos_id = 0, None
-    rows = micro_batch_rows(settings, rank_rows(settings, trainer.rank, trainer.world_size)[1])  # training's shape: no second compilation
+    # as many as in training, so that no other shape is compiled
+    rows = micro_batch_rows(settings, rank_rows(settings, trainer.rank, trainer.world_size)[1])
     if seq_len != settings.train_seq_len:
         rows = max(1, rows * settings.train_seq_len // seq_len)
     if final and settings.ttt_lr:
-        chunk, bos_id = settings.ttt_chunk.tokens, tokenizer.bos_id if settings.ttt_chunk.per_document else None
+        chunk = settings.ttt_chunk.tokens
+        bos_id = tokenizer.bos_id if settings.ttt_chunk.per_document else None
         rows = min(rows, math.ceil(math.ceil(chunk / stride) / trainer.world_size))
-
-    def work():
-        dealt = 0
-        for act, what in eval_plan(stream, num_tokens, seq_len, stride, chunk, bos_id):
-            if act == "score":
-                mine = what[(trainer.rank - dealt) % trainer.world_size::trainer.world_size]
-                dealt += len(what)
-                yield from ((act, mine[first:first + rows]) for first in range(0, len(mine), rows))
-            else:
-                yield act, what
-
     total = np.zeros(3)  # nats, tokens, bytes
-    for act, what in each(work()):
+    plan = eval_plan(stream, num_tokens, seq_len, stride, chunk, bos_id)
+    for act, what in each(own_part(plan, trainer.rank, trainer.world_size, rows)):
         if act == "train":
             trainer.sgd_step(np.stack([stream.read(start, seq_len + 1) for start in what]), settings.ttt_lr)
         elif act == "restore":
@@ -112,3 +109,15 @@ def evaluate(trainer, settings, stream, tokenizer, num_tokens, each=iter, final=
         trainer.undo_sgd()
     nats, count, num_bytes = trainer.all_sum(total)
     return nats / count, bits_per_byte(nats, num_bytes), int(count), int(num_bytes)
+
+
+def own_part(plan, rank, world_size, rows):
+    """The acts of a plan that one rank makes: of the windows its own, at most `rows` at a time; the rest all."""
+    dealt = 0
+    for act, what in plan:
+        if act == "score":
+            mine = what[(rank - dealt) % world_size::world_size]
+            dealt += len(what)
+            yield from ((act, mine[first:first + rows]) for first in range(0, len(mine), rows))
+        else:
+            yield act, what

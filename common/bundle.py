@@ -6,7 +6,8 @@
 `bundle_source` joins the sources word for word: the modules first, each after those that it imports, the trainer last.
 Two things are left out: the imports between these files, and the `if __name__ == "__main__":` block of a module.
 `bundle` compresses that text into a short file that unpacks and runs it. A bundle imports nothing from common/, so it
-is its own bundle; SELF takes the place of this module in it.
+is its own bundle. OTHERS takes the place of two modules in it: this one, and the one of --preflight, which is for before
+one pays for a run, and whose bytes would count.
 """
 import argparse
 import ast
@@ -25,7 +26,7 @@ from common.settings import UserError
 SOURCE_LIMIT = 4 << 20  # bytes of the readable program in a bundle: a small payload can expand to gigabytes
 LINE = 800  # characters of payload: few lines cost few bytes, and editors still cope
 
-SELF = '''\
+OTHERS = {"bundle.py": '''\
 import linecache
 from pathlib import Path
 
@@ -38,7 +39,13 @@ def bundle(path):
 def bundle_source(path):
     """The text of this program. If this file is compressed, its first lines have given the text to linecache."""
     return "".join(linecache.getlines(f"{path} --source") or linecache.getlines(str(path)))
-'''
+''', "preflight.py": '''\
+from common.settings import UserError
+
+
+def preflight(*run):
+    raise UserError("--preflight is not part of the one-file trainer: use it in the repository")
+'''}
 WRAPPER = """\
 # A Parity Golf trainer in one file. PAYLOAD is its source, compressed; `python FILE --source` prints it.
 import bz2
@@ -135,8 +142,8 @@ class _SourceFile:
         self.cuts = []  # statements that do not stay
         try:
             self.text = self.path.read_text("utf-8-sig")
-            if self.inlined and self.path.name == "bundle.py":
-                self.text = SELF
+            if self.inlined:
+                self.text = OTHERS.get(self.path.name, self.text)
             self.tree = ast.parse(self.text)
             self.cut([node for node in self.tree.body if self.inlined and _is_main_block(node)])
             self.names = _bound_names(compile(self.tree, "", "exec", dont_inherit=True))
@@ -251,7 +258,7 @@ PAIRS = inspect.signature(unpack).parameters["pairs"].default  # printable lette
 
 
 def pack(data):
-    """The lines of a payload. They unpack to data, or to data and a zero byte: bz2 ignores what follows the end of its stream."""
+    """The lines of a payload. They unpack to data, or to data and a zero byte: bz2 ignores what follows its stream."""
     digits = []
     for start in range(0, len(data), 67):
         block = data[start:start + 67]

@@ -1,12 +1,13 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped. A batch is a pure function of the step, so that is the
-weights, the optimizer's state, the step and the training time spent.
+"""Checkpoints: all that a run needs to go on as if it had never stopped. A batch is a pure function of the step, so
+that is the weights, the optimizers' state, the step and the training time spent.
 
-Format 1. A file step-00000120.checkpoint is a safetensors file, followed by the SHA-256 of its bytes (32 bytes). The tensors are
-those of Trainer.state(), float32 or float64, wider ones first, then by name. The header has one metadata
-key, "parity_golf": JSON with sorted keys, {"format": 1, "step": 120, "elapsed": seconds, "identity": {...}}. The identity is what must
-be the same for a run to go on: the settings that what is learned depends on, and digests of code, data and tokenizer.
-A file appears under its name when all of it is on the disk (files.write_file); the two newest are kept. The reader takes a file
-from anyone: nothing is executed, memory is bounded by the size that the settings imply, and a file with one wrong bit is not used.
+Format 1. A file step-00000120.checkpoint is a safetensors file, followed by the SHA-256 of its bytes (32 bytes). The
+tensors are those of Trainer.state(), float32 or float64, wider ones first, then by name. The header has one metadata
+key, "parity_golf": JSON with sorted keys, {"format": 1, "step": 120, "elapsed": seconds, "identity": {...}}. The
+identity is what must be the same for a run to go on: the settings of model and training, and digests of code, data and
+tokenizer. A file appears under its name when all of it is on the disk (files.write_file); the two newest are kept. The
+reader takes untrusted files: it executes nothing, bounds memory by the size that the settings imply, and refuses any
+flipped bit.
 """
 import hashlib
 import json
@@ -38,22 +39,24 @@ def run_identity(settings, data, source):
 
 def check_identity(identity, theirs, where=""):
     """UserError where what is to be continued is another run."""
-    wrong = [f"{key} is {identity.get(key)!s:.40}, there {theirs.get(key)!s:.40}" for key in sorted(identity | theirs)
-             if identity.get(key) != theirs.get(key)]
-    if wrong:
-        raise UserError(f"{where}it is of another run: {'; '.join(wrong)}: use the settings and data of that run, and the code in its folder",
-                        "bad_settings")
+    keys = [key for key in sorted(identity | theirs) if identity.get(key) != theirs.get(key)]
+    if keys:
+        wrong = "; ".join(f"{key} is {identity.get(key)!s:.40}, there {theirs.get(key)!s:.40}" for key in keys)
+        remedy = "use the settings and data of that run, and the code in its folder"
+        raise UserError(f"{where}it is of another run: {wrong}: {remedy}", "bad_settings")
 
 
 def write_checkpoint(folder, step, elapsed, identity, arrays):
-    """Path of the new file in a folder; older ones but one are removed. The library would hold the interpreter while it copies all
-    arrays; writing and hashing one after the other lets a training thread run. Raises OSError."""
-    meta = json.dumps({"format": CHECKPOINT_FORMAT, "step": step, "elapsed": elapsed, "identity": identity}, sort_keys=True)
-    header, parts, end = {"__metadata__": {"parity_golf": meta}}, [], 0
+    """Path of the new file in a folder, in which one older file is kept. Raises OSError. Written array by array, so
+    that the training thread runs on; the safetensors library would hold the interpreter while it copies all of them."""
+    meta = {"format": CHECKPOINT_FORMAT, "step": step, "elapsed": elapsed, "identity": identity}
+    header, parts, end = {"__metadata__": {"parity_golf": json.dumps(meta, sort_keys=True)}}, [], 0
     for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):
         array = arrays[name]
         parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-        header[name] = {"dtype": f"F{8 * array.itemsize}", "shape": array.shape, "data_offsets": (end, end := end + array.nbytes)}
+        place = end, end + array.nbytes
+        header[name] = {"dtype": f"F{8 * array.itemsize}", "shape": array.shape, "data_offsets": place}
+        end += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     parts = [len(text).to_bytes(8, "little"), text, *parts]
@@ -68,12 +71,13 @@ def write_checkpoint(folder, step, elapsed, identity, arrays):
 
 def checkpoints(folder):
     """Paths, newest first."""
-    return sorted(folder.glob("step-*.checkpoint"), key=lambda path: (len(path.name), path.name), reverse=True)  # more than 8 digits too
+    paths = folder.glob("step-*.checkpoint")
+    return sorted(paths, key=lambda path: (len(path.name), path.name), reverse=True)  # steps of more than 8 digits too
 
 
 def decode_checkpoint(file, identity, expected):
-    """(step, elapsed, arrays) of an open binary file; expected: name -> (shape, dtype as text). Raises ValueError where the file is
-    not whole, UserError where it is of another run."""
+    """(step, elapsed, arrays) of an open binary file; expected: name -> (shape, dtype as text). Raises ValueError where
+    the file is not whole, UserError where it is of another run."""
     size = file.seek(0, os.SEEK_END) - 32
     file.seek(0)
     digest, left = hashlib.sha256(), size
@@ -91,7 +95,8 @@ def decode_checkpoint(file, identity, expected):
         raise ValueError("has no readable header") from None
     if found != CHECKPOINT_FORMAT:
         raise ValueError(f"is of format {found}, this program reads {CHECKPOINT_FORMAT}")
-    if not (type(step) is int and 0 <= step < 2**31 and type(elapsed) is float and 0 <= elapsed < math.inf and isinstance(theirs, dict)):
+    timed = type(step) is int and 0 <= step < 2**31 and type(elapsed) is float and 0 <= elapsed < math.inf
+    if not timed or not isinstance(theirs, dict):
         raise ValueError("has no step, time or identity")
     check_identity(identity, theirs)
     if size > HEADER_LIMIT + sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in expected.values()):
@@ -100,14 +105,14 @@ def decode_checkpoint(file, identity, expected):
     try:
         arrays = safetensors.numpy.load(file.read(size))
     except (LookupError, ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"is no safetensors file ({error})") from None
+        raise ValueError(f"is not a safetensors file ({error})") from None
     check_tensors(expected, {name: (array.shape, str(array.dtype)) for name, array in arrays.items()})
     return step, elapsed, arrays
 
 
 def read_checkpoint(folder, identity, expected, warn):
-    """(step, elapsed, arrays, paths that are damaged) of the newest file in a folder that is whole; warn(text) tells of the others.
-    Without any, it is step 0 and nothing. Raises UserError where none is whole, or the run is another."""
+    """(step, elapsed, arrays, damaged paths) of the newest whole file in a folder; warn(text) is called for damaged
+    ones. A folder without files gives step 0 and no arrays. Raises UserError where none is whole, or of another run."""
     damaged = []
     if not checkpoints(folder):
         stored = read_json(folder / "settings.json").get("identity")
@@ -137,8 +142,8 @@ def resume(trainer, folder, identity, warn):
 
 
 class Saver:
-    """Writes checkpoints of a run while it trains on: due() says when, save() copies the state. One write at a
-    time; a write that fails, on a full disk say, is told by log and leaves training and earlier checkpoints as they are."""
+    """Writes checkpoints of a run while it trains on: due() says when, save() copies the state. One write at a time. A
+    write that fails, on a full disk for instance, is logged; training and earlier checkpoints are not affected."""
 
     def __init__(self, folder, identity, every, log, step=0, elapsed=0.0, damaged=()):
         self.folder, self.identity, self.log, self.damaged = folder, identity, log, damaged
@@ -166,7 +171,7 @@ class Saver:
         return {"step": step, "bytes": path.stat().st_size, "seconds": time.perf_counter() - start}
 
     def collect(self, wait=True):
-        """Tells how a write ended, if it did or is waited for."""
+        """Log how the pending write ended, if it has ended or `wait`."""
         if self.pending and (wait or self.pending.done()):
             try:
                 self.log("checkpoint", **self.pending.result())

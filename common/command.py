@@ -4,6 +4,7 @@ A command is a module with add_command(subparsers), which adds its parser and se
 options that returns the exit code, or None for 0. It raises UserError for what the user can fix.
 """
 import argparse
+import contextlib
 import errno
 import os
 import sys
@@ -12,9 +13,9 @@ from common.settings import UserError
 
 
 def run_command(tool, description, commands, arguments=None, default=None, extra=""):
-    """Exit code of one command: 2 after one line of error. tool: as in `python -m tool`; commands: modules; default: the
-    command where the first argument does not name one; extra: the extra of pyproject.toml that has what they import.
-    A command that sets `takes_settings` gets the arguments that it does not know as options.settings."""
+    """Exit code of one command: 2 after one line of error. tool: as in `python -m tool`; commands: modules; default:
+    the command where the first argument does not name one; extra: the extra of pyproject.toml that has what they
+    import. A command that sets `takes_settings` gets the arguments that it does not know as options.settings."""
     parser = argparse.ArgumentParser(
         f"python -m {tool}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -24,17 +25,34 @@ def run_command(tool, description, commands, arguments=None, default=None, extra
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if default and (not arguments or arguments[0] not in {*subparsers.choices, "-h", "--help"}):
         arguments.insert(0, default)
-    options, rest = parser.parse_known_args(arguments)
-    if rest and "takes_settings" not in options:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    options.settings = rest
+    code = 0
+    with closed_pipe_is_quiet():
+        options, rest = parser.parse_known_args(arguments)
+        if rest and "takes_settings" not in options:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.settings = rest
+        code = exit_code(options, extra)
+    return code
+
+
+@contextlib.contextmanager
+def closed_pipe_is_quiet():
+    """`| head` closes the pipe: what is inside ends then, without a message. Covers --help, which raises SystemExit."""
     try:
-        code = options.run(options) or 0
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # of `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
-        return 0
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # or Python flushes when it exits, and complains
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def exit_code(options, extra):
+    """Run a command; what the user can fix becomes one line of error."""
+    try:
+        return options.run(options) or 0
+    except BrokenPipeError:
+        raise
     except UserError as error:
         problem = error
     except ModuleNotFoundError as error:

@@ -15,6 +15,8 @@ from common.quantize import unstorable
 from common.ranks import PATIENCE, Agreed, agree, together
 from common.settings import UserError
 
+MODEL_FILE = "model.int8.zlib"  # in the folder of a run or a record
+
 
 def finish(run, code_bytes):
     """Write the model file, read it back, score what was read, account for the bytes. Summary text. Raises Agreed."""
@@ -22,8 +24,8 @@ def finish(run, code_bytes):
     found = trainer.weights(averaged=s.ema_decay > 0)
     weights = {name: np.asarray(w, np.float32) for name, w in found.items()}
     if name := unstorable(s, weights):
-        raise Agreed(f"{name} is not finite or too large to be stored (8e6 at 127 levels): lower MATRIX_LR, TIED_EMBED_LR "
-                     "and SCALAR_LR", "nonfinite")
+        raise Agreed(f"{name} is not finite or too large to be stored (8e6 at 127 levels): lower MATRIX_LR, "
+                     "TIED_EMBED_LR and SCALAR_LR", "nonfinite")
     watch.mark([watch.steps, 2], "writing the model", PATIENCE)
     budget, total = BUDGET_BYTES - 1 - code_bytes, 0
     made = together(trainer, lambda: encode_within(s, weights, budget, run.log) if run.folder else None)
@@ -37,18 +39,22 @@ def finish(run, code_bytes):
     over = agree(trainer, failed=total >= BUDGET_BYTES)[1]
     if over and not run.folder:
         raise Agreed("over the cap", "over_budget")
+    left, model = BUDGET_BYTES - 1 - total, total - code_bytes
     if over:
         remedy = "continue with QUANT_LEVELS=auto, or use" if s.qat_start == 1 else "use lower QUANT_LEVELS,"
-        raise Agreed(f"code {code_bytes:,} + model {total - code_bytes:,} = {total:,} bytes, {total - BUDGET_BYTES + 1:,} too "
-                     f"many: it must be less than {BUDGET_BYTES:,}. The model is kept in {run.folder.path}; {remedy} fewer "
-                     "layers or a smaller width", "over_budget")
-    return summary + (f"  size      {total:,} bytes = model {total - code_bytes:,} + code {code_bytes:,}; "
-                      f"{BUDGET_BYTES - 1 - total:,} left under the cap")
+        raise Agreed(
+            f"code {code_bytes:,} + model {model:,} = {total:,} bytes, {-left:,} too many: it must be less "
+            f"than {BUDGET_BYTES:,}. The model is kept in {run.folder.path / MODEL_FILE}; {remedy} fewer layers "
+            "or a smaller width",
+            "over_budget",
+        )
+    size = f"{total:,} bytes = model {model:,} + code {code_bytes:,}; {left:,} left under the cap"
+    return f"{summary}  size      {size}"
 
 
 def write_model(run, model, payload, code_bytes):
     """Write and log the model file; the float32 weights that it holds, as read back."""
-    path = write_file(run.folder.path / "model.int8.zlib", model)
+    path = write_file(run.folder.path / MODEL_FILE, model)
     run.log("model", bytes=len(model), payload=len(payload), zlib9=len(zlib.compress(payload, 9)),
             sha256=hashlib.sha256(model).hexdigest())
     total = code_bytes + len(model)
@@ -75,8 +81,8 @@ def final_score(run):
     run.log("final", val_loss=val_loss, val_bpb=val_bpb, ms=1e3 * seconds, partial=data.partial)
     run.log("final_exact", val_loss=val_loss, val_bpb=val_bpb, partial=data.partial)
     run.log("evaluation", seconds=seconds, limit=EVAL_SECONDS, seq_len=seq_len, stride=stride, ttt=ttt)
-    text = f"  final     val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}  read back from the written file{data.partial}\n"
-    if s.ttt_lr or {seq_len, stride} != {s.train_seq_len}:
-        text = (f"  scored    windows of {seq_len:,} tokens, every {stride:,}; test-time training: {ttt}; {seconds:.1f} s of "
-                f"{EVAL_SECONDS:.0f}\n{text}")
-    return text
+    score = f"val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}  read back from the written file{data.partial}"
+    how = f"windows of {seq_len:,} tokens, every {stride:,}; test-time training: {ttt}"
+    plain = not s.ttt_lr and seq_len == stride == s.train_seq_len
+    text = "" if plain else f"  scored    {how}; {seconds:.1f} s of {EVAL_SECONDS:.0f}\n"
+    return f"{text}  final     {score}\n"

@@ -1,5 +1,5 @@
-"""A run's folder, runs/RUN_ID: train.log, the bundled trainer, settings.json, status.json, checkpoints until the run has
-ended, and then model.int8.zlib. A lock on the log keeps a second run out."""
+"""A run's folder, runs/RUN_ID: train.log, the bundled trainer, settings.json, status.json, checkpoints until the run
+has ended, and then model.int8.zlib. A lock on the log keeps a second run out."""
 import contextlib
 import fcntl
 import os
@@ -37,7 +37,7 @@ def end_run(path, status, reason, hint, step):
     """Write the last line of train.log, and status.json: what became of a run, why, and how to go on. Any process can.
     Returns the line."""
     line = log_line("status", status=status, reason=reason, hint=hint)
-    (path / ".reserve").unlink(missing_ok=True)  # room for these words on a full disk, where one may fail and the other not
+    (path / ".reserve").unlink(missing_ok=True)  # room on a full disk, where one may fail and the other not
     with contextlib.suppress(OSError), open(path / "train.log", "a", encoding="utf-8") as file:
         file.write(line + "\n")
     with contextlib.suppress(OSError):
@@ -46,8 +46,8 @@ def end_run(path, status, reason, hint, step):
 
 
 def resume_folder(resume, run_id, backend):
-    """The folder that RESUME names, as text. For auto it is runs/RUN_ID or, without one, this backend's newest run with a
-    checkpoint that has not ended; empty: there is none. Raises UserError."""
+    """The folder that RESUME names, as text. For auto it is runs/RUN_ID or, without one, this backend's newest run with
+    a checkpoint that has not ended; empty: there is none. Raises UserError."""
     if resume != "auto":
         path = Path(resume)
         status = run_status(path)
@@ -95,13 +95,15 @@ def check_free(path, settings):
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"{path} cannot be written: {above} is not a folder that is yours: start in one that is")
     if not settings.resume and path.exists() and any(file.stat().st_size for file in path.glob("[!.]*")):
-        raise UserError(f"{path} is there already: choose another RUN_ID, remove it, or continue it with --resume {path}")
+        remedy = f"choose another RUN_ID, remove it, or continue it with --resume {path}"
+        raise UserError(f"{path} is there already: {remedy}")
     with contextlib.suppress(FileNotFoundError), open(path / "train.log", "rb") as log:
         if not try_lock(log, fcntl.LOCK_SH):
             raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
-    if (free := disk_free(path)) < (need := disk_need(settings)):
-        raise UserError(f"the disk of {path} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some space",
-                        "disk_full")
+    free, need = disk_free(path), disk_need(settings)
+    if free < need:
+        text = f"the disk of {path} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some space"
+        raise UserError(text, "disk_full")
 
 
 class RunFolder:
@@ -120,8 +122,8 @@ class RunFolder:
             write_file(path / ".reserve", os.urandom(1 << 14))
             write_json(path / "status.json", {"status": "running", "reason": ""})
         except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}: start in a folder that is yours, on a disk with "
-                            "room") from error
+            remedy = "start in a folder that is yours, on a disk with room"
+            raise UserError(f"{path} cannot be written: {error.strerror}: {remedy}") from error
         if self.file.tell() and os.pread(self.file.fileno(), 1, self.file.tell() - 1) != b"\n":  # killed within a line
             self.file.write(b"\n")
 
@@ -143,7 +145,7 @@ def checkpoints_bytes(settings):
 
 
 def disk_need(settings):
-    """Bytes that a run may write: three checkpoints (two are kept, one is being written), the model file, and the rest."""
+    """Bytes that a run may write: three checkpoints (two are kept, one is being written), the model file, the rest."""
     return 3 * checkpoints_bytes(settings) + 2 * count_params(settings) + (64 << 20)
 
 

@@ -182,7 +182,8 @@ def check_losses(run, ahead=0):
 
 
 def nonfinite_reason(run, tokens, step, value):
-    """Names the ranks whose own rows cause it, and their place in the train stream; all ranks where only the sum does."""
+    """Names the ranks whose own rows cause it, and the place of these in the train stream; all ranks where only the sum
+    is not finite."""
     s, trainer, world = run.settings, run.trainer, run.trainer.world_size
     alone = np.ones(world)
     if world > 1:
@@ -192,8 +193,9 @@ def nonfinite_reason(run, tokens, step, value):
         row, rows = rank_rows(s, rank, world)
         start = step * s.train_batch_tokens + row * s.train_seq_len
         places.append(f"rank {rank}, tokens {start} to {start + rows * s.train_seq_len} of the train stream")
-    return (f"the training loss or a gradient is {value} at step {step + 1} ({'; '.join(places)}). The weights were not "
-            "updated: lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR, or set GRAD_CLIP_NORM=1")
+    where = "; ".join(places)
+    return (f"the training loss or a gradient is {value} at step {step + 1} ({where}). Nothing was updated: "
+            "lower MATRIX_LR, TIED_EMBED_LR and SCALAR_LR, or set GRAD_CLIP_NORM=1")
 
 
 def progress_bar(trainer):

@@ -1,7 +1,7 @@
 """The parameter table: name -> shape, initial value, optimizer group. Both models are built from it and must match it.
 
-Initial values come from numpy's Philox generator keyed by (seed, crc32 of the name): the same on every backend, and a new tensor
-does not move the others.
+Initial values come from numpy's Philox generator keyed by (seed, crc32 of the name). So they are the same on every
+backend, and a new tensor does not change the others.
 """
 import dataclasses
 import math
@@ -12,8 +12,8 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Param:
-    """shape; init: zeros, ones, uniform (+-1/sqrt(fan_in)), normal, gain or mix; std of a normal; group: which optimizer
-    updates it and how it is stored: matrix (Muon), embed, head, scalar (Adam); all but scalar are rounded (quantize.py)."""
+    """init: zeros, ones, uniform (+-1/sqrt(fan_in)), normal (with std), gain or mix. group: which optimizer updates it,
+    Muon (matrix) or Adam (embed, head, scalar). All groups but scalar are rounded when stored (quantize.py)."""
     shape: tuple
     init: str = "ones"
     group: str = "scalar"
@@ -46,8 +46,8 @@ def param_table(s):
 
 
 def layer_order(s):
-    """list[int]: the blocks in the order of application. LOOP_LAYERS are applied LOOP_COUNT times as a whole: with 1-2 and 2,
-    four blocks are 0, 1, 2, 1, 2, 3 (the idea is that of the Universal Transformer, arXiv:1807.03819)."""
+    """list[int]: the blocks as they are applied. LOOP_LAYERS are applied LOOP_COUNT times as a whole: four blocks with
+    1-2 and 2 give 0, 1, 2, 1, 2, 3 (as in the Universal Transformer, arXiv:1807.03819)."""
     order = list(range(s.num_layers))
     if not s.loop_layers:
         return order
@@ -56,7 +56,8 @@ def layer_order(s):
 
 
 def num_skips(s):
-    """Blocks of the encoder half of the order, each of whose outputs is added, last first, to the input of a block of the decoder half."""
+    """Number of blocks in the encoder half of the order. Their outputs, last first, are added to the inputs of the
+    decoder half."""
     return len(layer_order(s)) // 2
 
 
@@ -76,7 +77,7 @@ def initial_weights(s):
 
 
 def rope_tables(s, length):
-    """(cos, sin) float64 (length, head_dim / 2) of the rotary angles position * base^(-2i / head_dim) (RoFormer, eq. 15)."""
+    """(cos, sin), float64 (length, head_dim / 2), of the angles position * base^(-2i / head_dim) (RoFormer, eq. 15)."""
     half = s.model_dim // s.num_heads // 2
     angles = np.outer(np.arange(length), s.rope_base ** (-np.arange(half) / half))
     return np.cos(angles), np.sin(angles)
@@ -84,7 +85,8 @@ def rope_tables(s, length):
 
 def check_weights(s, weights):
     """Raises ValueError naming every tensor that is missing, unknown or of another shape."""
-    check_tensors({name: p.shape for name, p in param_table(s).items()}, {name: w.shape for name, w in weights.items()})
+    expected = {name: p.shape for name, p in param_table(s).items()}
+    check_tensors(expected, {name: w.shape for name, w in weights.items()})
 
 
 def check_tensors(expected, found):
@@ -100,21 +102,27 @@ def count_params(s):
 
 
 def flops_per_token(s):
-    """Floating-point operations of one trained token, forward and backward: 6 per weight of every matrix product (head
-    included, embedding look-up not; a block counts as often as it is applied), and 6 * layers * length * width for attention, counted
-    causally, that is half of the square (the accounting of PaLM, appendix B, with its 12 halved). What is computed again to save
-    memory is not counted."""
-    block = sum(math.prod(p.shape) for name, p in param_table(s).items() if p.group == "matrix" and name.startswith("blocks.0."))
+    """Floating-point operations of training on one token, forward and backward: 6 per weight of every matrix product,
+    and 6 * layers * length * width for causal attention, which is half of the square (the accounting of PaLM, appendix
+    B, whose 12 is halved). The head is included, the embedding look-up is not. A block counts each time it is applied.
+    Recomputation to save memory is not counted."""
+    block = sum(math.prod(p.shape) for p in param_table(s).values() if p.group == "matrix") // s.num_layers
     return 6 * (len(layer_order(s)) * (block + s.model_dim * s.train_seq_len) + s.model_dim * s.vocab_size)
 
 
 def training_bytes(s, rows, itemsize, score_rows=0):
-    """Bytes of the device that a run takes, roughly: weights, gradients, two moments and a copy while updating for each parameter, an
-    average and a copy while rounding where they are made, and what the backward pass keeps of one micro-batch of `rows` rows, or of one
-    longer window, in a dtype of `itemsize` bytes. score_rows: queries of a row whose attention scores are in memory: all of them in
-    every layer (plain attention), some in one layer (blocks of queries), or 0 (fused)."""
-    width, positions, layers = 8 if itemsize == 8 else 4, max(rows * s.train_seq_len, s.eval_seq_len), len(layer_order(s))
+    """Bytes of device memory that a run takes, roughly. These are weights, gradients, two moments and a copy during the
+    update for each parameter; an average and a rounded copy with EMA_DECAY and QAT_START; and what the backward pass
+    keeps of one micro-batch of `rows` rows, or of one longer window, in a dtype of `itemsize` bytes. score_rows: the
+    queries per row whose attention scores are in memory at once: all of them in every layer (plain attention), some in
+    one layer (blocks of queries), or 0 (fused)."""
+    width = max(4, itemsize)
+    positions = max(rows * s.train_seq_len, s.eval_seq_len)
+    layers = len(layer_order(s))
+    copies = 5 + (s.ema_decay > 0) + (s.qat_start < 1)
     kept = layers * positions * s.model_dim * (12 + 3 * s.mlp_mult) * itemsize
-    one_score = layers * (2 * width + itemsize) if score_rows == s.train_seq_len else 12 * width  # 12 measured, with MLX on a CPU
-    logits = min(3 * positions, 8 * (s.loss_chunk or positions)) * s.vocab_size * width  # 8 measured there too
-    return (5 + (s.ema_decay > 0) + (s.qat_start < 1)) * width * count_params(s) + kept + positions * score_rows * s.num_heads * one_score + logits
+    # 12 and 8 below are measured, with MLX on a CPU
+    per_score = layers * (2 * width + itemsize) if score_rows == s.train_seq_len else 12 * width
+    scores = positions * score_rows * s.num_heads * per_score
+    logits = min(3 * positions, 8 * (s.loss_chunk or positions)) * s.vocab_size * width
+    return copies * width * count_params(s) + kept + scores + logits

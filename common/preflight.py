@@ -1,8 +1,8 @@
 """`python train_gpt.py --preflight`: what a run with these settings would meet, without running it. Leaves no files.
 
-The checks are those that every run makes before step 0: settings, data, tokenizer, folder, disk, and the checkpoint to go
-on from. The forecast and the memory are estimates: a step is taken to run at SHARE of the matrix products per second that
-are measured on this machine, and the int8 codes of a trained matrix to spread like those of a normal one.
+The checks are those that every run makes before step 0: settings, data, tokenizer, folder, disk, and the checkpoint to
+go on from. Time and bytes are estimates: a step is taken to run at SHARE of the matmul peak that is measured on this
+machine, and the int8 codes of a trained matrix to be distributed like those of a normal one.
 """
 import dataclasses
 import time
@@ -23,7 +23,7 @@ from common.settings import UserError, changed_settings, failing_as, group_level
 from common.trainer import host_memory
 from common.zstream import zlib_size
 
-SHARE = 0.3  # of the measured matmul peak: the published baseline on 8xH100, and torch on two CPU cores, reach 0.2 to 0.4
+SHARE = 0.3  # of the measured matmul peak; the published baseline on 8xH100 and torch on two CPU cores reach 0.2 to 0.4
 
 
 def preflight(trainer_class, settings, script):
@@ -42,8 +42,8 @@ def preflight(trainer_class, settings, script):
         rows += run_rows(trainer, settings, data, path)
         rows += forecast_rows(settings, data, settings.train_batch_tokens * flops_per_token(settings) / (SHARE * peak))
         rows.append(artifact_row(settings, len(code)))
-        rows.append(("keeps", f"a checkpoint of {checkpoints_bytes(settings) >> 20:,} MiB every {settings.checkpoint_every}, "
-                              "the two newest, until the end", ""))
+        size = f"{checkpoints_bytes(settings) >> 20:,} MiB every {settings.checkpoint_every}"
+        rows.append(("keeps", f"a checkpoint of {size}, the two newest, until the end", ""))
         for name, text, problem in rows:
             print(f"{name:<10}{text}{problem}")
         if wrong := [name for name, _, problem in rows if problem]:
@@ -141,7 +141,8 @@ def artifact_bytes(settings, levels):
             weight = random.standard_normal((max(1, 2**18 // columns), columns)).astype(np.float32)
             stored = store_matrix("w", weight, number)
             scale = stored.pop("w.scale").itemsize if "w.scale" in stored else 0
-            ratios[columns, number] = sum(zlib_size(tensor.tobytes()) for tensor in stored.values()) / weight.size, scale
+            size = sum(zlib_size(tensor.tobytes()) for tensor in stored.values())
+            ratios[columns, number] = size / weight.size, scale
         ratio, scale = ratios[columns, number]
         total += int(ratio * rows * columns) + scale * rows
     return total

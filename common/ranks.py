@@ -25,7 +25,8 @@ class Agreed(UserError):
 
 
 def agree(trainer, seconds=0.0, failed=False):
-    """(rank 0's seconds, whether any rank says True) on every rank: rates, the cap and a stop must not differ by rank."""
+    """(rank 0's seconds, whether failed is True on any rank), the same on every rank: learning rates, the cap and a
+    stop must not differ by rank."""
     if trainer.world_size == 1:
         return seconds, failed
     total = trainer.all_sum(np.array([seconds if trainer.rank == 0 else 0.0, float(failed)]))
@@ -72,30 +73,35 @@ class Interrupt:
 
 
 class RankWatch:
-    """Notices a rank that died, failed or hangs, says so in one line and ends this process, which may be waiting for that rank in a
-    call that nothing interrupts. Each rank locks FOLDER/rank<r>, and the lock goes when the process does; twice a second it writes
-    there how far it is. The lowest rank in order speaks. Ranks whose file is not seen, on another machine, are not watched."""
+    """Watches the other ranks: reports one that died, failed or hangs, and ends this process, which may be waiting for
+    it in a call that nothing interrupts. Each rank locks FOLDER/rank<r>, a lock that goes when the process does, and
+    writes its heartbeat there twice a second: how far it is. The lowest rank in order reports. A rank whose file is not
+    visible, on another machine, is not watched."""
 
     def __init__(self, path, rank, world_size, timeout):
         self.path, self.rank, self.timeout, self.steps = path, rank, timeout, 0  # steps made
         self.state = {"pid": os.getpid(), "host": platform.node(), "ended": "", "reason": "", "beat": 0,
                       "far": [], "place": "the beginning", "limit": PATIENCE}
-        self.world_size, self.peers, self.thread, self.states, self.lock = world_size, {}, None, {}, threading.Lock()
-        self.since = {}  # how far a rank is, and when that was first seen
+        self.world_size, self.thread, self.lock = world_size, None, threading.Lock()
+        self.peers = {}  # rank -> [file, its last heartbeat, when that was first seen]
+        self.states = {}  # rank -> state, as last read
+        self.since = {}  # rank -> (how far it is, when that was first seen)
 
     def hold(self):
-        """Makes and locks this rank's file. Raises UserError."""
+        """Make and lock this rank's file. Raises UserError."""
         if self.world_size > 1 and self.path.is_dir():
             self.file = os.open(self.path / f"rank{self.rank}", os.O_RDWR | os.O_CREAT)
             end = time.monotonic() + 10 * BEAT_SECONDS
             while not try_lock(self.file):
                 if time.monotonic() > end:
-                    raise UserError(f"rank {self.rank} of an earlier run in {self.path} still lives: stop that process, then go on")
+                    raise UserError(
+                        f"rank {self.rank} of an earlier run in {self.path} still lives: stop that process, then go on"
+                    )
                 time.sleep(BEAT_SECONDS / 10)
             self.beat()
 
     def start(self):
-        """Once every rank has made its file."""
+        """Begin to watch, once every rank has made its file."""
         for rank in {*range(self.world_size)} - {self.rank}:
             if (path := self.path / f"rank{rank}").exists():
                 self.peers[rank] = [os.open(path, os.O_RDONLY), b"", 0.0]
@@ -104,14 +110,15 @@ class RankWatch:
             self.thread.start()
 
     def mark(self, far, place, limit):
-        """Called as the run goes on: how far it is (numbers that grow), that place in words, and for how many seconds it may stay there."""
+        """Say how far the run is (a list of numbers that grows), that place in words, and how many seconds it may stay
+        there."""
         if self.thread:
             self.state |= {"far": far, "place": place, "limit": limit}
             self.beat()
 
     def each(self, far, place, limit):
-        """A function that hands on the items it is given, and marks each: they are counted behind `far`. A rank that is through is further
-        than any other."""
+        """A function that passes on the items of an iterable and marks each, counted behind `far`. A rank that is
+        through with them is further than any other."""
         def marked(items):
             for number, item in enumerate(items):
                 self.mark([*far, number], place, limit)
@@ -120,7 +127,8 @@ class RankWatch:
         return marked
 
     def close(self, status, reason, doubtful=False):
-        """This rank ends, and tells the others why. A doubtful end may be the effect of another rank's, which then is told instead."""
+        """This rank ends, and says why. A doubtful end may be caused by another rank, which is then reported
+        instead."""
         if self.thread:
             if doubtful:
                 self.thread.join(4 * BEAT_SECONDS)
@@ -128,7 +136,7 @@ class RankWatch:
             self.beat()
 
     def beat(self):
-        with self.lock, contextlib.suppress(OSError):  # a full disk ends no training
+        with self.lock, contextlib.suppress(OSError):  # a full disk does not end the training
             self.state["beat"] += 1
             os.pwrite(self.file, json.dumps(self.state, ensure_ascii=False).encode().ljust(RECORD_BYTES), 0)
 
@@ -142,7 +150,7 @@ class RankWatch:
             before, clock = found, time.monotonic()
             time.sleep(BEAT_SECONDS)
             if time.monotonic() - clock > 5 * BEAT_SECONDS:  # the machine stood still, and the others with it
-                self.since, self.peers = {}, {rank: [file, b"", 0.0] for rank, (file, *_) in self.peers.items()}
+                self.since, self.peers = {}, {rank: [peer[0], b"", 0.0] for rank, peer in self.peers.items()}
 
     def look(self):
         """dict rank -> (status, reason) of the ranks that are not in order."""
@@ -152,47 +160,74 @@ class RankWatch:
             if record != peer[1]:
                 peer[1:] = record, now
             try:
-                state = json.loads(record)
+                states[rank] = json.loads(record)
             except ValueError:  # read while it was written
-                if not (state := self.states.get(rank)):
+                if rank not in self.states:
                     continue
-            states[rank] = state
-            place = f"rank {rank} (process {state['pid']} on {state['host']})"
-            if state["ended"]:
-                if state["ended"] not in ORDERLY or (state["ended"] == "interrupted" and now - peer[2] > 3):
-                    wrong[rank] = "rank_lost" if state["ended"] == "failed" else state["ended"], f"{place} failed: {state['reason']}"
-            elif dead(peer[0]):
-                wrong[rank] = "rank_lost", f"{place} died in {state['place']}"
-            elif now - peer[2] > self.timeout:
-                wrong[rank] = "timeout", f"{place} hangs in {state['place']}: no sign of life for {now - peer[2]:.0f} s"
-        self.since = {rank: (state["far"], self.since[rank][1] if self.since.get(rank, [None])[0] == state["far"] else now)
-                      for rank, state in states.items()}
-        last = min(far for far, _ in self.since.values())  # the others may wait for who is there
+                states[rank] = self.states[rank]
+            if found := self.judge(rank, states[rank], now - peer[2]):
+                wrong[rank] = found
         self.states = states
-        late = {rank: ("timeout", f"rank {rank} hangs in {states[rank]['place']}, for {now - since:.0f} s")
-                for rank, (far, since) in self.since.items() if far == last and now - since > states[rank]["limit"]}
-        if len(late) == len(states):
-            late = dict.fromkeys(late, ("timeout", f"no rank goes on in {self.state['place']}, for {now - self.since[self.rank][1]:.0f} s: one of "
-                                                   "them hangs, or what connects them"))
-        return wrong or late
+        return wrong or self.late_ranks(now)
+
+    def judge(self, rank, state, silent):
+        """(status, reason) of a rank that failed, died, or has been silent for too long (seconds); None of another."""
+        place, ended = f"rank {rank} (process {state['pid']} on {state['host']})", state["ended"]
+        if ended in ORDERLY and not (ended == "interrupted" and silent > 3):
+            return None
+        if ended:
+            return "rank_lost" if ended == "failed" else ended, f"{place} failed: {state['reason']}"
+        if dead(self.peers[rank][0]):
+            return "rank_lost", f"{place} died in {state['place']}"
+        if silent > self.timeout:
+            return "timeout", f"{place} hangs in {state['place']}: no heartbeat for {silent:.0f} s"
+        return None
+
+    def late_ranks(self, now):
+        """dict rank -> (status, reason) of the ranks that are the furthest behind, for longer than they may be: the
+        others may only be waiting for them."""
+        since = {}
+        for rank, state in self.states.items():
+            far, seen = self.since.get(rank, (None, now))
+            since[rank] = state["far"], seen if far == state["far"] else now
+        self.since, last = since, min(far for far, _ in since.values())
+        late = {}
+        for rank, (far, seen) in since.items():
+            if far == last and now - seen > self.states[rank]["limit"]:
+                late[rank] = "timeout", f"rank {rank} hangs in {self.states[rank]['place']}, for {now - seen:.0f} s"
+        if len(late) == len(since):
+            seconds = now - since[self.rank][1]
+            late = dict.fromkeys(
+                late,
+                (
+                    "timeout",
+                    f"no rank goes on in {self.state['place']}, for {seconds:.0f} s: one of "
+                    "them hangs, or the connection between them",
+                ),
+            )
+        return late
 
     def leave(self, wrong):
-        status, reasons = next(iter(wrong.values()))[0], "; ".join(dict.fromkeys(reason for _, reason in wrong.values()))
-        others = [r for r, state in self.states.items() if r not in wrong and not state["ended"]]
-        if self.rank == min(others or self.states):
-            for rank in wrong.keys() & self.peers.keys() if others else ():  # a process that hangs would keep the launcher waiting
-                state = self.states[rank]
-                if not state["ended"] and state["host"] == platform.node() and not dead(self.peers[rank][0]):
-                    os.kill(state["pid"], signal.SIGKILL)
-            say(f"error: {reasons}", sys.stderr)
-            say(end_run(self.path, status, reasons, resume_hint(self.path), self.steps))
-        else:
+        """Report the ranks that are not in order, end those that hang, and end this process."""
+        status, reasons = next(iter(wrong.values()))[0], [reason for _, reason in wrong.values()]
+        others = [rank for rank, state in self.states.items() if rank not in wrong and not state["ended"]]
+        if self.rank != min(others or self.states):
             time.sleep(4 * BEAT_SECONDS)
+            os._exit(2)
+        for rank in (
+            wrong.keys() & self.peers.keys() if others else ()
+        ):  # a hung process would keep the launcher waiting
+            state = self.states[rank]
+            if not state["ended"] and state["host"] == platform.node() and not dead(self.peers[rank][0]):
+                os.kill(state["pid"], signal.SIGKILL)
+        reason = "; ".join(dict.fromkeys(reasons))
+        say(f"error: {reason}", sys.stderr)
+        say(end_run(self.path, status, reason, resume_hint(self.path), self.steps))
         os._exit(2)
 
 
 def dead(file):
-    """Whether nobody holds the lock of a rank's file."""
+    """Whether no process holds the lock of a rank's file."""
     if free := try_lock(file, fcntl.LOCK_SH):
         fcntl.flock(file, fcntl.LOCK_UN)
     return free

@@ -1,4 +1,4 @@
-"""Settings that belong together, by name. `python common/recipes.py` prints those of the CPU demonstration, for make."""
+"""Settings that belong together, by name. `python common/recipes.py` prints those of the CPU demonstration for make."""
 
 # `make train` without a GPU: a model that learns something in two minutes on two CPU cores
 CPU_DEMO = {

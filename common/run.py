@@ -77,8 +77,8 @@ def open_run(trainer_class, settings, script, interrupt):
     mine = np.array([step, zlib.crc32(repr(sorted(identity.items())).encode())], float)
     if agree(trainer, failed=(trainer.all_sum(mine) != trainer.world_size * mine).any())[1]:
         trainer.close()
-        raise Agreed("the ranks do not make the same step of the same run: give all of them the same settings, code, data "
-                     "and folder of the run")
+        raise Agreed("the ranks do not make the same step of the same run: give all of them the same settings, code, "
+                     "data and folder of the run")
     folder = together(trainer, lambda: RunFolder(path, settings) if trainer.rank == 0 else None)
     watch = RankWatch(path, trainer.rank, trainer.world_size, settings.rank_timeout)
     saver = Saver(path, identity, settings.checkpoint_every, folder.log, step, seconds, damaged) if folder else None
@@ -155,7 +155,8 @@ def explain(error):
         return "failed", str(error), False
     words = str(error).lower()
     if isinstance(error, (RuntimeError, MemoryError)) and ("out of memory" in words or "allocate" in words):
-        return "failed", f"{str(error).splitlines()[0]}: lower MICRO_BATCH_TOKENS, which never changes the result", False
+        first = str(error).splitlines()[0]
+        return "failed", f"{first}: lower MICRO_BATCH_TOKENS, which never changes the result", False
     return "failed", f"{type(error).__name__}: {error}", True
 
 

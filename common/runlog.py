@@ -1,11 +1,10 @@
-"""Every line of a training log, and the parser of that line: one template serves both, so they cannot drift apart.
+"""Every line of a training log. One template serves the writer and the parser (readlog.py), so they cannot drift apart.
 
-In a template {name:d} is a whole number, {name:.4f} a number, {name:s} a word without spaces and {name:*} the rest of the line,
-which may be empty. The lines that the challenge's own scripts print keep their spelling, so its tools read our logs.
-`partial` is empty, or says on which part of the validation split a score was made.
+In a template {name:d} is a whole number, {name:.4f} a number, {name:s} a word without spaces and {name:*} the rest of
+the line, which may be empty. Lines that the challenge's own scripts print keep their spelling, so its tools can read
+our logs. `partial` is empty or says which part of the validation split was scored.
 """
-import re
-from functools import cache
+import string
 
 LOG_LINES = {
     "run": "run:{run_id:s} backend:{backend:s} device:{device:*}",
@@ -16,62 +15,39 @@ LOG_LINES = {
     "tokenizer": "tokenizer: vocab_size:{vocab_size:d} sha256:{sha256:s} path:{path:*}",
     "code": "code: bytes:{bytes:d} sha256:{sha256:s}",
     "params": "model_params:{params:d} flops_per_token:{flops:d}",
-    "batch": "train_batch_tokens:{tokens:d} train_seq_len:{seq_len:d} world_size:{world_size:d} micro_batch_rows:{micro_rows:d}",
+    "batch": "train_batch_tokens:{tokens:d} train_seq_len:{seq_len:d} world_size:{world_size:d} "
+             "micro_batch_rows:{micro_rows:d}",
     "warmup": "warmup_steps:{steps:d} startup_time:{seconds:.1f}s",
-    "step": "step:{step:d}/{iterations:d} train_loss:{train_loss:.4f} train_time:{ms:.0f}ms step_avg:{avg:.2f}ms tok/s:{rate:.0f}",
+    "step": "step:{step:d}/{iterations:d} train_loss:{train_loss:.4f} train_time:{ms:.0f}ms step_avg:{avg:.2f}ms "
+            "tok/s:{rate:.0f}",
     "val": "step:{step:d}/{iterations:d} val_loss:{val_loss:.4f} val_bpb:{val_bpb:.4f} train_time:{ms:.0f}ms "
            "step_avg:{avg:.2f}ms{partial:*}",
     "stop": "stopping_early: wallclock_cap train_time:{ms:.0f}ms step:{step:d}/{iterations:d}",
     "memory": "peak memory allocated: {mib:d} MiB",
-    "throughput": "throughput: {rate:.0f} tok/s {flops:.2f} GFLOP/s {share:.1f}% of the measured matmul peak ({peak:.1f} GFLOP/s)",
+    "throughput": "throughput: {rate:.0f} tok/s {flops:.2f} GFLOP/s {share:.1f}% of the measured matmul peak "
+                  "({peak:.1f} GFLOP/s)",
     "quant": "quant: levels:{levels:s} model_bytes:{bytes:d} weights_error:{error:.6f}",
-    "model": "Serialized model int8+zlib: {bytes:d} bytes (payload:{payload:d} stock_zlib9:{zlib9:d} sha256:{sha256:s})",
+    "model": "Serialized model int8+zlib: {bytes:d} bytes (payload:{payload:d} stock_zlib9:{zlib9:d} "
+             "sha256:{sha256:s})",
     "code_size": "Code size: {bytes:d} bytes",
     "total": "Total submission size int8+zlib: {bytes:d} bytes (cap:{cap:d} left:{left:d})",
     "final": "final_int8_zlib_roundtrip val_loss:{val_loss:.4f} val_bpb:{val_bpb:.4f} eval_time:{ms:.0f}ms{partial:*}",
     "final_exact": "final_int8_zlib_roundtrip_exact val_loss:{val_loss:.8f} val_bpb:{val_bpb:.8f}{partial:*}",
-    "evaluation": "evaluation: time:{seconds:.1f}s limit:{limit:.0f}s seq_len:{seq_len:d} stride:{stride:d} ttt:{ttt:*}",
+    "evaluation": "evaluation: time:{seconds:.1f}s limit:{limit:.0f}s seq_len:{seq_len:d} stride:{stride:d} "
+                  "ttt:{ttt:*}",
     "scored": "scored: tokens:{tokens:d} bytes:{bytes:d}{partial:*}",
     "resume": "resume: step:{step:d} train_time:{ms:.0f}ms folder:{path:*}",
     "checkpoint": "checkpoint: step:{step:d} bytes:{bytes:d} write_time:{seconds:.2f}s",
     "checkpoint_failed": "checkpoint_failed: step:{step:d} reason:{reason:*}",
     "checkpoint_damaged": "checkpoint_damaged: {reason:*}",
-    "preflight": "preflight: disk_free:{free:d}MiB disk_need:{need:d}MiB memory:{memory:d}MiB memory_need:{memory_need:d}MiB",
+    "preflight": "preflight: disk_free:{free:d}MiB disk_need:{need:d}MiB memory:{memory:d}MiB "
+                 "memory_need:{memory_need:d}MiB",
     "status": "status={status:s} reason={reason:*} hint={hint:*}",
 }
-_FIELD = re.compile(r"\{(\w+):([^}]+)\}")
 
 
 def log_line(kind, **values):
     """The line of one kind; every field of its template must be given, and no other."""
-    assert dict(_FIELD.findall(LOG_LINES[kind])).keys() == values.keys(), f"{kind}: {values}"
-    return " ".join(LOG_LINES[kind].replace(":*}", "}").format(**values).splitlines())
-
-
-@cache
-def _line_pattern(template):
-    shapes = {"d": r"-?\d{1,18}", "s": r"\S+", "*": r".*"}
-    pattern, end = "", 0
-    for field in _FIELD.finditer(template):
-        shape = shapes.get(field[2], r"-?\d{1,18}(?:\.\d{1,18})?|nan|-?inf")
-        pattern += re.escape(template[end:field.start()]) + f"(?P<{field[1]}>{shape})"
-        end = field.end()
-    return re.compile(pattern + re.escape(template[end:]))
-
-
-def parse_line(line):
-    """(kind, dict of typed values), or None for a line that no run prints."""
-    if len(line) > 100_000:
-        return None
-    for kind, template in LOG_LINES.items():
-        match = _line_pattern(template).fullmatch(line)
-        if match:
-            types = dict(_FIELD.findall(template))
-            return kind, {name: (int if types[name] == "d" else float if types[name].endswith("f") else str)(value)
-                          for name, value in match.groupdict().items()}
-    return None
-
-
-def parse_log(text):
-    """list of (kind, values) of the lines of a log that are known."""
-    return [known for known in map(parse_line, text.splitlines()) if known]
+    template = LOG_LINES[kind]
+    assert {name for _, name, _, _ in string.Formatter().parse(template) if name} == values.keys(), f"{kind}: {values}"
+    return " ".join(template.replace(":*}", "}").format(**values).splitlines())

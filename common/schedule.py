@@ -1,27 +1,27 @@
-"""Learning rate and momentum: pure functions of the settings, the step and the elapsed time."""
+"""Learning rate, momentum and the decay of the average: pure functions of the settings, the step and the time."""
 
 
 def run_progress(settings, step, elapsed_seconds):
-    """How much of the run lies behind, 0 to 1: the larger of the shares of the steps and of the time cap.
-    A slow machine therefore warms down as a fast one does, and so does a short run."""
-    share = step / settings.iterations if settings.iterations else 1.0
+    """Fraction of the run that is done, 0 to 1: of the steps or of the time cap, whichever is larger. So a slow machine
+    and a short run warm down too."""
+    done = step / settings.iterations if settings.iterations else 1.0
     if settings.max_wallclock_seconds > 0:
-        share = max(share, elapsed_seconds / settings.max_wallclock_seconds)
-    return min(share, 1.0)
+        done = max(done, elapsed_seconds / settings.max_wallclock_seconds)
+    return min(done, 1.0)
 
 
 def lr_scale(settings, progress):
-    """Factor of every learning rate: 1, then linear to 0 over the last `warmdown_fraction` of the run."""
+    """Factor of every learning rate: 1, then falling linearly to 0 over the last `warmdown_fraction` of the run."""
     return min(1.0, (1.0 - progress) / settings.warmdown_fraction) if settings.warmdown_fraction else 1.0
 
 
 def ema_decay(settings, step):
-    """Decay of the average of the weights after a step, less in the beginning: the average forgets where it started within ten steps."""
+    """Decay of the weights' average after a step, smaller at first: the initial weights are forgotten in ten steps."""
     return min(settings.ema_decay, (1 + step) / (10 + step))
 
 
 def muon_momentum(settings, step):
-    """Momentum of Muon at a step: linear from its start value over `muon_momentum_warmup_steps`."""
+    """Momentum of Muon at a step: linear from its start value to its final one over `muon_momentum_warmup_steps`."""
     steps = settings.muon_momentum_warmup_steps
     part = min(step / steps, 1.0) if steps else 1.0
     return (1.0 - part) * settings.muon_momentum_warmup_start + part * settings.muon_momentum

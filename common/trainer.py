@@ -16,7 +16,7 @@ class Trainer(Protocol):
     steps_ahead: int  # steps that may still be running when train_step returns
 
     def train_step(self, tokens, lr_scale: float, momentum: float, rounding: bool = False) -> SupportsFloat:
-        """One update from this rank's int32 rows (rows, train_seq_len + 1); the mean nats per token of the global batch.
+        """One update from this rank's int32 rows (rows, train_seq_len + 1); mean nats per token of the global batch.
         rounding: the forward pass rounds weights as the model file does. After the first non-finite loss or gradient,
         which makes the result non-finite, no further update is made until load_state."""
 
@@ -33,7 +33,7 @@ class Trainer(Protocol):
         """Master weights, or their average: float32, float64 in reference mode."""
 
     def token_nats(self, tokens):
-        """(B, T) nats of the targets of int32 tokens (B, T + 1), T at most the longer of train_seq_len, eval_seq_len."""
+        """(B, T) nats of the targets of int32 tokens (B, T + 1); T is at most train_seq_len or eval_seq_len."""
 
     def sgd_step(self, tokens, lr: float):
         """Plain SGD of every parameter on the mean nats of int32 rows (rows, T + 1), on this rank alone."""

@@ -1,7 +1,7 @@
 """zlib streams (RFC 1950) with equal bytes on every machine: Huffman-coded literals, no matches.
 
 zlib, zlib-ng and Apple's fork write different bytes for equal input, and matches cost more than they save on int8
-weights. Every decision is integer arithmetic, so neither libm nor the numpy version can move a bit.
+weights. Every decision is integer arithmetic, so neither libm nor the numpy version can change a bit.
 """
 
 import re
@@ -10,32 +10,30 @@ from functools import cache
 
 import numpy as np
 
-_CHUNK_BYTES = 512  # grid of the first border search
-_MOVE_BYTES = 1 << 14  # how far one border then moves
+_CHUNK_BYTES = 512  # grid of the first search for block borders
+_MOVE_BYTES = 1 << 14  # how far a border may then move
 _PIECE_BYTES = 1 << 18  # packed at a time, to bound memory
 _STORED_BYTES = 65_535  # limit of a stored block
-_HEADER_BITS = 600  # 270 to 610 in practice; the high end makes the better borders
+_HEADER_BITS = 600  # 270 to 610 in practice; the high end gives better borders
 _LENGTH_ORDER = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
 
 
 def zlib_encode(data):
-    """Bytes (below 2 GiB) as a zlib stream, at most 6 bytes longer, plus 6 for each 65,535 bytes begun."""
-    n = len(data)
-    cuts, codes = _blocks(data)
-    bits = bytearray()  # one a byte, in its lowest bit: 0 and 1, or their digits
-    for (_, head, lengths), start, stop in zip(codes, cuts, cuts[1:]):
+    """The zlib stream of bytes (less than 2 GiB), at most 6 bytes longer, plus 6 per 65,535 bytes or part of them."""
+    bits = bytearray()  # one per byte, its lowest bit, so that the digits 0 and 1 serve too
+    for start, stop, (_, head, lengths) in _blocks(data):
+        bits.append(stop == len(data))
         if head:
             words = [code.encode() for code in _canonical_codes(lengths)]
-            bits += bytes([stop == n, 0, 1]) + head.encode()
+            bits += head.encode()
             for i in range(start, stop, _PIECE_BYTES):
                 bits += b"".join(map(words.__getitem__, data[i:min(stop, i + _PIECE_BYTES)]))
             bits += words[256]
-            continue
-        for i in range(start, max(stop, 1), _STORED_BYTES):
-            part = data[i:min(stop, i + _STORED_BYTES)]
-            bits += bytes([i + len(part) == n, 0, 0])
+        else:
+            bits += bytes(2)  # the type: stored
             bits += bytes(-len(bits) % 8)
-            part = (len(part) | (len(part) ^ 0xFFFF) << 16).to_bytes(4, "little") + part
+            size = stop - start
+            part = (size | (size ^ 0xFFFF) << 16).to_bytes(4, "little") + data[start:stop]
             bits.extend(np.unpackbits(np.frombuffer(part, np.uint8), bitorder="little"))
     flat = np.frombuffer(bits, np.uint8)
     flat &= 1
@@ -44,16 +42,14 @@ def zlib_encode(data):
 
 def zlib_size(data):
     """len(zlib_encode(data)), without the packing of bits that takes most of its time."""
-    bits, (cuts, codes) = 0, _blocks(data)
-    for (size, head, _), start, stop in zip(codes, cuts, cuts[1:]):
-        bits += size if head else 0
-        for i in () if head else range(start, max(stop, 1), _STORED_BYTES):
-            bits = -(-(bits + 3) // 8) * 8 + 32 + 8 * min(_STORED_BYTES, stop - i)
+    bits = 0
+    for start, stop, (size, head, _) in _blocks(data):
+        bits = bits + size if head else -(-(bits + 3) // 8) * 8 + 32 + 8 * (stop - start)
     return 2 + -(-bits // 8) + 4
 
 
 def _blocks(data):
-    """(borders, code of each block between them)."""
+    """The blocks of a stream: list of (start, stop, code), where code is as in _block_code."""
     n = len(data)
     symbols = np.frombuffer(data, np.uint8)
     cuts = np.append(np.arange(0, max(n, 1), _CHUNK_BYTES), n)
@@ -64,18 +60,19 @@ def _blocks(data):
     cuts, codes = _move_cuts(symbols, *_merge_chunks(cuts, counts))
     if whole[0] <= sum(code[0] for code in codes):
         cuts, codes = [0, n], [whole]
-    return cuts, codes
+    blocks = []
+    for start, stop, code in zip(cuts, cuts[1:], codes):
+        step = stop - start if code[1] else _STORED_BYTES
+        blocks += [(i, min(stop, i + step), code) for i in range(start, max(stop, 1), step)]
+    return blocks
 
 
 def _canonical_codes(lengths):
-    """The codes of RFC 1951 section 3.2.2 as text, high bit first."""
-    codes = [""] * len(lengths)
-    code = size = 0
+    """The codes (RFC 1951, section 3.2.2) of up to 15 bits as text, high bit first."""
+    codes, code = [""] * len(lengths), 0
     for length, symbol in sorted((int(length), s) for s, length in enumerate(lengths) if length):
-        code <<= length - size
-        size = length
-        codes[symbol] = f"{code:0{size}b}"
-        code += 1
+        codes[symbol] = f"{code:015b}"[:length]
+        code += 1 << 15 - length
     return codes
 
 
@@ -99,7 +96,8 @@ def _huffman_lengths(counts, limit):
 
 
 def _dynamic_head(lengths):
-    """A dynamic block's head after its 3 type bits, as text. One distance code of 0 bits: all literals (RFC 1951)."""
+    """The head of a dynamic block after its first bit, as text. It has one distance code of 0 bits, which means that
+    all symbols are literals (RFC 1951, section 3.2.7)."""
     text = "".join(chr(65 + length) for length in [*lengths, 0])
     tokens = []  # (symbol, its extra bits)
     for run in re.finditer(r"A{11,138}|A{3,10}|(?<=(.))\1{3,6}(?!\1{1,2}(?!\1))|.", text):  # 7 repeats as 4 + 3
@@ -109,7 +107,7 @@ def _dynamic_head(lengths):
     sizes = _huffman_lengths(np.bincount([symbol for symbol, _ in tokens], minlength=19), 7)
     codes = _canonical_codes(sizes)
     sent = max(i for i, symbol in enumerate(_LENGTH_ORDER, 1) if sizes[symbol] or i == 4)
-    head = "0" * 10 + _field(sent - 4, 4) + "".join(_field(sizes[symbol], 3) for symbol in _LENGTH_ORDER[:sent])
+    head = "01" + "0" * 10 + _field(sent - 4, 4) + "".join(_field(sizes[symbol], 3) for symbol in _LENGTH_ORDER[:sent])
     return head + "".join(codes[symbol] + extra for symbol, extra in tokens)
 
 
@@ -118,15 +116,15 @@ def _field(value, size):
 
 
 def _block_code(counts):
-    """Exact bits, head (none: stored) and code lengths of the smallest block with this histogram."""
+    """(exact bits, head, code lengths) of the smallest block with this histogram. The head of stored bytes is empty."""
     n = int(counts.sum())
-    stored = 8 * n + 42 * max(1, -(-n // _STORED_BYTES)), "", np.full(257, 8)  # 7 of the 42 pad to a byte, at worst
+    stored = 8 * n + 42 * max(1, -(-n // _STORED_BYTES)), "", np.full(257, 8)  # up to 7 of the 42 pad to a byte
     if not n:
         return stored
     counts = np.append(counts, 1)  # the end-of-block symbol
     lengths = _huffman_lengths(counts, 15)
     head = _dynamic_head(lengths)
-    return min(stored, (3 + len(head) + int(counts @ lengths), head, lengths), key=lambda code: code[0])
+    return min(stored, (1 + len(head) + int(counts @ lengths), head, lengths), key=lambda code: code[0])
 
 
 @cache
@@ -142,7 +140,7 @@ def _log2_table():
 
 
 def _entropy_bits(counts):
-    """Order-0 entropies (n,) of histograms (n, 256), in bits; a log2 sees the leading 16 bits of a count."""
+    """Order-0 entropies (n,) of histograms (n, 256), in bits. A log2 uses the leading 16 bits of a count."""
     log = _log2_table()
     bits = []
     for i in range(0, len(counts), 1024):  # to bound memory
@@ -155,11 +153,11 @@ def _entropy_bits(counts):
 
 
 def _merge_chunks(cuts, counts):
-    """Joins neighbours, best gains first, for as long as a header costs more than it saves."""
+    """Join neighbours, best gains first, while a header of their own would cost more than it saves."""
     bits = _entropy_bits(counts)
     while len(bits) > 1:
         joint = _entropy_bits(counts[:-1] + counts[1:])
-        gain = np.concatenate([[0], bits[:-1] + bits[1:] - joint + _HEADER_BITS, [0]])
+        gain = np.pad(bits[:-1] + bits[1:] - joint + _HEADER_BITS, 1)
         gain[::2] += gain[::2] >> 2  # else equal or rising gains would join one pair a round
         here = gain[1:-1]
         picked = np.flatnonzero((here > 0) & (here > gain[:-2]) & (here >= gain[2:]))  # never two neighbours
@@ -172,17 +170,19 @@ def _merge_chunks(cuts, counts):
 
 
 def _move_cuts(symbols, cuts, counts):
-    """Moves each border to where the codes beside it want it, if the exact size falls; returns cuts and codes."""
+    """Move each border to where the codes on its two sides cost least, if the exact size falls. (cuts, codes)."""
     cuts, codes = cuts.tolist(), [_block_code(row) for row in counts]
-    for i in [*range(1, len(codes))] * 2:
+    for i in [*range(1, len(codes))] * 2:  # two passes
         low, high = max(cuts[i - 1] + 1, cuts[i] - _MOVE_BYTES), min(cuts[i + 1] - 1, cuts[i] + _MOVE_BYTES)
         left, right = (np.where(code[2] > 0, code[2], 20) for code in codes[i - 1:i + 1])  # 20: a new symbol
         cut = low + int(np.append(0, np.cumsum((left - right)[symbols[low:high]])).argmin())
         moved = np.bincount(symbols[min(cut, cuts[i]):max(cut, cuts[i])], minlength=256)
-        moved *= 1 if cut > cuts[i] else -1
+        if cut < cuts[i]:
+            moved = -moved
         pair = [_block_code(counts[i - 1] + moved), _block_code(counts[i] - moved)]
         if pair[0][0] + pair[1][0] < codes[i - 1][0] + codes[i][0]:
             counts[i - 1] += moved
             counts[i] -= moved
-            cuts[i], codes[i - 1:i + 1] = cut, pair
+            cuts[i] = cut
+            codes[i - 1:i + 1] = pair
     return cuts, codes

@@ -22,7 +22,7 @@ from pathlib import Path
 from common.checkpoint import checkpoints
 from common.params import flops_per_token
 from common.recipes import CPU_DEMO
-from common.runlog import parse_log
+from common.readlog import parse_log
 from common.settings import Settings, UserError, as_text, load_settings, settings_of
 from parity.options import option_settings
 from parity.trainers import SCRIPTS
@@ -66,17 +66,6 @@ for name, levels in LEVELS.items():
     fewer = TRIALS["long"][0] | {"QUANT_LEVELS": levels}
     TRIALS[name] = fewer, "long"
     TRIALS[f"{name}-qat"] = fewer | options("rounding in training"), name
-
-
-def add_command(subparsers):
-    parser = subparsers.add_parser("ablation", help="the effect of each option on score and bytes, measured here")
-    parser.add_argument("--only", nargs="+", metavar="TRIAL", help="these, and those they build on (default: all)")
-    parser.add_argument("--backend", choices=SCRIPTS, default="torch", help="(default: torch)")
-    parser.add_argument("--data", type=Path, default=Path("data/pydoc_sp1024"), metavar="DIR",
-                        help="(default: the embedded corpus)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each (default: 3)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
-    parser.set_defaults(run=run)
 
 
 def trial_settings(trial, data_path):
@@ -226,3 +215,15 @@ def run(options):
     for name in runs:
         print(line(name, runs))
     return 0
+
+
+def add_command(subparsers):
+    parser = subparsers.add_parser("ablation", help="measure what each option does to score and bytes")
+    words = "run only these, and the trials that they are compared with (default: all)"
+    parser.add_argument("--only", nargs="+", metavar="TRIAL", help=words)
+    parser.add_argument("--backend", choices=SCRIPTS, default="torch", help="(default: torch)")
+    words = "data folder (default: the embedded corpus)"
+    parser.add_argument("--data", type=Path, default=Path("data/pydoc_sp1024"), metavar="DIR", help=words)
+    parser.add_argument("--seeds", type=int, default=3, help="runs per trial, one per seed (default: 3)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.set_defaults(run=run)

@@ -6,13 +6,15 @@ import numpy as np
 from common.artifact import read_model
 from common.params import param_table
 
+MODEL_LIMIT = 1 << 28  # bytes of a model file that is read
 GROUPS = ("embedding", "attention", "mlp", "head", "controls", "scales")
 
 
 @dataclasses.dataclass
 class TensorBytes:
-    """One stored tensor. bytes: its share of the file, by the order-0 entropy of its bytes; error: the expected rounding error, step /
-    sqrt(12), as root mean square relative to that of the weights, None for what is not rounded."""
+    """One stored tensor. bytes: its share of the file, by the order-0 entropy of its bytes; error: the expected
+    rounding error, step / sqrt(12), as root mean square relative to that of the weights, None where nothing is
+    rounded."""
     name: str
     group: str
     numbers: int
@@ -27,12 +29,19 @@ def entropy_bytes(array):
     return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
 
 
+def group_of(name, param):
+    """One of GROUPS, of a parameter."""
+    named = {"embed": "embedding", "head": "head", "scalar": "controls"}
+    return named.get(param.group, "attention" if ".attn." in name else "mlp")
+
+
 def model_budget(data):
-    """list of TensorBytes of a model file's bytes, in reading order; together they have the file's size. Raises UserError."""
+    """list of TensorBytes of a model file's bytes, in reading order; together they have the file's size. Raises
+    UserError."""
     settings, levels, stored, weights = read_model(data)
     found = []
     for name, param in param_table(settings).items():
-        group = {"embed": "embedding", "head": "head", "scalar": "controls"}.get(param.group, "attention" if ".attn." in name else "mlp")
+        group = group_of(name, param)
         if param.group == "scalar" or levels[param.group] == "fp16":
             found.append(TensorBytes(name, group, stored[name].size, entropy_bytes(stored[name]), None))
             continue

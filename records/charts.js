@@ -45,7 +45,7 @@ function chart(series, options) {
   const all = series.flatMap((one) => one.points);
   const plot = h("div", {class: "plot"}), card = h("div", {class: "card"}, h("h3", {}, options.title, h("span", {class: "unit"}, ` ${options.note || options.y}`)), plot);
   if (!all.length) {
-    plot.append(h("p", {class: "soft"}, "no data in the log"));
+    plot.append(h("p", {class: "soft"}, "The log has no data for this chart."));
     return card;
   }
   const least = options.least || [0, 1e-3];
@@ -62,7 +62,7 @@ function chart(series, options) {
     const width = Math.max(260, plot.clientWidth || 520), left = 52, right = 22, top = 8, bottom = 38;
     const X = (v) => left + (v - xLow) / (xHigh - xLow || 1) * (width - left - right);
     const Y = (v) => top + (yHigh - Math.min(v, yHigh)) / (yHigh - yLow || 1) * (height - top - bottom);
-    const svg = s("svg", {viewBox: `0 0 ${width} ${height}`, height, role: "img", tabindex: "0", "aria-label": `${options.title}: ${options.y} over ${options.x}; arrow keys read values`});
+    const svg = s("svg", {viewBox: `0 0 ${width} ${height}`, height, role: "img", tabindex: "0", "aria-label": `${options.title}: ${options.y} over ${options.x}; use the arrow keys to read values`});
     for (const v of ticks(yLow, yHigh, 5)) {
       svg.append(s("line", {x1: left, x2: width - right, y1: Y(v), y2: Y(v), stroke: "var(--line)"}), s("text", {x: left - 8, y: Y(v) + 4, "text-anchor": "end"}, yTick(v)));
     }
@@ -146,6 +146,6 @@ function budgetBar(parts, cap) {
     bar.append(h("span", {style: `width:${100 * parts[name] / whole}%;background:${color(PART_COLORS[name])}`, title: `${name}: ${commas(parts[name])} bytes`}));
     legend.append(h("li", {}, h("span", {class: "key square", style: `background:${color(PART_COLORS[name])}`}), `${name} ${commas(parts[name])}`));
   }
-  legend.append(h("li", {}, h("span", {class: "key square", style: "background:var(--rest)"}), used < cap ? `left ${commas(cap - 1 - used)}` : `over by ${commas(used - cap + 1)}`));
+  legend.append(h("li", {}, h("span", {class: "key square", style: "background:var(--rest)"}), used < cap ? `${commas(cap - 1 - used)} left` : `over by ${commas(used - cap + 1)}`));
   return h("div", {}, bar, legend);
 }

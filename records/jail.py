@@ -1,9 +1,10 @@
-"""The inside of the sandbox: `python jail.py FOLDER HOME SECONDS MEMORY COMMAND...`, as first process of its own namespaces.
+"""The inside of the sandbox: `python jail.py FOLDER HOME SECONDS MEMORY COMMAND...`, the first process of its own
+namespaces.
 
-It puts a small file system in memory over FOLDER, with a copy of what lies there, as the one writable place, starts COMMAND in it in a
-second user namespace, which cannot undo that, watches the number of processes and their memory, and when it ends the kernel ends everything
-in it. Where the interpreter does not lie there, /run, /tmp and HOME are empty, so the sockets in them cannot be reached; those that lie
-elsewhere in the file system can be. Linux only, standard library only.
+It mounts a small file system in memory over FOLDER, with a copy of what lies there, as the only writable place. There
+it starts COMMAND, in a second user namespace, which cannot undo that. It watches the number of processes and their
+memory; when it ends, the kernel ends every process inside. /run, /tmp and HOME are empty unless the interpreter lies in
+them, so sockets in them cannot be reached; sockets elsewhere in the file system can. Linux only, standard library only.
 """
 import contextlib
 import ctypes
@@ -21,25 +22,34 @@ import time
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC = 2, 4, 4096, 16384
 MOUNT_ATTR_RDONLY, AT_FDCWD, AT_RECURSIVE, SYS_MOUNT_SETATTR = 1, -100, 0x8000, 442
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
-PROCESSES, PIDS, FILE_BYTES, DISK_BYTES, OPEN_FILES = 128, 400, 128 << 20, 512 << 20, 1024
+PROCESSES = 128  # that may run
+PIDS = 400  # process ids, where the kernel counts them per namespace
+FILE_BYTES, DISK_BYTES = 128 << 20, 512 << 20  # of one file, of all
+OPEN_FILES = 1024
 TOO_LONG, TOO_MANY, TOO_LARGE, NO_SANDBOX = 124, 125, 126, 127  # exit codes
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 def must(result, what):
+    """Exit with NO_SANDBOX where a system call failed."""
     if result:
         print(f"no sandbox: {what}: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
         sys.exit(NO_SANDBOX)
 
 
-def set_read_only(path, on, deep):
-    attributes = struct.pack("QQQQ", on * MOUNT_ATTR_RDONLY, (not on) * MOUNT_ATTR_RDONLY, 0, 0)
-    must(libc.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), deep * AT_RECURSIVE, attributes, len(attributes)), f"mount_setattr {path}")
+def set_read_only(path, on=True, deep=False):
+    """Make a mount read-only, or writable again; deep: the mounts below it too."""
+    sets, clears = (MOUNT_ATTR_RDONLY, 0) if on else (0, MOUNT_ATTR_RDONLY)
+    attributes = struct.pack("QQQQ", sets, clears, 0, 0)  # struct mount_attr
+    flags = AT_RECURSIVE if deep else 0
+    result = libc.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, attributes, len(attributes))
+    must(result, f"mount_setattr {path}")
 
 
 def mount_memory(path, size):
-    must(libc.mount(b"tmpfs", path.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, f"size={size}".encode()), f"tmpfs on {path}")
+    options = f"size={size}".encode()
+    must(libc.mount(b"tmpfs", path.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, options), f"tmpfs on {path}")
 
 
 def bind(source, target):
@@ -47,7 +57,7 @@ def bind(source, target):
 
 
 def new_devices():
-    """/dev becomes a folder of four devices that everyone may use, and of shm."""
+    """/dev becomes a folder with four devices that everyone may use, and shm."""
     mount_memory("/dev/shm", 1 << 20)
     os.mkdir("/dev/shm/shm")
     os.symlink("/proc/self/fd", "/dev/shm/fd")
@@ -59,36 +69,43 @@ def new_devices():
 
 def hidden_folders(home):
     """Real paths of the folders that are emptied: those without a part of the interpreter."""
-    needed = [sys.executable, sys.prefix, sys.base_prefix, os.__file__, *sys.path]
-    needed = {kind(path) + "/" for path in needed if path for kind in (os.path.abspath, os.path.realpath)}
-    found = {os.path.realpath(path) for path in ("/run", "/var/run", "/tmp", home) if path and os.path.isdir(path)} - {"/"}
-    return sorted(path for path in found if not any(n.startswith(path + "/") for n in needed))
+    interpreter = [path for path in (sys.executable, sys.prefix, sys.base_prefix, os.__file__, *sys.path) if path]
+    needed = [kind(path) + "/" for path in interpreter for kind in (os.path.abspath, os.path.realpath)]
+    found = {os.path.realpath(path) for path in ("/run", "/var/run", "/tmp", home) if path and os.path.isdir(path)}
+    return sorted(path for path in found - {"/"} if not any(n.startswith(path + "/") for n in needed))
 
 
 def close_doors(folder, home):
-    """Everything but the folder becomes read-only, the folder and /dev new and small, and of the network only loopback is there."""
+    """Everything except the folder becomes read-only, the folder and /dev are new and small, loopback is the only
+    network."""
     below = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     new_devices()
     for path in hidden_folders(home):
-        if os.path.isdir(path):  # else it lay in one that is hidden already
+        if os.path.isdir(path):  # or it lay in one that is hidden already
             mount_memory(path, 1 << 20)
     os.makedirs(folder, exist_ok=True)
     mount_memory(folder, DISK_BYTES)
     shutil.copytree(f"/proc/self/fd/{below}", folder, dirs_exist_ok=True)
     os.close(below)
-    set_read_only("/", True, True)
-    set_read_only(folder, False, False)
-    set_read_only("/proc", False, False)  # for the maps of the second user namespace
+    set_read_only("/", deep=True)
+    set_read_only(folder, on=False)
+    set_read_only("/proc", on=False)  # for the maps of the second user namespace
     mount_memory("/dev/shm", DISK_BYTES)
-    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    if release and (int(release[1]), int(release[2])) >= (6, 14):  # before, this limit is the whole machine's: the watch below must do
-        with contextlib.suppress(OSError), open("/proc/sys/kernel/pid_max", "w") as file:
-            file.write(str(PIDS))
-    for path in filter(os.path.exists, ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs")):  # the machine's, not ours
-        bind(path, path)
-        set_read_only(path, True, True)
+    limit_pids()
+    for path in ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"):  # the machine's, not ours
+        if os.path.exists(path):
+            bind(path, path)
+            set_read_only(path, deep=True)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as loopback:
         fcntl.ioctl(loopback, SIOCSIFFLAGS, struct.pack("16sh", b"lo", IFF_UP))
+
+
+def limit_pids():
+    """Limit the process ids, from Linux 6.14 on; before, the limit is the whole machine's, and main() has to watch."""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if release and (int(release[1]), int(release[2])) >= (6, 14):
+        with contextlib.suppress(OSError), open("/proc/sys/kernel/pid_max", "w") as file:
+            file.write(str(PIDS))
 
 
 def memory_of(process):
@@ -101,19 +118,28 @@ def memory_of(process):
 
 
 def shared_memory():
-    """Bytes of the machine's shared memory and files in memory, which belong to no process's resident pages while none maps them."""
+    """Bytes of the machine's shared memory and files in memory. While no process maps them, no process's resident pages
+    include them."""
     with open("/proc/meminfo") as file:
         return next((int(line.split()[1]) << 10 for line in file if line.startswith("Shmem:")), 0)
 
 
 def main(folder, home, seconds, memory, command):
+    """Exit code of the command, or one of those above."""
     close_doors(folder, home)
     os.chdir(folder)
-    for limit, value in ((resource.RLIMIT_FSIZE, FILE_BYTES), (resource.RLIMIT_NOFILE, OPEN_FILES), (resource.RLIMIT_CORE, 0),
-                         (resource.RLIMIT_NPROC, PROCESSES), (resource.RLIMIT_CPU, 4 * seconds)):
+    limits = {
+        resource.RLIMIT_FSIZE: FILE_BYTES,
+        resource.RLIMIT_NOFILE: OPEN_FILES,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NPROC: PROCESSES,
+        resource.RLIMIT_CPU: 4 * seconds,
+    }
+    for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
-    # at the lowest priority, so that this watch is heard however many they become
-    child = subprocess.Popen(["nice", "-n", "19", "unshare", "--user", "--map-root-user", "--mount", *command], stdin=subprocess.DEVNULL)
+    # at the lowest priority, so that this watch gets its turn however many processes there are
+    inside = ["nice", "-n", "19", "unshare", "--user", "--map-root-user", "--mount", *command]
+    child = subprocess.Popen(inside, stdin=subprocess.DEVNULL)
     end, before = time.monotonic() + seconds, shared_memory()
     while child.poll() is None:
         alive = [name for name in os.listdir("/proc") if name.isdecimal()]

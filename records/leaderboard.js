@@ -26,7 +26,7 @@ function detail(e) {
   const facts = [["authors", e.author], ["GitHub", e.github], ["date", e.date], ["data", e.dataset || e.data], ["steps", commas(e.steps)],
     ["training", e.seconds === null ? "?" : `${e.seconds.toLocaleString("en-US")} s`], ["machine", e.hardware || "?"], ["val_loss", e.val_loss === null ? "?" : `${e.val_loss.toFixed(4)} nats per token`],
     ["before quantization", e.before === null ? "?" : `${e.before.toFixed(4)} bits per byte`],
-    ["seeds", e.seeds ? `${e.seeds}` + (e.sd !== null ? `, mean ${e.mean.toFixed(4)} \u00b1 ${e.sd.toFixed(4)}` : "") : "no log here"], ["folder", idOf(e)]];
+    ["seeds", e.seeds ? `${e.seeds}` + (e.sd !== null ? `, mean ${e.mean.toFixed(4)} \u00b1 ${e.sd.toFixed(4)}` : "") : "no log"], ["folder", idOf(e)]];
   const list = h("dl", {}, ...facts.map(([name, value]) => h("div", {class: name === "folder" ? "wide" : null}, h("dt", {}, name), h("dd", {}, value))));
   const parts = e.budget ? {...e.budget} : e.model ? {model: e.model} : {};
   if (e.code) parts.code = e.code;
@@ -37,7 +37,7 @@ function detail(e) {
     chart(e.curves.map((c, i) => ({name: seed(c, i), color: i, line: true, dots: c.val.length < 25, points: c.val})), {title: "Validation", x: "step", y: "bits per byte", yTick: (v) => `${+v.toFixed(3)}`}),
   ] : [];
   return h("tr", {class: "detail"}, h("td", {colspan: COLUMNS.length},
-    h("p", {}, e.blurb), e.founding ? h("p", {class: "soft"}, "Figures that the challenge published. There is no log here, and it was not run here.") : null,
+    h("p", {}, e.blurb), e.founding ? h("p", {class: "soft"}, "The challenge published these figures. There is no log here, and the run was not repeated here.") : null,
     list, e.why.length ? h("div", {class: "card"}, h("h3", {}, `Verification: ${e.verdict}`), ...e.why.map((w) => h("div", {class: "soft"}, w))) : null,
     Object.keys(parts).length ? h("div", {class: "card", style: "margin:12px 0"}, h("h3", {}, "Byte budget"), budgetBar(parts, DATA.cap)) : null,
     charts.length ? h("div", {class: "grid"}, ...charts) : null));
@@ -91,14 +91,14 @@ function overview(entries) {
   const days = (low, high) => { const step = Math.max(1, Math.ceil((high - low) / DAY / 5)), out = []; for (let v = Math.ceil(low / DAY) * DAY; v <= high; v += step * DAY) out.push(v); return out; };
   const pick = (p) => open(p.entry), yTick = (v) => `${+v.toFixed(4)}`;
   return h("div", {class: "grid"},
-    chart(series, {title: "Score over time", x: "date", y: "bits per byte", note: "bits per byte; the line is the record", xTick: date, xTicks: days, yTick, least: [2 * DAY, 0.004], pick, legend: true}),
+    chart(series, {title: "Score over time", x: "date", y: "bits per byte", note: "bits per byte; the line shows the record", xTick: date, xTicks: days, yTick, least: [2 * DAY, 0.004], pick, legend: true}),
     chart(sizes, {title: "Score against bytes", x: "total bytes", y: "bits per byte", mark: DATA.cap, yTick, least: [2e4, 0.004], pick, legend: true}));
 }
 
 function render() {
   const entries = DATA.entries.filter((e) => !state.track || e.track === state.track);
   const y = scrollY, parts = [h("h1", {}, "Parity Golf records"),
-    h("p", {class: "soft"}, "The best language model in 16,000,000 bytes of code and int8+zlib weights, by bits per byte of raw validation text: lower is better. Select a run for its curves and bytes."),
+    h("p", {class: "soft"}, "The best language models in 16,000,000 bytes of code and int8+zlib weights, ranked by bits per byte of raw validation text; lower is better. Select a run to see its curves and bytes."),
     h("div", {class: "bar", role: "group", "aria-label": "track"}, ...[["", "All tracks"], ...TRACKS.map((t) => [t, DATA.titles[t].split(":")[0]])].map(([track, title]) =>
       h("button", {"aria-pressed": String(state.track === track), onclick: () => { state.track = track; render(); }}, title)))];
   for (const data of [...new Set(entries.map((e) => e.data))]) {

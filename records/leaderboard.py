@@ -1,28 +1,39 @@
 """`python -m records leaderboard`: records/README.md and records/index.html, made anew from the record folders alone.
 
-The order, the verdicts and every byte of the output depend on the folders only. Words of submissions are escaped: they are shown, and
-never markup.
+The order, the verdicts and every byte of the output depend on the folders only. Words of submissions are escaped: they
+are shown, and never markup.
 """
 import math
 import re
 import statistics
+from pathlib import Path
 
+from common.challenge import BUDGET_BYTES
 from common.settings import UserError
 from records.budget import group_bytes, model_budget
-from records.challenge import CAP_BYTES, TRACKS
-from records.checks import PASS, UNVERIFIED, is_founding
+from records.checks import is_founding
+from records.evaluation import MODEL_FILE
 from records.folder import Refused, data_of, on_fineweb, open_folder
 from records.page import write_page
+from records.rules import PASS, RULESETS, TRACKS, UNVERIFIED
 from records.verify import clean, status_of, verdict, verify_folder
 
-TITLES = {"track_10min_16mb": "10 minutes on 8xH100, 16 MB", "track_non_record_16mb": "Non-record, 16 MB: any compute, ideas, negative results"}
+TITLES = {
+    "track_10min_16mb": "10 minutes on 8xH100, 16 MB",
+    "track_non_record_16mb": "Non-record, 16 MB: any compute, ideas, negative results",
+}
 FINEWEB = "FineWeb"
-CURVE_POINTS, CURVE_SEEDS, BLURB = 60, 3, 600  # they bound the page: 100 records stay below 1 MB
 PUBLISHED = "published by the challenge, not reproduced here"
+# these bound the page: 100 records stay below 1 MB
+CURVE_POINTS = 60  # of one curve
+CURVE_SEEDS = 3  # of one record
+BLURB = 600  # characters
+MOST_REASONS = 6
 
 
 def read_entries(records, ruleset="strict"):
-    """list of dicts, one a record folder, ranked: FineWeb first, best score first. rank is None where a check fails, or the score is not verified."""
+    """list of dicts, one per record folder, ranked: FineWeb first, best score first. rank is None where a check fails,
+    or the score is not verified."""
     entries = []
     for track in TRACKS.values():
         for path in sorted((records / track).iterdir()) if (records / track).is_dir() else []:
@@ -39,36 +50,83 @@ def read_entries(records, ruleset="strict"):
 
 def describe(path, track, ruleset):
     """What the tables and the page show of one folder."""
-    result, folder = verify_folder(path, ruleset), open_folder(path)
-    fields, founding = folder.fields, is_founding(folder)
-    word, names = verdict(result)
+    folder = open_folder(path)
+    fields, main = folder.fields, folder.logs[0] if folder.logs else None
+    entry = {
+        "folder": clean(path.name),
+        "track": track,
+        "name": plain(fields.get("name", path.name)),
+        "author": plain(fields.get("author")),
+        "github": plain(fields.get("github_id")),
+        "blurb": plain(fields.get("blurb"))[:BLURB],
+        "date": plain(fields.get("date", path.name))[:10],
+        "hardware": plain(main.device if main and main.device else folder.raw.get("hardware"))[:120],
+        "curves": [curves_of(log) for log in folder.seed_logs()[:CURVE_SEEDS]],
+        "budget": budget_of(folder),
+    }
+    return entry | data_set(folder, track) | figures(fields, main) | scores(folder) | judged(path, folder, ruleset)
+
+
+def data_set(folder, track):
+    """dataset: its name; data: the group of entries whose scores can be compared."""
     dataset = plain(data_of(folder))[:80]
-    scores = [bpb for _, bpb in folder.seed_scores() if math.isfinite(bpb)]
-    claim = float(fields.get("val_bpb", 100.0))  # shown and ranked is the score in the logs that is meant by it
-    scored = [*scores, round(statistics.mean(scores), 8)] if scores else [claim]
-    main = folder.logs[0] if folder.logs else None
+    fineweb = on_fineweb(folder) or (not dataset and track == TRACKS["10min"])
+    return {"dataset": dataset, "data": FINEWEB if fineweb else dataset.lower() or "not stated"}
+
+
+def figures(fields, log):
+    """Numbers of submission.json, else those of the main log (or None); None where neither has them."""
+    before = log and log.pre_quant and log.pre_quant[1]
+    seconds = log and log.train_ms and log.train_ms / 1e3
     return {
-        "folder": clean(path.name), "track": track, "name": plain(fields.get("name", path.name)), "author": plain(fields.get("author")),
-        "github": plain(fields.get("github_id")), "blurb": plain(fields.get("blurb"))[:BLURB], "date": plain(fields.get("date", path.name))[:10],
-        "val_bpb": min(scored, key=lambda v: abs(v - claim)), "val_loss": number(fields.get("val_loss")),
-        "before": number(fields.get("pre_quant_val_bpb", main and main.pre_quant and main.pre_quant[1])),
-        "total": fields.get("bytes_total", main and main.total_bytes), "model": fields.get("bytes_model_int8_zlib", main and main.model_bytes),
-        "code": fields.get("bytes_code", main and main.code_bytes), "steps": fields.get("step_stop", main and main.last_step),
-        "seconds": number(fields.get("wallclock_seconds", main and main.train_ms and main.train_ms / 1e3)),
-        "data": FINEWEB if on_fineweb(folder) or (not dataset and track == TRACKS["10min"]) else dataset.lower() or "not stated",
-        "dataset": dataset, "hardware": plain(main.device if main and main.device else folder.raw.get("hardware"))[:120],
-        "seeds": len(scores), "mean": round(statistics.mean(scores), 8) if scores else None,
-        "sd": round(statistics.stdev(scores), 8) if len(scores) > 1 else None, "founding": founding,
-        "rank": founding or (word != "fails" and status_of(result["score"]) != UNVERIFIED) or None,
-        "verdict": PUBLISHED if founding else word, "checks": [] if founding else names,
-        "why": [] if founding else [f"{name}: {clean(f.where)} {clean(f.observed)} (expected: {clean(f.expected)})" for name in names
-                                    for f in result[name] if f.status == status_of(result[name]) != PASS][:6],
-        "curves": [curves_of(log, folder.score_label) for log in folder.seed_logs()[:CURVE_SEEDS]], "budget": budget_of(folder),
+        "val_loss": number(fields.get("val_loss")),
+        "before": number(fields.get("pre_quant_val_bpb", before)),
+        "seconds": number(fields.get("wallclock_seconds", seconds)),
+        "steps": fields.get("step_stop", log and log.last_step),
+        "total": fields.get("bytes_total", log and log.total_bytes),
+        "model": fields.get("bytes_model_int8_zlib", log and log.model_bytes),
+        "code": fields.get("bytes_code", log and log.code_bytes),
+    }
+
+
+def scores(folder):
+    """The score that is shown and ranked is the one in the logs that submission.json means: that of a seed, or their
+    mean."""
+    seeds = [bpb for _, bpb in folder.seed_scores() if math.isfinite(bpb)]
+    mean = round(statistics.mean(seeds), 8) if seeds else None
+    claim = float(folder.fields.get("val_bpb", 100.0))
+    return {
+        "val_bpb": min([*seeds, mean], key=lambda v: abs(v - claim)) if seeds else claim,
+        "seeds": len(seeds),
+        "mean": mean,
+        "sd": round(statistics.stdev(seeds), 8) if len(seeds) > 1 else None,
+    }
+
+
+def judged(path, folder, ruleset):
+    """What verification says. rank is true or None here."""
+    if is_founding(folder):
+        return {"founding": True, "rank": True, "verdict": PUBLISHED, "checks": [], "why": []}
+    result = verify_folder(path, ruleset)
+    word, names = verdict(result)
+    why = []
+    for name in names:
+        status = status_of(result[name])
+        found = [f for f in result[name] if f.status == status != PASS]
+        why += [f"{name}: {clean(f.where)} {clean(f.observed)} (expected: {clean(f.expected)})" for f in found]
+    ranked = word != "fails" and status_of(result["score"]) != UNVERIFIED
+    return {
+        "founding": False,
+        "rank": ranked or None,
+        "verdict": word,
+        "checks": names,
+        "why": why[:MOST_REASONS],
     }
 
 
 def plain(value):
-    """One line of printable text: no control characters, none that turn the direction of writing. Empty for what is no text."""
+    """One line of printable text: no control characters, none that turn the direction of writing. Empty for what is
+    not text."""
     return " ".join("".join(c if c.isprintable() else " " for c in value).split()) if isinstance(value, str) else ""
 
 
@@ -76,11 +134,15 @@ def number(value):
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def curves_of(log, label):
+def curves_of(log):
     """Loss and validation of one log, thinned."""
-    train, val = ([row for row in rows if math.isfinite(row[1]) and math.isfinite(row[2] or 0)] for rows in (log.train, log.val))
-    return {"seed": log.seed, "train": [[step, round(loss, 4)] for step, loss, _ in thinned(train)],
-            "val": [[step, round(bpb, 4)] for step, _, bpb, _ in thinned(val)]}
+    train = [(step, loss) for step, loss, ms in log.train if math.isfinite(loss) and math.isfinite(ms)]
+    val = [(step, bpb) for step, loss, bpb, _ in log.val if math.isfinite(loss) and math.isfinite(bpb)]
+    return {
+        "seed": log.seed,
+        "train": [[step, round(loss, 4)] for step, loss in thinned(train)],
+        "val": [[step, round(bpb, 4)] for step, bpb in thinned(val)],
+    }
 
 
 def thinned(rows, most=CURVE_POINTS):
@@ -93,7 +155,7 @@ def thinned(rows, most=CURVE_POINTS):
 def budget_of(folder):
     """dict group -> bytes of the shipped model, or None."""
     try:
-        return group_bytes(model_budget(folder.read("model.int8.zlib", CAP_BYTES)))
+        return group_bytes(model_budget(folder.read(MODEL_FILE, BUDGET_BYTES)))
     except (Refused, UserError, ValueError):
         return None
 
@@ -105,31 +167,45 @@ def markdown(text):
 
 
 def leaderboard_table(entries):
-    rows = ["| rank | run | score | author | summary | date | bytes: total = model + code | data | verification |", "|" + " --- |" * 9]
-    for e in entries:
-        def size(key, e=e):
-            return "?" if e[key] is None else f"{e[key]:,}"
-        spread = f"<br>{e['seeds']} seeds, {e['mean']:.4f} &plusmn; {e['sd']:.4f}" if e["sd"] is not None else ""
-        why = f": {', '.join(e['checks'])}" if e["checks"] else ""
-        plain = re.fullmatch(r"[\w.+-]+", e["folder"], re.ASCII)
-        link = f"[{markdown(e['name'])}]({e['track']}/{e['folder']}/README.md)" if plain else markdown(e["name"])
-        score = f"{e['val_bpb']:.4f}" if e["val_bpb"] < 100 else "?"
-        rows.append(f"| {e['rank'] or '&ndash;'} | {link} | **{score}**{spread} | {markdown(e['author'])} | {markdown(e['blurb'])} | "
-                    f"{markdown(e['date'])} | {size('total')} = {size('model')} + {size('code')} | {markdown(e['dataset'] or e['data'])} | "
-                    f"{markdown(e['verdict'] + why)} |")
-    return "\n".join(rows)
+    """Markdown, one row per entry."""
+    columns = "rank", "run", "score", "author", "summary", "date", "bytes: total = model + code", "data", "verification"
+    rows = [columns, ["---"] * len(columns), *map(leaderboard_row, entries)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def leaderboard_row(e):
+    """list of the cells of an entry."""
+    name = markdown(e["name"])
+    if re.fullmatch(r"[\w.+-]+", e["folder"], re.ASCII):
+        name = f"[{name}]({e['track']}/{e['folder']}/README.md)"
+    score = f"**{e['val_bpb']:.4f}**" if e["val_bpb"] < 100 else "**?**"
+    if e["sd"] is not None:
+        score += f"<br>{e['seeds']} seeds, {e['mean']:.4f} &plusmn; {e['sd']:.4f}"
+    total, model, code = ("?" if e[key] is None else f"{e[key]:,}" for key in ("total", "model", "code"))
+    verification = f"{e['verdict']}: {', '.join(e['checks'])}" if e["checks"] else e["verdict"]
+    return [
+        str(e["rank"] or "&ndash;"),
+        name,
+        score,
+        markdown(e["author"]),
+        markdown(e["blurb"]),
+        markdown(e["date"]),
+        f"{total} = {model} + {code}",
+        markdown(e["dataset"] or e["data"]),
+        markdown(verification),
+    ]
 
 
 def records_readme(entries):
     """The text of records/README.md."""
     parts = ["""# Records
 
-Made by `python -m records leaderboard` from the folders beside it; do not edit. `index.html`, in any browser, shows the same with
-curves. [GUIDE.md](GUIDE.md) is the life of a submission, from the idea to the pull request.
+Generated by `python -m records leaderboard` from the record folders; do not edit. `index.html`, in any browser, shows
+the same with curves. [GUIDE.md](GUIDE.md) describes the life of a submission, from the idea to the pull request.
 
-The score is val_bpb: bits per byte of raw validation text, lower is better, after the int8+zlib round trip. What a check fails has no
-rank, nor has a score that is not verified. Runs that were *published by the challenge* are what there is to beat: their figures, without
-log or code, not reproduced here.
+The score is val_bpb: bits per byte of raw validation text after the int8+zlib round trip; lower is better. An entry
+that fails a check has no rank, nor has one whose score is not verified. The runs *published by the challenge* are the
+ones to beat: the challenge's figures, without log or code, not reproduced here.
 """]
     for track, title in TITLES.items():
         parts += [f"## {title}", ""]
@@ -144,11 +220,21 @@ log or code, not reproduced here.
 
 
 def run(options):
-    if not options.records.is_dir():
-        raise UserError(f"{options.records} is no folder: run this from the repository's root, or give --records")
-    entries = read_entries(options.records, options.ruleset)
-    (options.records / "README.md").write_text(records_readme(entries), encoding="utf-8")
-    page = options.records / "index.html"
-    size = write_page(page, "Parity Golf records", "leaderboard.js", {"entries": entries, "titles": TITLES, "cap": CAP_BYTES})
-    print(f"{options.records / 'README.md'} and {page} ({size:,} bytes): {len(entries)} records")
+    records = options.records
+    if not records.is_dir():
+        raise UserError(f"{records} is not a folder: run this from the repository's root, or give --records")
+    entries = read_entries(records, options.ruleset)
+    (records / "README.md").write_text(records_readme(entries), encoding="utf-8")
+    page, data = records / "index.html", {"entries": entries, "titles": TITLES, "cap": BUDGET_BYTES}
+    size = write_page(page, "Parity Golf records", "leaderboard.js", data)
+    print(f"{records / 'README.md'} and {page} ({size:,} bytes): {len(entries)} records")
     return 0
+
+
+def add_command(subparsers):
+    parser = subparsers.add_parser("leaderboard", help="write records/README.md and records/index.html")
+    words = "the folder that holds the tracks (default: records)"
+    parser.add_argument("--records", type=Path, default=Path("records"), metavar="DIR", help=words)
+    words = "the written rules, or what the challenge accepted (default: strict)"
+    parser.add_argument("--ruleset", choices=RULESETS, default="strict", help=words)
+    parser.set_defaults(run=run)

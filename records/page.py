@@ -1,7 +1,8 @@
-"""One self-contained page from a data object, a script and the shared style: works offline, and nothing in the data can run.
+"""One self-contained page from a data object, a script and the shared style: it works offline, and nothing in the data
+can run.
 
-The data is JSON in which no `<` is left, the scripts put it on the page as text only, and the page's own policy allows no other script,
-no connection and no foreign file.
+The data is JSON in which no `<` is left, the scripts put it on the page only as text, and the page's own policy allows
+no other script, no connection and no file from elsewhere.
 """
 import base64
 import hashlib
@@ -20,11 +21,13 @@ def page_text(title, script, data):
     for char in "<>&\u2028\u2029":
         embedded = embedded.replace(char, f"\\u{ord(char):04x}")
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
+    without = "This page draws its tables with JavaScript; README.md beside it has them as text."
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{html.escape(title)}</title>
@@ -33,7 +36,7 @@ def page_text(title, script, data):
 {style}</style>
 </head>
 <body>
-<main id="page"><noscript>This page draws its tables with JavaScript; README.md beside it has them as text.</noscript></main>
+<main id="page"><noscript>{without}</noscript></main>
 <script type="application/json" id="data">{embedded}</script>
 <script>{code}</script>
 </body>
@@ -42,7 +45,7 @@ def page_text(title, script, data):
 
 
 def write_page(path, title, script, data):
-    """Writes a page; its size in bytes."""
+    """Write a page. Returns its size in bytes."""
     text = page_text(title, script, data)
     path.write_text(text, encoding="utf-8")
     return len(text.encode())

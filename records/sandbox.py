@@ -1,9 +1,11 @@
-"""The smoke run: two steps of a record's train_gpt.py on tiny data, from a copy of its folder, in namespaces of its own (Linux, `unshare`).
+"""The smoke run: two steps of a record's train_gpt.py on tiny data, from a copy of its folder, in Linux namespaces of
+its own (`unshare`).
 
-Inside there is no network but loopback, an environment of our choice, one writable folder (the copy, in memory), and limits on time,
-processes, memory and what is written. This stops accidents and lazy cheating. It is no virtual machine: the kernel is shared, files that
-you may read can be read, Unix sockets that lie elsewhere than in /run, /tmp and your home (or there, if Python does too) can be
-connected to, and what it prints you will see. Where it cannot be set up, nothing is run.
+Inside there is no network except loopback, an environment of our choice, one writable folder (the copy, in memory), and
+limits on time, processes, memory and written bytes. This stops accidents and lazy cheating. It is not a virtual
+machine: the kernel is shared, and the code can read every file that you can read. It can connect to Unix sockets
+outside /run, /tmp and your home (and inside these, where Python lies in them). You see what it prints. Where the
+sandbox cannot be set up, nothing is run.
 """
 import hashlib
 import json
@@ -17,22 +19,29 @@ from pathlib import Path
 import numpy as np
 
 from common.shards import write_shard
-from records.checks import FAIL, UNVERIFIED, Finding
 from records.jail import NO_SANDBOX, TOO_LARGE, TOO_LONG, TOO_MANY
 from records.logs import read_log
+from records.rules import FAIL, UNVERIFIED, Finding
 
-PROBE_SECONDS, SECONDS, MEMORY, OUTPUT_LIMIT, COPY_LIMIT = 30, 300, 8 << 30, 1 << 20, 64 << 20
-UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--ipc", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child")
-TINY = {"ITERATIONS": 2, "WARMUP_STEPS": 0, "VOCAB_SIZE": 260, "NUM_LAYERS": 2, "MODEL_DIM": 64, "NUM_HEADS": 4, "NUM_KV_HEADS": 2,
-        "TRAIN_SEQ_LEN": 64, "TRAIN_BATCH_TOKENS": 256, "MICRO_BATCH_TOKENS": 256,
-        "VAL_BATCH_SIZE": 8192, "VAL_LOSS_EVERY": 0, "MAX_WALLCLOCK_SECONDS": 0, "COMPILE": 0, "DEVICE": "cpu", "COMPUTE_DTYPE": "float32",
-        "DATA_PATH": "smoke_data", "RUN_ID": "smoke", "OMP_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1, "PYTHONDONTWRITEBYTECODE": 1}
-REASONS = {TOO_LONG: f"was still running after {SECONDS} s and was ended", TOO_MANY: "started too many processes and was ended",
-           TOO_LARGE: f"used more than {MEMORY >> 30} GiB of memory and was ended"}
+PROBE_SECONDS = 30  # for `unshare` to answer
+SECONDS = 300  # of the smoke run
+MEMORY = 8 << 30  # bytes of all its processes
+OUTPUT_LIMIT = 1 << 20  # bytes of its output that are read, the last ones
+COPY_LIMIT = 64 << 20  # bytes of the folder
+UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--ipc", "--uts", "--pid", "--fork", "--mount-proc",
+           "--kill-child")
+TINY = {
+    "ITERATIONS": 2, "WARMUP_STEPS": 0, "VAL_LOSS_EVERY": 0, "MAX_WALLCLOCK_SECONDS": 0,
+    "VOCAB_SIZE": 260, "NUM_LAYERS": 2, "MODEL_DIM": 64, "NUM_HEADS": 4, "NUM_KV_HEADS": 2,
+    "TRAIN_SEQ_LEN": 64, "TRAIN_BATCH_TOKENS": 256, "MICRO_BATCH_TOKENS": 256, "VAL_BATCH_SIZE": 8192,
+    "COMPILE": 0, "DEVICE": "cpu", "COMPUTE_DTYPE": "float32",
+    "DATA_PATH": "smoke_data", "RUN_ID": "smoke",
+    "OMP_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1, "PYTHONDONTWRITEBYTECODE": 1,
+}
 
 
 def can_sandbox():
-    """Why there is no sandbox here, or ""."""
+    """Why a sandbox cannot be set up here; "" where it can."""
     if sys.platform != "linux":
         return f"there is no sandbox on {sys.platform}"
     if not shutil.which("unshare"):
@@ -41,7 +50,9 @@ def can_sandbox():
         done = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
         return f"`unshare` did not answer in {PROBE_SECONDS} s"
-    return f"user namespaces are not allowed here ({done.stderr.strip()[-100:]})" if done.returncode else ""
+    if done.returncode:
+        return f"user namespaces are not allowed here ({done.stderr.strip()[-100:]})"
+    return ""
 
 
 def write_data(folder):
@@ -55,12 +66,13 @@ def write_data(folder):
 
 
 def check_smoke(folder, seconds=SECONDS):
-    """Findings of the run; none: it exited 0 and printed its final score."""
+    """Findings of the run; none where it exited 0 and printed its final score."""
     if not folder.files.get("train_gpt.py"):
         yield Finding(UNVERIFIED, "no train_gpt.py to run", "it runs from within its folder", "train_gpt.py")
         return
-    if sum(folder.files.values()) > COPY_LIMIT:
-        yield Finding(UNVERIFIED, f"the folder has {sum(folder.files.values()):,} bytes", f"at most {COPY_LIMIT:,} to be copied", ".")
+    size = sum(folder.files.values())
+    if size > COPY_LIMIT:
+        yield Finding(UNVERIFIED, f"the folder has {size:,} bytes", f"at most {COPY_LIMIT:,} to be copied", ".")
         return
     if reason := can_sandbox():
         yield Finding(UNVERIFIED, f"not run: {reason}", "a sandbox", "train_gpt.py")
@@ -77,13 +89,22 @@ def check_smoke(folder, seconds=SECONDS):
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - OUTPUT_LIMIT))
             output = file.read(OUTPUT_LIMIT)
-    text = output.decode(errors="replace")
-    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing was printed")[:120]
-    last = "".join(c if c.isprintable() else "?" for c in last)
+    yield from judge(code, output, seconds)
+
+
+def judge(code, output, seconds):
+    """Findings of an exit code and the bytes that were printed."""
+    lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
+    last = "".join(c if c.isprintable() else "?" for c in (lines or ["nothing was printed"])[-1][:120])
+    ended = {
+        TOO_LONG: f"was still running after {seconds} s and was ended",
+        TOO_MANY: "started too many processes and was ended",
+        TOO_LARGE: f"used more than {MEMORY >> 30} GiB of memory and was ended",
+    }
     if code == NO_SANDBOX:
         yield Finding(UNVERIFIED, f"not run: {last}", "a sandbox", "train_gpt.py")
-    elif code in REASONS:
-        yield Finding(FAIL, REASONS[code].replace(f"{SECONDS} s", f"{seconds} s"), "two steps, then the end", "train_gpt.py")
+    elif code in ended:
+        yield Finding(FAIL, ended[code], "two steps, then the end", "train_gpt.py")
     elif code and "cuda" in last.lower() and "available" in last.lower():
         yield Finding(UNVERIFIED, f"needs a GPU: {last}", "a machine with one", "train_gpt.py")
     elif code:
@@ -93,14 +114,22 @@ def check_smoke(folder, seconds=SECONDS):
 
 
 def run_jailed(command, copy, output, seconds=SECONDS, memory=MEMORY):
-    """Exit code of a command inside; its output goes into a file."""
+    """Exit code of a command in the sandbox; its output goes into a file."""
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(copy), "TMPDIR": str(copy), "LANG": "C.UTF-8"}
     environment |= {name: str(value) for name, value in TINY.items()}
-    inside = [str(Path(__file__).with_name("jail.py")), str(copy), str(Path.home()), str(seconds), str(memory), *command]
-    jail = [*UNSHARE, sys.executable, "-I", *inside]
+    program = Path(__file__).with_name("jail.py")
+    given = map(str, (program, copy, Path.home(), seconds, memory))
+    jail = [*UNSHARE, sys.executable, "-I", *given, *command]
     with open(output, "wb") as file:
-        process = subprocess.Popen(jail, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=copy,
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            jail,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=copy,
+            start_new_session=True,
+        )
         try:
             return process.wait(seconds + 30)
         except subprocess.TimeoutExpired:

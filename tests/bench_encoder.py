@@ -1,7 +1,7 @@
-"""Sizes and speed of common/zstream.py beside zlib -9: `python -m tests.bench_encoder`.
+"""Size and speed of common/zstream.py compared with zlib -9: `python -m tests.bench_encoder`.
 
-Cut towards zero, weights give the numbers often quoted for 17,039,360 values (zlib -9 15,754,271, order-0 entropy
-15,609,712); rounded to the nearest, the same weights have 0.3 % more entropy.
+Weights that are cut towards zero give the numbers often quoted for 17,039,360 values (zlib -9 15,754,271, order-0
+entropy 15,609,712). Rounded to nearest, the same weights have 0.3 % more entropy.
 """
 import time
 import zlib
@@ -12,7 +12,7 @@ from common.zstream import zlib_encode
 
 
 def quantized(random, rows, columns, top=127, nearest=True):
-    """int8 bytes and fp16 scales of standard normal rows, each scaled by its absolute maximum to `top`."""
+    """(int8 bytes, bytes of the fp16 scales) of standard normal rows, each scaled to an absolute maximum of `top`."""
     weights = random.standard_normal((rows, columns), dtype=np.float32)
     scales = np.abs(weights).max(1, keepdims=True) / top
     values = weights / scales
@@ -20,7 +20,7 @@ def quantized(random, rows, columns, top=127, nearest=True):
 
 
 def model_like(random):
-    """fp32 controls, fp16 scales, then int8 matrices of different ranges, as in a model file."""
+    """fp32 controls, fp16 scales and int8 matrices of different ranges, as in a model file."""
     matrices = [quantized(random, 512, 512, top) for top in random.integers(5, 128, 24)]
     controls = (1 + 0.2 * random.standard_normal(20_000)).astype(np.float32).tobytes()
     return controls + b"".join(scales for _, scales in matrices) + b"".join(values for values, _ in matrices)

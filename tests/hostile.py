@@ -1,9 +1,10 @@
-"""Malformed input for every reader of bytes that may come from anyone: `python -m tests.hostile --inputs 10000000` prints totals.
+"""Malformed input for every reader of untrusted bytes: `python -m tests.hostile --inputs 10000000` prints totals.
 
-An input is a valid sample with a few seeded mutations that know its structure. A reader gives a valid result or its own error;
-anything else is a finding: it is written to tests/hostile/, where `python -m pytest tests/test_hostile.py` tries it from then on.
-Inputs are made in blocks, each from the seed "TARGET BLOCK", so that any can be made again. Each target is read in a process of its
-own, with a bound on memory; a process that dies or hangs is a finding too.
+An input is a valid sample with a few seeded mutations that know its structure. A reader returns a valid result or
+raises its own error. Anything else is a finding: it is written to tests/hostile/, and `python -m pytest
+tests/test_hostile.py` tries it from then on. Inputs are made in blocks, each from the seed "TARGET BLOCK", so that any
+of them can be made again. Each target is read in its own process with limited memory; a process that dies or hangs is
+a finding too.
 """
 import argparse
 import hashlib
@@ -27,113 +28,22 @@ import sentencepiece
 from common.artifact import decode_model, encode_model, inflate_bounded
 from common.checkpoint import decode_checkpoint, write_checkpoint
 from common.params import initial_weights
-from common.runlog import LOG_LINES, log_line, parse_line
+from common.readlog import parse_line
+from common.runlog import LOG_LINES, log_line
 from common.settings import Settings, UserError, load_settings
 from common.shards import SHARD_MAGIC, check_ids, open_shard, write_shard
 from common.tokenizer import load_tokenizer
 from common.zstream import zlib_encode
 from records.folder import Folder, declared_seeds, load_json, take_fields
+from tests.mutations import NUMBERS, WORDS, mutated, mutated_json, mutated_tensors, mutated_text, unpacked
 
 FINDINGS = Path(__file__).parent / "hostile"
 BLOCK = 10_000  # inputs made from one seed
-MEMORY = 1 << 30  # bytes that a reader may take beyond what its process has at the start
+MEMORY = 1 << 30  # bytes that a reader may use beyond what its process has at the start
 BLOCK_SECONDS = 300  # a block takes about a second
-NUMBERS = [0, 1, 2, 3, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1]
-VALUES = [None, True, False, 0, 1, -1, 2**63, 10**400, 0.5, 1e308, float("nan"), float("inf"), "", "1", "\0", "\ud800", [], {}, [[]], {"a": 1},
-          "x" * 300]
-WORDS = ["nan", "inf", "-inf", "-0", "1e999", "0x10", "1_000", "\u0663", "\u2028", "\0", " ", "  ", "\t", "true", "=", "--", "{", "}", "9" * 30,
-         "9" * 5000, "None", "\ud800", "\U0010ffff", ":", "/", "."]
 
 
-def mutated(r, sample, times=4):
-    """bytes with one to `times` changes: bits, bytes, numbers, and pieces cut, doubled, moved or lost."""
-    data = bytearray(sample)
-    for _ in range(1 + int(r.random() * times)):
-        n = len(data)
-        at = int(r.random() * n) if n else 0
-        how = int(r.random() * 9)
-        if how < 2 and n:
-            data[at] ^= 1 << int(r.random() * 8)
-        elif how == 2 and n:
-            data[at] = int(r.random() * 256)
-        elif how == 3:
-            width = r.choice((1, 2, 4, 8))
-            data[at:at + width] = (r.choice(NUMBERS) & (1 << 8 * width) - 1).to_bytes(width, r.choice(("little", "big")))
-        elif how == 4:
-            del data[at:at + 1 + int(r.random() ** 3 * n)]
-        elif how == 5:
-            data[at:at] = data[at:at + 1 + int(r.random() ** 3 * 64)] * (1 + int(r.random() * 3))
-        elif how == 6:
-            data[at:at] = bytes(int(r.random() * 256) for _ in range(1 + int(r.random() * 6)))
-        elif how == 7:
-            del data[at:]
-        else:
-            other = int(r.random() * n) if n else 0
-            data[at:at + 8] = data[other:other + 8]
-    return bytes(data)
-
-
-def mutated_json(r, value):
-    """A copy of parsed JSON with one value, or one key, replaced, lost or added."""
-    if isinstance(value, dict) and value and r.random() < 0.9:
-        copy, key = dict(value), r.choice([*value])
-        how = r.random()
-        if how < 0.7:
-            copy[key] = mutated_json(r, copy[key])
-        elif how < 0.8:
-            del copy[key]
-        elif how < 0.9:
-            copy[r.choice(WORDS)] = copy.pop(key)
-        else:
-            copy[r.choice(WORDS)] = copy[key]
-        return copy
-    if isinstance(value, list) and value and r.random() < 0.8:
-        copy = list(value)
-        at = int(r.random() * len(copy))
-        copy[at] = mutated_json(r, copy[at])
-        return copy
-    if isinstance(value, int) and r.random() < 0.5:
-        return value + r.choice((-1, 1, 8, -value, value, 10**9))
-    return r.choice(VALUES)
-
-
-def mutated_text(r, text):
-    """Characters lost, doubled, changed, or words put in; may hold lone surrogates, as command lines and environments do."""
-    for _ in range(1 + int(r.random() * 3)):
-        at, end = int(r.random() * (len(text) + 1)), int(r.random() * 12)
-        how = int(r.random() * 4)
-        piece = (r.choice(WORDS), chr(int(r.random() * 0x3000)), text[at:at + end] * 2, "")[how]
-        text = text[:at] + piece + text[at + (how > 0) * end:]
-    return text
-
-
-def repacked(header, body):
-    """Bytes of a safetensors file of any header (dict or bytes) and body."""
-    text = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode("utf-8", "surrogatepass")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + body
-
-
-def unpacked(data):
-    """(header dict, body) of a safetensors file."""
-    size = int.from_bytes(data[:8], "little")
-    return json.loads(data[8:8 + size]), data[8 + size:]
-
-
-def mutated_tensors(r, header, body, key):
-    """A safetensors file with a change in its body, its header, the JSON within its header, or anywhere."""
-    how = r.random()
-    if how < 0.2:
-        return repacked(header, mutated(r, body))
-    if how < 0.5:
-        return repacked(mutated_json(r, header), body)
-    if how < 0.8:
-        meta = json.dumps(mutated_json(r, json.loads(header["__metadata__"][key])))
-        return repacked(header | {"__metadata__": {key: meta}}, body)
-    return mutated(r, repacked(header, body))
-
-
-# targets: make(r) is an input, read(input) returns whether it is valid or raises ---------------------------------------------
+# targets: make(r) returns an input; read(input) raises if it is not valid ---------------------------------------------
 
 
 class Shard:
@@ -169,10 +79,11 @@ class Artifact:
     errors = (UserError,)
 
     def __init__(self, folder):
-        self.settings = Settings(vocab_size=2, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, train_seq_len=4, mlp_mult=1)
+        settings = Settings(vocab_size=2, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, train_seq_len=4,
+                            mlp_mult=1)
         self.samples = []
         for levels in (127, 127, 2, 5.5, 300, "fp16"):
-            file, payload = encode_model(self.settings, initial_weights(self.settings),
+            file, payload = encode_model(settings, initial_weights(settings),
                                          {"matrix": levels, "embed": 127 if levels == 5.5 else levels})
             self.samples.append((file, *unpacked(payload)))
 
@@ -184,7 +95,8 @@ class Artifact:
 
     def read(self, data):
         settings, weights = decode_model(data, 1 << 20)
-        assert all(np.isfinite(weight).all() for weight in weights.values()) and settings.model_dim >= 4 and settings.vocab_size
+        assert all(np.isfinite(weight).all() for weight in weights.values())
+        assert settings.model_dim >= 4 and settings.vocab_size
 
 
 class Inflate:
@@ -193,7 +105,8 @@ class Inflate:
 
     def __init__(self, folder):
         text = bytes(range(256)) + b"parity" * 60
-        self.samples = [zlib.compress(text, level) for level in (0, 1, 9)] + [zlib_encode(text), zlib_encode(b""), zlib.compress(bytes(1 << 20), 9)]
+        self.samples = [*(zlib.compress(text, level) for level in (0, 1, 9)), zlib_encode(text), zlib_encode(b""),
+                        zlib.compress(bytes(1 << 20), 9)]
 
     def make(self, r):
         data = r.choice(self.samples)
@@ -238,11 +151,15 @@ class TokenizerModel:
 
     def __init__(self, folder):
         self.path = Path(folder) / "hostile.model"
-        pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("\u2581", 1), ("a", 1), ("b", 1), ("\u2581a", 1), ("ab", 1), ("\u2581b", 4)]
-        self.fields = [self.field(1, self.field(1, text.encode()) + self.field(2, struct.pack("<f", -i), 5) + self.field(3, bytes([kind]), 0))
-                       for i, (text, kind) in enumerate(pieces)]
+        pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("\u2581", 1), ("a", 1), ("b", 1), ("\u2581a", 1), ("ab", 1),
+                  ("\u2581b", 4)]
+        self.fields = []
+        for i, (text, kind) in enumerate(pieces):
+            score, type_ = self.field(2, struct.pack("<f", -i), 5), self.field(3, bytes([kind]), 0)
+            self.fields.append(self.field(1, self.field(1, text.encode()) + score + type_))
         # trainer: unigram, 9 ids; normalizer: identity, with a marker before the text
-        self.fields += [self.field(2, b"\x18\x01\x20\x09"), self.field(3, self.field(1, b"identity") + b"\x18\x01\x20\x01")]
+        self.fields.append(self.field(2, b"\x18\x01\x20\x09"))
+        self.fields.append(self.field(3, self.field(1, b"identity") + b"\x18\x01\x20\x01"))
         model = sentencepiece.SentencePieceProcessor()
         model.LoadFromSerializedProto(b"".join(self.fields))
         assert model.vocab_size() == 9
@@ -255,7 +172,7 @@ class TokenizerModel:
     def make(self, r):
         fields, how = list(self.fields), r.random()
         at = int(r.random() * len(fields))
-        if how < 0.5:  # the length of what changes is kept right
+        if how < 0.5:  # the length of the changed field stays right
             fields[at] = self.field(fields[at][0] >> 3, mutated(r, fields[at][2:])[:127])
         elif how < 0.6:
             fields[at] *= int(r.random() * 4)
@@ -292,15 +209,17 @@ class SettingsTarget:
     def read(self, given):
         flags, environment = given
         settings = load_settings(Settings, flags, environment, str)
-        assert 0 <= settings.vocab_size <= 65536 and 0 <= settings.matrix_lr <= 100 and settings.model_dim % settings.num_heads == 0
+        assert 0 <= settings.vocab_size <= 65536 and 0 <= settings.matrix_lr <= 100
+        assert settings.model_dim % settings.num_heads == 0
 
 
 class Checkpoint:
-    """checkpoint.py: a file whose digest is right, but for some."""
+    """checkpoint.py: a file, in most cases with the right digest."""
     errors = (UserError, ValueError)
 
     def __init__(self, folder):
-        self.arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "v": np.ones(3), "adam_step": np.array(7, np.float32)}
+        self.arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "v": np.ones(3),
+                       "adam_step": np.array(7, np.float32)}
         self.expected = {name: (array.shape, str(array.dtype)) for name, array in self.arrays.items()}
         self.identity = {"SEED": 1, "code": "ab"}
         self.sample = write_checkpoint(Path(folder), 3, 1.5, self.identity, self.arrays).read_bytes()
@@ -323,9 +242,10 @@ class Submission:
     errors = (ValueError,)
 
     def __init__(self, folder):
-        self.sample = {"author": "A", "github_id": "a", "name": "N", "blurb": "B", "date": "2026-01-31", "track": "track_non_record_16mb",
-                       "val_loss": 2.07, "val_bpb": 1.22, "bytes_total": 15_900_000, "bytes_code": 47_642, "step_stop": 20_000,
-                       "wallclock_seconds": 600.5, "seeds": [1, 2], "seed_results": {"1": {"val_loss": 2.07, "val_bpb": 1.22}}}
+        self.sample = {"author": "A", "github_id": "a", "name": "N", "blurb": "B", "date": "2026-01-31",
+                       "track": "track_non_record_16mb", "val_loss": 2.07, "val_bpb": 1.22, "bytes_total": 15_900_000,
+                       "bytes_code": 47_642, "step_stop": 20_000, "wallclock_seconds": 600.5, "seeds": [1, 2],
+                       "seed_results": {"1": {"val_loss": 2.07, "val_bpb": 1.22}}}
 
     def make(self, r):
         if r.random() < 0.5:
@@ -344,15 +264,15 @@ class Submission:
 
 
 class Refused(Exception):
-    """A reader's way to say no without an exception of its own."""
+    """Raised here where a reader refuses without an exception of its own."""
 
 
-TARGETS = {"shard": Shard, "artifact": Artifact, "zlib": Inflate, "runlog": RunLog, "tokenizer": TokenizerModel, "settings": SettingsTarget,
-           "checkpoint": Checkpoint, "submission": Submission}
+TARGETS = {"shard": Shard, "artifact": Artifact, "zlib": Inflate, "runlog": RunLog, "tokenizer": TokenizerModel,
+           "settings": SettingsTarget, "checkpoint": Checkpoint, "submission": Submission}
 
 
 def attempt(target, given):
-    """True: a valid result; False: refused. Raises AssertionError, or whatever the reader should not have raised."""
+    """True for a valid result, False if refused. Raises AssertionError, or whatever the reader must not raise."""
     try:
         target.read(given)
     except (Refused, *target.errors):
@@ -371,7 +291,7 @@ def from_bytes(name, data):
 
 
 def keep(name, given, error):
-    """Writes a finding; returns its path."""
+    """Write a finding; returns its path."""
     data = as_bytes(given)
     FINDINGS.mkdir(exist_ok=True)
     path = FINDINGS / f"{name}-{zlib.crc32(data):08x}"
@@ -381,7 +301,7 @@ def keep(name, given, error):
 
 
 def read_block(name, target, block, count):
-    """(valid, refused, findings) of the inputs of a block."""
+    """Numbers of the inputs of a block that are [valid, refused, findings]."""
     r = random.Random(f"{name} {block}")
     totals = [0, 0, 0]
     for _ in range(count):
@@ -397,7 +317,7 @@ def read_block(name, target, block, count):
 
 
 def read_many(name, first, blocks, count, folder, pipe):
-    """Reads blocks in this process; sends the totals of each."""
+    """Read blocks in this process; send the totals of each."""
     if sys.platform == "linux":
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
@@ -406,7 +326,7 @@ def read_many(name, first, blocks, count, folder, pipe):
     for block in range(first, first + blocks):
         signal.alarm(BLOCK_SECONDS)
         pipe.send(read_block(name, target, block, count))
-    if sys.platform == "linux":  # ru_maxrss would hold what the parent had
+    if sys.platform == "linux":  # ru_maxrss would include the parent's peak
         pipe.send(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10)
     else:
         pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 20)
@@ -414,13 +334,16 @@ def read_many(name, first, blocks, count, folder, pipe):
 
 
 def campaign(name, inputs, first=0):
-    """dict of totals for one target, read in a process of its own: inputs, valid, refused, findings, seconds, MiB at most."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:  # a file is written for each input
+    """dict of totals for one target, read in its own process: inputs, valid, refused, findings, seconds, peak MiB."""
+    parent = "/dev/shm" if os.path.isdir("/dev/shm") else None  # in memory: a file is written for each input
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
         return campaign_in(folder, name, inputs, first)
 
 
 def campaign_in(folder, name, inputs, first):
-    start, totals, context = time.perf_counter(), np.zeros(3, np.int64), multiprocessing.get_context("spawn")
+    start = time.perf_counter()
+    totals = np.zeros(3, np.int64)
+    context = multiprocessing.get_context("spawn")
     block_size = min(BLOCK, inputs)
     ours, theirs = context.Pipe(False)
     process = context.Process(target=read_many, args=(name, first, inputs // block_size, block_size, folder, theirs))
@@ -436,24 +359,28 @@ def campaign_in(folder, name, inputs, first):
                 memory = got
     except EOFError:
         process.join()
-        print(f"{name}: the process died (exit code {process.exitcode}) in block {first + int(totals.sum()) // block_size}", file=sys.stderr)
+        block = first + int(totals.sum()) // block_size
+        print(f"{name}: the process died (exit code {process.exitcode}) in block {block}", file=sys.stderr)
         totals[2] += 1
     process.join()
-    return {"target": name, "inputs": int(totals.sum()), "valid": int(totals[0]), "refused": int(totals[1]), "findings": int(totals[2]),
-            "seconds": time.perf_counter() - start, "MiB": memory or 0}
+    valid, refused, findings = totals.tolist()
+    return {"target": name, "inputs": valid + refused + findings, "valid": valid, "refused": refused,
+            "findings": findings, "seconds": time.perf_counter() - start, "MiB": memory or 0}
 
 
 def main():
     parser = argparse.ArgumentParser("python -m tests.hostile", description=__doc__.splitlines()[0])
-    parser.add_argument("--inputs", type=int, default=250_000, help="for each target (default 250,000)")
-    parser.add_argument("--target", choices=TARGETS, help="only this one")
+    parser.add_argument("--inputs", type=int, default=250_000, help="inputs per target (default 250,000)")
+    parser.add_argument("--target", choices=TARGETS, help="read only this target")
     parser.add_argument("--first-block", type=int, default=0, help="start at other seeds")
     given = parser.parse_args()
     print(f"{'target':<12}{'inputs':>12}{'valid':>12}{'refused':>12}{'findings':>10}{'seconds':>9}{'MiB':>6}")
-    whole, clock = np.zeros(4, np.int64), time.perf_counter()
+    clock = time.perf_counter()
+    whole = np.zeros(4, np.int64)
     for name in [given.target] if given.target else TARGETS:
         t = campaign(name, given.inputs, given.first_block)
-        print(f"{name:<12}{t['inputs']:>12,}{t['valid']:>12,}{t['refused']:>12,}{t['findings']:>10,}{t['seconds']:>9.0f}{t['MiB']:>6}", flush=True)
+        print(f"{name:<12}{t['inputs']:>12,}{t['valid']:>12,}{t['refused']:>12,}{t['findings']:>10,}"
+              f"{t['seconds']:>9.0f}{t['MiB']:>6}", flush=True)
         whole += [t["inputs"], t["valid"], t["refused"], t["findings"]]
     print("{:<12}{:>12,}{:>12,}{:>12,}{:>10,}{:>9.0f}".format("all", *whole.tolist(), time.perf_counter() - clock))
     return 1 if whole[3] else 0

@@ -23,7 +23,7 @@ META = ('{"format":1,"settings":{"logit_softcap":30.0,"mlp_mult":2,"model_dim":8
 
 
 def made_weights(settings):
-    """Multiples of 2**-24 from raw integers: the same on every machine. The first row of a matrix is zero."""
+    """Multiples of 2**-24 from raw integers, the same on every machine. The first row of each matrix is zero."""
     weights = {}
     for name, p in param_table(settings).items():
         words = np.random.Philox(key=zlib.crc32(name.encode())).random_raw(int(np.prod(p.shape))).reshape(p.shape)
@@ -45,7 +45,7 @@ def model():
 
 
 def wrap(header, body):
-    """A model file of any header and body."""
+    """A model file with any header and body."""
     header = header if isinstance(header, bytes) else header.encode()
     return zlib_encode(len(header).to_bytes(8, "little") + header + body)
 
@@ -95,7 +95,7 @@ def test_the_format_as_described(model):
 
 @pytest.mark.parametrize("settings", [
     TINY, Settings(vocab_size=5, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1),
-    dataclasses.replace(TINY, train_seq_len=999_999),  # fits no default batch, which is no part of a model
+    dataclasses.replace(TINY, train_seq_len=999_999),  # fits no default batch, which is not part of a model
 ])
 def test_round_trip(settings):
     weights = made_weights(settings)
@@ -106,12 +106,12 @@ def test_round_trip(settings):
 
 
 def test_equal_weights_give_equal_bytes(model):
-    """Whatever the order of the dict, the layout in memory and the wider dtype of reference mode."""
+    """Whatever the order of the dict, the layout in memory, or the wider dtype of reference mode."""
     for change in (np.array, np.asfortranarray, np.float64, lambda w: np.repeat(w, 2, axis=-1)[..., ::2]):
         assert encode_model(TINY, {name: change(WEIGHTS[name]) for name in reversed(WEIGHTS)})[0] == model[0]
 
 
-def test_settings_that_are_no_part_of_the_model_leave_no_trace(model):
+def test_settings_outside_the_model_leave_no_trace(model):
     other = dataclasses.replace(TINY, seed=1, iterations=5, compute_dtype="float64", data_path="elsewhere")
     assert encode_model(other, WEIGHTS)[0] == model[0]
     assert encode_model(dataclasses.replace(TINY, rope_base=501.0), WEIGHTS)[0] != model[0]
@@ -137,7 +137,7 @@ def test_levels_are_in_the_header_where_they_are_not_127(levels, words):
     assert same(weights, dequantize_weights(TINY, quantize_weights(TINY, WEIGHTS, levels), levels))
 
 
-# files from anyone ----------------------------------------------------------------------------------------------------
+# untrusted files ------------------------------------------------------------------------------------------------------
 
 
 def test_truncated(model):
@@ -147,7 +147,7 @@ def test_truncated(model):
 
 
 def test_flipped_bits(model):
-    """The bits between the last code and the checksum stand for nothing; every other one is caught."""
+    """The padding bits between the last code and the checksum mean nothing; a change of any other bit is caught."""
     file, padding = model[0], len(model[0]) - 5
     places = [*range(8 * 40), *range(8 * 40, 8 * len(file), 13), *range(8 * padding, 8 * len(file))]
     for bit in places:
@@ -178,9 +178,9 @@ def test_the_limit_is_inclusive(model):
     refused(model[0], f"expands to more than {size - 1} bytes", max_payload=size - 1)
 
 
-def test_what_is_no_zlib_stream():
-    refused(b"PK\3\4" * 9, "is no zlib stream")
-    refused(b"\x78\xbb" + bytes(20), "is no zlib stream")  # asks for a dictionary
+def test_what_is_not_a_zlib_stream():
+    refused(b"PK\3\4" * 9, "is not a zlib stream")
+    refused(b"\x78\xbb" + bytes(20), "is not a zlib stream")  # asks for a dictionary
     refused(b"", "is cut short")
 
 
@@ -196,7 +196,7 @@ def test_what_has_no_header(payload):
 @pytest.mark.parametrize("meta", [
     "", "1", "null", "[]", "{", "[" * 50_000, '{"format":1}', '{"settings":{}}', '{"format":1,"settings":[]}',
     '{"format":1,"settings":7}', '{"format":1,"settings":{}}', '{"format":1,"settings":"abc"}',
-    '{"format":1,"settings":[["a"],1]}', '{"format":{},"settings":{}}',
+    '{"format":1,"settings":[["a"],1]}', '{"format":1,"settings":[[1,2]]}', '{"format":{},"settings":{}}',
     '{"format":' + "1" * 5000 + ',"settings":{}}', META.replace('"format":1', '"format":"1"'),
     META.replace('"format":1', '"format":1.0'), META.replace('"format":1', '"format":true'),
     META.replace('"format":1,', ""), json.dumps({"format": 1, "settings": [*json.loads(META)["settings"]]}),
@@ -221,11 +221,13 @@ def test_another_version(model, old, new, words):
 
 
 @pytest.mark.parametrize("levels, words", [
-    ('{"matrix":4}', "beyond its 4 levels"), ('{"matrix":127}', "canonical"), ("{}", "canonical"), ('{"matrix":5.0}', "canonical"),
-    ('{"matrix":5.00}', "canonical"), ('[["matrix",5]]', "canonical"), ('{"matrix":1.9}', "number"), ('{"matrix":32768}', "number"),
-    ('{"matrix":"auto"}', "number"), ('{"matrix":true}', "number"), ('{"matrix":null}', "number"), ('{"matrix":NaN}', "number"),
-    ('{"matrix":1e999}', "number"), ('{"matrix":1%s}' % ("0" * 400), "number"), ('{"matrix":[5]}', "number"), ('{"scalar":5}', "scalar"),
-    ('{"matrix":5,"x":5}', "'x'"), ("5", "header"), ("null", "header"), ('{"matrix":"fp16"}', "tensor"), ('{"matrix":300}', "tensor"),
+    ('{"matrix":4}', "beyond its 4 levels"), ('{"matrix":127}', "canonical"), ("{}", "canonical"),
+    ('{"matrix":5.0}', "canonical"), ('{"matrix":5.00}', "canonical"), ('[["matrix",5]]', "canonical"),
+    ('{"matrix":1.9}', "number"), ('{"matrix":32768}', "number"), ('{"matrix":"auto"}', "number"),
+    ('{"matrix":true}', "number"), ('{"matrix":null}', "number"), ('{"matrix":NaN}', "number"),
+    ('{"matrix":1e999}', "number"), ('{"matrix":1%s}' % ("0" * 400), "number"), ('{"matrix":[5]}', "number"),
+    ('{"scalar":5}', "scalar"), ('{"matrix":5,"x":5}', "'x'"), ("5", "header"), ("null", "header"),
+    ('{"matrix":"fp16"}', "tensor"), ('{"matrix":300}', "tensor"),
 ])
 def test_other_levels(levels, words):
     groups = {"matrix": 5, "embed": 127, "head": 127}
@@ -261,7 +263,7 @@ def test_other_settings(model, name, value, words):
 
 
 def swapped(header):
-    """The header with its first two float16 tensors, which are of one size, in each other's place."""
+    """The header with its first two float16 tensors, which have the same size, swapped."""
     tensors = list(json.loads(header).items())
     i = next(i for i, (_, tensor) in enumerate(tensors)
              if tensor.get("dtype") == "F16" and tensor["shape"] == tensors[i + 1][1]["shape"])
@@ -310,7 +312,7 @@ def test_other_spellings(model, spell, words):
 
 
 def test_random_damage_below_the_checksum(model):
-    """Edits of the header, compressed anew: refused, and by no other exception."""
+    """Random edits of the header, compressed again, are refused with UserError and no other exception."""
     _, header, body = model
     choose = random.Random(0)
     for _ in range(1000):

@@ -17,7 +17,7 @@ def endless(start, count):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
-@pytest.mark.parametrize("step", [0, 1, 2, 3, 10**9])  # the second epoch begins within step 2
+@pytest.mark.parametrize("step", [0, 1, 2, 3, 10**9])  # the second epoch begins in step 2
 def test_the_ranks_share_the_batch_of_the_stream(step, world_size):
     stream = TokenStream(SHARDS)
     rows = np.concatenate([step_rows(stream, RUN, step, rank, world_size) for rank in range(world_size)])
@@ -42,7 +42,7 @@ def test_read_repeats_the_shards_in_order(lengths, start, count):
 
 
 def test_shards_on_disk_stay_there(tmp_path):
-    """A shard of the challenge is 200 MB: a step reads its own tokens only."""
+    """A shard of the challenge has 200 MB: a step reads only its own tokens."""
     TOKENS.tofile(tmp_path / "shard")
     shard = np.memmap(tmp_path / "shard", np.uint16, "r")
     stream = TokenStream([shard])

@@ -9,7 +9,8 @@ from common.fit import LOOSE, PASSES, encode_within, fit_levels, search_levels
 from common.params import param_table
 from common.settings import Settings, UserError
 
-SMALL = Settings(vocab_size=200, num_layers=3, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=16, quant_levels="auto")
+SMALL = Settings(vocab_size=200, num_layers=3, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=16,
+                 quant_levels="auto")
 
 
 def normal(settings):
@@ -30,7 +31,8 @@ def test_the_file_fits_the_budget_and_little_is_left(times):
     levels = read_model(model)[1]
     assert levels["matrix"] == levels["embed"] and (levels["matrix"] < 127) == (times > 1)
     assert {kind for kind, _ in lines} == {"quant"} and 1 <= len(lines) <= PASSES
-    assert lines[-1][1]["levels"] == f"matrix={levels['matrix']},embed={levels['embed']}" and lines[-1][1]["bytes"] == len(model)
+    assert lines[-1][1]["levels"] == f"matrix={levels['matrix']},embed={levels['embed']}"
+    assert lines[-1][1]["bytes"] == len(model)
 
 
 def test_more_bytes_have_less_error():
@@ -40,23 +42,24 @@ def test_more_bytes_have_less_error():
     assert [point[2] for point in by_size] == sorted((point[2] for point in tried), reverse=True)
 
 
-def test_only_groups_that_are_auto_change():
+def test_only_auto_groups_change():
     s = dataclasses.replace(SMALL, quant_levels="matrix=auto,embed=fp16")
     levels, _ = fit_levels(s, WEIGHTS, PLAIN)
     assert levels["embed"] == "fp16" and 2 < levels["matrix"] < 127
     assert PLAIN * (1 - 2 * LOOSE) <= len(encode_model(s, WEIGHTS, levels)[0]) <= PLAIN
 
 
-def test_a_small_model_takes_the_most_levels():
+def test_a_small_model_gets_the_most_levels():
     levels, tried = fit_levels(SMALL, WEIGHTS, 10 * PLAIN)
     assert levels == {"matrix": 32767, "embed": 32767} and tried[-1][2] < 1e-4
     assert read_model(encode_model(SMALL, WEIGHTS, levels)[0])[1] == levels
 
 
-def test_what_does_not_fit_at_2_levels_is_told_with_what_would():
+def test_the_error_for_a_model_too_large_at_2_levels_says_what_would_fit():
     least = len(encode_model(SMALL, WEIGHTS, {"matrix": 2, "embed": 2})[0])
     assert fit_levels(SMALL, WEIGHTS, least)[0]["matrix"] == pytest.approx(2, rel=0.05)
-    with pytest.raises(UserError, match=f"at 2 levels the model has {least:,} bytes, 3,000 more than .* NUM_LAYERS=2 would fit") as error:
+    words = f"at 2 levels the model has {least:,} bytes, 3,000 more than .* NUM_LAYERS=2 would fit"
+    with pytest.raises(UserError, match=words) as error:
         fit_levels(SMALL, WEIGHTS, least - 3000)
     assert error.value.status == "over_budget"
     with pytest.raises(UserError, match="smaller MODEL_DIM"):

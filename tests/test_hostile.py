@@ -1,16 +1,16 @@
-"""Readers of bytes from anyone: `python -m pytest tests/test_hostile.py`; tests/hostile.py makes the input and says how."""
+"""Readers of untrusted bytes: `python -m pytest tests/test_hostile.py`. tests/hostile.py makes the inputs."""
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.hostile import FINDINGS, TARGETS, attempt, campaign, from_bytes
 
-INPUTS = 250_000  # for each target
+INPUTS = 250_000  # per target
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_seeded_mutations(name):
-    """A valid result or the reader's own error, in bounded memory; and both do happen."""
+    """A reader gives a valid result or its own error, in bounded memory, and both do happen."""
     totals = campaign(name, INPUTS)
     assert totals["findings"] == 0 and totals["inputs"] == INPUTS
     assert totals["valid"] > INPUTS // 200 and totals["refused"] > INPUTS // 2, totals
@@ -19,7 +19,7 @@ def test_seeded_mutations(name):
 
 @pytest.mark.parametrize("name", [name for name in TARGETS if name not in ("settings", "runlog")])
 def test_any_bytes(name, tmp_path):
-    """Bytes that hypothesis makes up, alone and in the middle of a sample."""
+    """Bytes from hypothesis, alone and in the middle of a sample."""
     import random
     target = TARGETS[name](tmp_path)
     sample = target.make(random.Random(0))
@@ -40,7 +40,7 @@ def test_any_text(flags, line):
 
 
 def test_findings_stay_mended(tmp_path):
-    """Every input that once brought out what no reader should: tests/hostile/TARGET-*."""
+    """Every input that a reader once failed on, in tests/hostile/TARGET-*, still ends as it must."""
     paths = sorted(FINDINGS.iterdir())
     assert "tokenizer-longpiece" in [path.name for path in paths]  # a segmentation fault in sentencepiece 0.2.1
     for path in paths:
@@ -49,7 +49,7 @@ def test_findings_stay_mended(tmp_path):
 
 
 def test_a_finding_is_noticed(tmp_path, monkeypatch):
-    """The harness itself: another exception counts as a finding, and its input is kept as it was."""
+    """The harness itself: an exception that is not the reader's own counts as a finding, and its input is kept."""
     import random
 
     import tests.hostile as hostile

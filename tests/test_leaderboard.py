@@ -17,30 +17,53 @@ from records.page import write_page
 from tests.conftest import ROOT
 from tests.made_records import FINEWEB, make_record, make_run
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
+BROWSERS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
 PWN = "document.documentElement.dataset.pwned=1"
-PAYLOAD = f"<img src=x onerror=\"{PWN}\"><script>{PWN}</script></script><svg onload=\"{PWN}\">]]>'\"`${{{PWN}}}` | javascript:alert(1) &lt;b&gt;"
+PAYLOAD = (
+    f'<img src=x onerror="{PWN}"><script>{PWN}</script></script><svg onload="{PWN}">'
+    f"]]>'\"`${{{PWN}}}` | javascript:alert(1) &lt;b&gt;"
+)
 
 
 def browse(page, folder, width=1280, scheme="light"):
     """The DOM of a page as headless Chromium has it after its scripts."""
     browser = next((path for path in map(shutil.which, BROWSERS) if path), None)
-    assert browser, "this test needs Chromium: `apt-get install chromium`, `brew install --cask chromium` or Google Chrome"
+    hint = "`apt-get install chromium`, `brew install --cask chromium` or Google Chrome"
+    assert browser, f"this test needs Chromium: {hint}"
     profile = Path(folder, "profile")
     shutil.rmtree(profile, ignore_errors=True)
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}", f"--window-size={width},900",
-             f"--blink-settings=preferredColorScheme={int(scheme == 'light')}", "--virtual-time-budget=2000", "--dump-dom"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={profile}",
+        f"--window-size={width},900",
+        f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
+        "--virtual-time-budget=2000",
+        "--dump-dom",
+    ]
     done = subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, check=True, timeout=120)
     return done.stdout
 
 
 def drive(page, folder, script, **look):
-    """Runs a script of ours in a copy of the page, whose policy would refuse it, and returns what it gives to done()."""
+    """Run a script of ours in a copy of the page without its policy, which would refuse the script. Returns what the
+    script passes to done()."""
     text = page.read_text()
     assert "Content-Security-Policy" in text
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-    driver = "<script>{const done = (x) => document.documentElement.setAttribute('data-done', JSON.stringify(x));" + script + "}</script></body>"
+    done = "const done = (x) => document.documentElement.setAttribute('data-done', JSON.stringify(x));"
+    driver = f"<script>{{{done}{script}}}</script></body>"
     copy = Path(folder, "driven.html")
     copy.write_text(text.replace("</body>", driver))
     dom = browse(copy, folder, **look)
@@ -67,12 +90,20 @@ def board(tmp_path_factory):
 
 def test_ranks_are_by_score_within_a_track_and_data_and_need_the_checks(board):
     entries = {e["name"]: e for e in read_entries(board)}
-    assert {name: e["rank"] for name, e in entries.items()} == {"Best": 1, "Better": 2, "Naive Baseline": 3, "Broken": None, "4-Hour Baseline": 1,
-                                                                "Elsewhere": 1}
+    assert {name: e["rank"] for name, e in entries.items()} == {
+        "Best": 1,
+        "Better": 2,
+        "Naive Baseline": 3,
+        "Broken": None,
+        "4-Hour Baseline": 1,
+        "Elsewhere": 1,
+    }
     assert entries["Elsewhere"]["data"] == "pydoc_sp1024" and entries["Best"]["data"] == "FineWeb"
-    assert entries["Naive Baseline"]["verdict"].startswith("published by the challenge") and entries["Broken"]["verdict"] == "fails"
+    assert entries["Naive Baseline"]["verdict"].startswith("published by the challenge")
+    assert entries["Broken"]["verdict"] == "fails"
     readme = (board / "README.md").read_text()
-    assert "| 1 | [Best](track_10min_16mb/2026-05-03_best/README.md) | **1.1998**<br>3 seeds, 1.1998" in readme and "which is not FineWeb" in readme
+    assert "| 1 | [Best](track_10min_16mb/2026-05-03_best/README.md) | **1.1998**<br>3 seeds, 1.1998" in readme
+    assert "which is not FineWeb" in readme
     assert "| &ndash; | [Broken]" in readme and "fails: compile, code bytes, logs" in readme
 
 
@@ -90,7 +121,8 @@ def test_the_score_that_ranks_is_the_logs_and_its_bytes_must_be_shown(tmp_path):
     assert (entry["name"], entry["data"], entry["rank"]) == ("Claimed", "FineWeb", None) and "score" in entry["checks"]
     for log in claimed.glob("*.log"):
         log.write_text(re.sub(r"(?m)^(scored|data): .*\n", "", log.read_text()))
-    (claimed / "submission.json").write_text((claimed / "submission.json").read_text().replace("pydoc_sp1024", "FineWeb"))
+    fields = (claimed / "submission.json").read_text()
+    (claimed / "submission.json").write_text(fields.replace("pydoc_sp1024", "FineWeb"))
     entry = read_entries(tmp_path / "records")[0]
     assert (entry["data"], entry["rank"], entry["verdict"]) == ("FineWeb", None, "not verified"), entry["why"]
 
@@ -104,7 +136,8 @@ def test_the_output_is_the_same_twice_and_the_repositorys_own_is_current(board, 
         shutil.copytree(ROOT / "records" / track, copy / track)
     assert main(["leaderboard", "--records", str(copy)]) == 0
     for name in ("README.md", "index.html"):
-        assert (copy / name).read_bytes() == (ROOT / "records" / name).read_bytes(), f"records/{name} is old: python -m records leaderboard"
+        same = (copy / name).read_bytes() == (ROOT / "records" / name).read_bytes()
+        assert same, f"records/{name} is old: python -m records leaderboard"
 
 
 def test_only_the_pinned_files_are_the_challenges_own(board):
@@ -114,7 +147,8 @@ def test_only_the_pinned_files_are_the_challenges_own(board):
     shutil.copytree(path, other)
     forged = path.with_name("2026-03-18_forged")
     shutil.copytree(path, forged)
-    assert not is_founding(open_folder(other)) and not is_founding(open_folder(forged)) and main(["verify", str(other)]) == 1
+    assert not is_founding(open_folder(other)) and not is_founding(open_folder(forged))
+    assert main(["verify", str(other)]) == 1
     shutil.rmtree(other)
     shutil.rmtree(forged)
 
@@ -122,22 +156,26 @@ def test_only_the_pinned_files_are_the_challenges_own(board):
 def test_the_page_works_as_it_is_written(board, tmp_path):
     """With its own policy in force: the script runs, nothing is fetched."""
     dom = browse(board / "index.html", tmp_path)
-    assert 'data-ready="6"' in dom and dom.count('class="row"') == 6 and "FineWeb validation" in dom and "not run here" in dom
+    assert 'data-ready="6"' in dom and dom.count('class="row"') == 6
+    assert "FineWeb validation" in dom and "not run here" in dom
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", dom)
 
 
 def test_sorting_opening_and_keys(board, tmp_path):
     found = drive(board / "index.html", tmp_path, """
-const names = () => [...document.querySelectorAll("table")[0].querySelectorAll("button.name")].map((b) => b.textContent);
+const buttons = () => [...document.querySelectorAll("table")[0].querySelectorAll("button.name")];
+const names = () => buttons().map((b) => b.textContent);
 const out = {ranked: names()};
 document.querySelector('[data-sort="date"]').click(); out.byDate = names();
 document.querySelector('[data-sort="date"]').click(); out.backwards = names();
 out.sorted = document.querySelector('[aria-sort="descending"]').textContent;
 const best = [...document.querySelectorAll("button.name")].find((b) => b.textContent === "Best");
 best.focus(); best.click();
-out.focused = document.activeElement.textContent; out.expanded = document.activeElement.getAttribute("aria-expanded"); out.hash = location.hash;
+out.focused = document.activeElement.textContent; out.hash = location.hash;
+out.expanded = document.activeElement.getAttribute("aria-expanded");
 const detail = document.querySelector("tr.detail");
-out.paths = detail.querySelectorAll("svg path").length; out.titles = [...detail.querySelectorAll("h3")].map((x) => x.firstChild.textContent);
+out.paths = detail.querySelectorAll("svg path").length;
+out.titles = [...detail.querySelectorAll("h3")].map((x) => x.firstChild.textContent);
 const svg = detail.querySelector("svg"); svg.focus();
 svg.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowLeft"})); out.tip = detail.querySelector(".tip").textContent;
 document.activeElement.blur();
@@ -148,16 +186,19 @@ done(out);""")
     assert found["byDate"][2:] == ["Better", "Best", "Broken"]
     assert found["backwards"][:3] == ["Broken", "Best", "Better"] and found["sorted"] == "date"
     assert (found["focused"], found["expanded"], found["hash"]) == ("Best", "true", "#track_10min_16mb/2026-05-03_best")
-    assert found["paths"] == 6 and found["titles"] == ["Byte budget", "Training loss", "Validation"] and "seed" in found["tip"]
+    assert found["titles"] == ["Byte budget", "Training loss", "Validation"]
+    assert found["paths"] == 6 and "seed" in found["tip"]
     assert found["closed"] and found["nonRecord"] == ["4-Hour Baseline"]
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(500, "light"), (500, "dark"), (1280, "dark")])
 def test_a_phone_and_the_dark(board, tmp_path, width, scheme):
     found = drive(board / "index.html", tmp_path, """document.querySelector("button.name").click();
-done({wide: document.documentElement.scrollWidth, inner: innerWidth, back: getComputedStyle(document.body).backgroundColor,
+done({wide: document.documentElement.scrollWidth, inner: innerWidth,
+      back: getComputedStyle(document.body).backgroundColor,
       head: getComputedStyle(document.querySelector(".board thead")).display});""", width=width, scheme=scheme)
-    assert found["wide"] <= found["inner"] == width and found["head"] == ("none" if width < 760 else "table-header-group")
+    assert found["wide"] <= found["inner"] == width
+    assert found["head"] == ("none" if width < 760 else "table-header-group")
     light = int(re.search(r"\d+", found["back"])[0]) > 128
     assert light == (scheme == "light")
 
@@ -166,11 +207,16 @@ def hostile_board(folder):
     """A record with the payload in every field and place that text can come from."""
     path = make_record(folder, (1.8, 1.81, 1.805))
     fields = json.loads((path / "submission.json").read_text())
-    texts = {name: PAYLOAD[:90 if name in ("github_id", "track") else 190] for name in ("author", "github_id", "name", "blurb", "track")}
-    fields |= texts | {"date": "2026-05-01<script>", "dataset": PAYLOAD, "hardware": PAYLOAD, "seeds": [PAYLOAD, 1, 2, 3]}
+    texts = {
+        name: PAYLOAD[: 90 if name in ("github_id", "track") else 190]
+        for name in ("author", "github_id", "name", "blurb", "track")
+    }
+    fields |= texts | {"date": "2026-05-01<script>", "dataset": PAYLOAD, "hardware": PAYLOAD}
+    fields["seeds"] = [PAYLOAD, 1, 2, 3]
     (path / "submission.json").write_text(json.dumps(fields))
     for log in path.glob("*.log"):
-        text = log.read_text().replace("data/pydoc_sp1024", "data/" + PAYLOAD.replace("/", "")).replace("1 x cpu, float32", PAYLOAD)
+        text = log.read_text().replace("data/pydoc_sp1024", "data/" + PAYLOAD.replace("/", ""))
+        text = text.replace("1 x cpu, float32", PAYLOAD)
         text = text.replace("train_loss:", "train_loss:nan ", 1).replace("step_avg", "\u202e step_avg", 1)
         log.write_text(text)
     (path / "README.md").write_text(PAYLOAD)
@@ -202,7 +248,8 @@ def test_a_hundred_records_stay_small(board, tmp_path):
     entries = read_entries(board)
     steps = [round(20_000 * i / CURVE_POINTS) for i in range(CURVE_POINTS)]
     dense = {"seed": 1337, "train": [[s, 2.1234] for s in steps], "val": [[s, 1.2345] for s in steps]}
-    many = [{**entries[i % len(entries)], "folder": f"2026-05-01_{i}", "blurb": "b" * BLURB, "curves": [dense] * CURVE_SEEDS} for i in range(100)]
+    full = {"blurb": "b" * BLURB, "curves": [dense] * CURVE_SEEDS}
+    many = [entries[i % len(entries)] | full | {"folder": f"2026-05-01_{i}"} for i in range(100)]
     page = tmp_path / "many.html"
     assert write_page(page, "many", "leaderboard.js", {"entries": many, "titles": TITLES, "cap": 16_000_000}) < 10**6
     assert 'data-ready="100"' in browse(page, tmp_path)
@@ -212,12 +259,14 @@ def test_report_page_and_picture(tmp_path, capsys):
     runs = [make_run(tmp_path / "runs", seed, 1.8 + seed / 100) for seed in (1, 2)]
     assert main(["report", *map(str, runs), "-o", str(tmp_path / "r.html")]) == 0
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
-    found = drive(tmp_path / "r.html", tmp_path, """done({titles: [...document.querySelectorAll("h3")].map((x) => x.firstChild.textContent),
+    found = drive(tmp_path / "r.html", tmp_path, """
+done({titles: [...document.querySelectorAll("h3")].map((x) => x.firstChild.textContent),
 tensors: document.querySelectorAll(".small tbody tr").length, text: document.body.textContent,
 paths: document.querySelectorAll("svg path").length});""")
-    assert found["titles"] == ["Training loss", "Validation", "Learning rate", "Throughput", "Byte budget by tensor group",
-                               "Expected rounding error per tensor"]
-    assert found["paths"] == 8 and found["tensors"] == 2 + 13 and "peak MiB" in found["text"] and "embedding" in found["text"]
+    curves = ["Training loss", "Validation", "Learning rate", "Throughput"]
+    assert found["titles"] == [*curves, "Byte budget by tensor group", "Expected rounding error per tensor"]
+    assert found["paths"] == 8 and found["tensors"] == 2 + 13
+    assert "peak MiB" in found["text"] and "embedding" in found["text"]
     assert 'data-ready="2"' in browse(tmp_path / "r.html", tmp_path)
     assert main(["report", str(tmp_path / "no")]) == 2 and "error: " in capsys.readouterr().err
 
@@ -253,7 +302,8 @@ def test_what_int8_costs_is_what_is_expected():
     from records.budget import group_bytes, model_budget
     settings = Settings(vocab_size=260, num_layers=2, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=16)
     random = np.random.Generator(np.random.Philox(3))
-    weights = {name: random.standard_normal(w.shape).astype(np.float32) for name, w in initial_weights(settings).items()}
+    shapes = {name: w.shape for name, w in initial_weights(settings).items()}
+    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     model, _ = encode_model(settings, weights)
     budget = model_budget(model)
     assert sum(group_bytes(budget).values()) == len(model) and {t.name for t in budget} >= set(param_table(settings))
@@ -265,13 +315,16 @@ def test_what_int8_costs_is_what_is_expected():
 
 
 def test_reproduce_prints_data_machine_and_command(capsys):
-    for entry, words in (("naive_baseline", "MAX_WALLCLOCK_SECONDS=600 "), ("2026-03-18_4_hour_baseline", "MAX_WALLCLOCK_SECONDS=14400 ")):
+    check = "import os; from common.settings import *; load_settings(Settings, [], os.environ, exit)"
+    entries = {"naive_baseline": "=600 ", "2026-03-18_4_hour_baseline": "=14400 "}
+    for entry, seconds in entries.items():
+        words = f"MAX_WALLCLOCK_SECONDS{seconds}"
         assert main(["reproduce", entry, "--records", str(ROOT / "records")]) == 0
         text = capsys.readouterr().out
         assert words in text and "torchrun --standalone --nproc_per_node=8 train_gpt.py" in text
         assert "8xH100" in text and "fineweb --variant sp1024" in text
         settings = dict(word.split("=") for word in text.splitlines()[-1].split() if "=" in word and word[0].isupper())
-        done = subprocess.run([sys.executable, "-c", "import os; from common.settings import *; load_settings(Settings, [], os.environ, exit)"],
-                              cwd=ROOT, env=settings, check=False)
+        done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, env=settings, check=False)
         assert done.returncode == 0
-    assert main(["reproduce", "nothing", "--records", str(ROOT / "records")]) == 2 and "naive_baseline" in capsys.readouterr().err
+    assert main(["reproduce", "nothing", "--records", str(ROOT / "records")]) == 2
+    assert "naive_baseline" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from common import bpb
 from common.batches import TokenStream, step_rows
 from common.dataset import open_data
 from common.params import initial_weights
-from common.runlog import parse_log
+from common.readlog import parse_log
 from common.settings import Settings, settings_of
 from parity.options import OPTIONS, option_settings
 from parity.problem import full_weights

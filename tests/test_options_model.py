@@ -9,8 +9,16 @@ import pytest
 from common import artifact
 from common.bpb import evaluate
 from common.dataset import open_data
-from common.params import count_params, flops_per_token, initial_weights, layer_order, num_skips, param_table, training_bytes
-from common.runlog import parse_log
+from common.params import (
+    count_params,
+    flops_per_token,
+    initial_weights,
+    layer_order,
+    num_skips,
+    param_table,
+    training_bytes,
+)
+from common.readlog import parse_log
 from common.settings import Settings, UserError, load_settings, model_settings
 from parity import portable
 from parity.ladder import against_definition, climb

@@ -54,7 +54,7 @@ def test_shapes_and_groups():
     (UNTIED, "305b8826b491ec2666090f639e027375ddd525804a5fb3bc9581507ecaa8d92d"),
 ])
 def test_golden_initial_weights(settings, digest):
-    """Every machine and every numpy version starts from these bytes."""
+    """Runs start from these bytes on every machine and with every numpy version."""
     sha256 = hashlib.sha256()
     for name, weight in initial_weights(settings).items():
         assert weight.dtype == np.float32
@@ -102,7 +102,7 @@ def test_every_random_tensor_has_its_own_values_and_follows_the_seed():
 
 @pytest.mark.parametrize("base", [10000.0, 7.0])
 def test_rope_tables(base):
-    """Against rotations by repeated complex multiplication."""
+    """They agree with rotations by repeated complex multiplication."""
     cos, sin = rope_tables(dataclasses.replace(TINY, model_dim=24, rope_base=base), 40)
     assert cos.shape == sin.shape == (40, 6) and cos.dtype == sin.dtype == np.float64
     turn = np.array([np.exp(1j * base ** (-2 * i / 12)) for i in range(6)])

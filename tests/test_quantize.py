@@ -42,13 +42,13 @@ def test_error_is_at_most_half_a_step(seed, magnitude):
     assert q.min() >= -127
     step = scale.astype(np.float64)[:, None]
     error = np.abs(weight - q * step)
-    cut = 127 * 2.0**-25  # a float16 scale below 6e-5 is a multiple of 2**-24: q * scale may end before the weight does
+    cut = 127 * 2.0**-25  # a float16 scale below 6e-5 is a multiple of 2**-24, so 127 * scale may be below the weight
     assert (error <= step / 2 * (1 + 1e-6) + (cut if magnitude < -9 else 0)).all()
 
 
 @pytest.mark.parametrize("top", [2e-3, 5e-3, 0.04, 1.0, 1000.0])
 def test_no_floor_under_the_scale(top):
-    """Fresh and small weights keep a relative error of 0.4 % of their range, as large ones do."""
+    """Fresh and small weights have an error of at most 0.4 % of their range, as large ones do."""
     weight = matrix(2, top=top)
     error = weight - dequantize_rows(*quantize_rows(weight))
     assert 0.0015 < np.abs(error).mean() / top < 0.0025  # a quarter of a step of 1 / 127
@@ -149,9 +149,10 @@ def test_the_rule_at_any_levels(levels):
 def test_wide_codes_are_split_in_two_and_come_back(levels):
     weight = matrix(5, 6, 4000)
     weight[0, :2] = -1, 1  # both ends
-    weight[1] *= 1e-4  # steps of 1e-6 and less, where float16 is coarse
+    weight[1] *= 1e-4  # steps of 1e-6 or less, where float16 is coarse
     stored = store_matrix("w", weight, levels)
-    assert {name: str(tensor.dtype) for name, tensor in stored.items()} == {"w": "int8", "w.low": "uint8", "w.scale": "float16"}
+    kinds = {name: str(tensor.dtype) for name, tensor in stored.items()}
+    assert kinds == {"w": "int8", "w.low": "uint8", "w.scale": "float16"}
     q, scale = quantize_rows(weight, levels)
     for row, step in zip(weight, scale):
         exact = np.abs(row).max() / np.float32(levels)
@@ -162,11 +163,11 @@ def test_wide_codes_are_split_in_two_and_come_back(levels):
     assert (np.abs(back - weight) <= 0.5 * scale.astype(np.float32)[:, None] + 1e-7 * np.abs(weight)).all()
 
 
-def test_low_bits_are_packed_and_rows_filled_up_with_zeros():
+def test_low_bits_are_packed_and_rows_padded_with_zeros():
     q = np.array([[-300, -1, 0, 1, 300], [511, 256, 255, -256, -511]])  # 2 low bits each
     stored = store_matrix("w", q.astype(np.float32), 511)
     stored["w.scale"][:] = 1
-    assert stored["w"][1].tolist() == [127, 64, 63, -64, -128]  # of the row whose step is 1
+    assert stored["w"][1].tolist() == [127, 64, 63, -64, -128]  # the row whose step is 1
     assert "".join(f"{byte:08b}" for byte in stored["w.low"][1]) == "1100110001" + 6 * "0"
     assert load_matrix("w", stored, 511)[1].tolist() == q[1].tolist()
     stored["w.low"][0, -1] |= 1
@@ -176,7 +177,8 @@ def test_low_bits_are_packed_and_rows_filled_up_with_zeros():
 
 def test_groups_have_their_own_levels():
     weights = trained()
-    for text, limits in (("matrix=5,embed=fp16,head=31", {"matrix": 5, "head": 31}), ("7", {"matrix": 7, "embed": 7, "head": 7})):
+    for text, limits in (("matrix=5,embed=fp16,head=31", {"matrix": 5, "head": 31}),
+                         ("7", {"matrix": 7, "embed": 7, "head": 7})):
         s = dataclasses.replace(TINY, quant_levels=text)
         stored = quantize_weights(s, weights)
         back = dequantize_weights(s, stored)
@@ -185,13 +187,16 @@ def test_groups_have_their_own_levels():
                 assert np.abs(stored[name]).max() == limits[p.group]
                 assert np.abs(back[name] - weights[name]).max() <= 0.51 / limits[p.group]
             elif p.group == "embed":
-                assert back[name].tobytes() == weights[name].astype(np.float16).astype(np.float32).tobytes() and name + ".scale" not in stored
+                assert back[name].tobytes() == weights[name].astype(np.float16).astype(np.float32).tobytes()
+                assert name + ".scale" not in stored
             else:
                 assert back[name].tobytes() == weights[name].tobytes()
 
 
-@pytest.mark.parametrize("text, largest", [("127", 8e6), ("2", 8e6 / 127 * 2), ("fp16", 8e6 / 127), ("auto", 8e6 / 127 * 2)])
-def test_a_weight_whose_scale_is_no_float16_is_refused(text, largest):
+@pytest.mark.parametrize("text, largest", [
+    ("127", 8e6), ("2", 8e6 / 127 * 2), ("fp16", 8e6 / 127), ("auto", 8e6 / 127 * 2),
+])
+def test_a_weight_whose_scale_is_not_a_float16_is_refused(text, largest):
     s, weights = dataclasses.replace(TINY, quant_levels=text), trained()
     weights["tok_emb.weight"][0, 0] = largest * 1.01
     assert unstorable(s, weights) == "tok_emb.weight"
@@ -201,8 +206,9 @@ def test_a_weight_whose_scale_is_no_float16_is_refused(text, largest):
         dequantize_weights(s, quantize_weights(s, weights))
 
 
-@pytest.mark.parametrize("levels, name, value", [(5, "tok_emb.weight", 6), (5, "tok_emb.weight", -6), (127, "tok_emb.weight", -128),
-                                                 (300, "tok_emb.weight", 80)])
+@pytest.mark.parametrize("levels, name, value", [
+    (5, "tok_emb.weight", 6), (5, "tok_emb.weight", -6), (127, "tok_emb.weight", -128), (300, "tok_emb.weight", 80),
+])
 def test_codes_beyond_the_levels_are_refused(levels, name, value):
     groups = dict.fromkeys(("matrix", "embed", "head"), levels)
     stored = quantize_weights(TINY, trained(), groups)

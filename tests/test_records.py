@@ -1,18 +1,31 @@
-"""Pack and verify: every check on a folder that passes and on folders that fail it: `python -m pytest tests/test_records.py`."""
+"""Pack and verify: every check on a folder that passes and on folders that fail it.
+
+Run: `python -m pytest tests/test_records.py`.
+"""
 import base64
+import bz2
+import hashlib
 import json
 import lzma
+import os
 import re
 import shutil
+import subprocess
+import sys
 import zlib
 
 import pytest
 
+from common.bundle import bundle, bundle_source, pack, wrapper
 from common.challenge import BUDGET_BYTES
+from common.runlog import log_line
 from records.__main__ import main
-from records.checks import PLACEHOLDER
+from records.checks import PLACEHOLDER, check_logs
+from records.code import inspect_code
 from records.evaluation import check_evaluation
 from records.folder import open_folder
+from records.logs import read_log
+from records.rules import RULESETS
 from records.verify import NAMES, exit_code, read_code, status_of, table, verdict, verify_folder
 from tests import faults
 from tests.conftest import BACKENDS, ROOT, environment, run_script
@@ -82,83 +95,134 @@ def copy_log(folder):
 
 def wrapped(source):
     packed = base64.b85encode(lzma.compress(source, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2}])).decode()
-    return f'import lzma as L,base64 as B\nexec(L.decompress(B.b85decode("{packed}"),format=L.FORMAT_RAW,filters=[{{"id":L.FILTER_LZMA2}}]))'
+    how = 'format=L.FORMAT_RAW,filters=[{"id":L.FILTER_LZMA2}]'
+    return f'import lzma as L,base64 as B\nexec(L.decompress(B.b85decode("{packed}"),{how}))'
 
 
+def files(data):
+    """Writes files, name -> text or bytes, and the folders that they need."""
+    def spoil(folder):
+        for name, content in data.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            write(name, content)(folder)
+    return spoil
+
+
+def write_json(text):
+    return write("submission.json", text)
+
+
+def write_code(text, **others):
+    """Writes train_gpt.py, and other Python files."""
+    return files({"train_gpt.py": text} | {f"{name}.py": content for name, content in others.items()})
+
+
+def link_out(folder):
+    (folder / "secret").symlink_to("/etc/passwd")
+
+
+def append_to_model(folder):
+    write("model.int8.zlib", (folder / "model.int8.zlib").read_bytes() + b"x")(folder)
+
+
+PARTIAL = "final_int8_zlib_roundtrip_exact val_loss:1 val_bpb:1 partial:9/99"
+BOMB = zlib.compress(bytes(160 << 20), 1)
+CODE_BOMB = f"import zlib\nexec(zlib.decompress({zlib.compress(bytes(16 << 20), 1)!r}))"
 FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
     "layout": [
-        ("plain", remove("README.md"), "is missing"), ("plain", write("train_gpt.py", b""), "is empty"), ("plain", rename_folder, "may_1_made"),
-        ("plain", lambda folder: (folder / "secret").symlink_to("/etc/passwd"), "symbolic link"), ("plain", write("README.md", b"\xff"), "UTF-8"),
+        ("plain", remove("README.md"), "is missing"),
+        ("plain", write("train_gpt.py", b""), "is empty"),
+        ("plain", rename_folder, "may_1_made"),
+        ("plain", link_out, "symbolic link"),
+        ("plain", write("README.md", b"\xff"), "UTF-8"),
         ("plain", edit("README.md", "Written", PLACEHOLDER), PLACEHOLDER),
     ],
     "schema": [
-        ("plain", remove("submission.json"), "is missing"), ("plain", write("submission.json", '{"name": "a", "name": "b"}'), "twice"),
-        ("plain", write("submission.json", '{"val_bpb": NaN}'), "NaN"), ("plain", write("submission.json", '{"val_bpb": 1e400}'), "1e400"),
-        ("plain", write("submission.json", "[" * 100_000), "nested too deeply"), ("plain", field(blurb=None), "without blurb"),
-        ("plain", write("submission.json", '{"name": "\\ud800"}'), "surrogate"), ("plain", field(bytes_total=-1), "-1"),
-        ("plain", field(val_bpb="1.8"), "a number"), ("plain", field(date="May 1"), "May 1"),
-        ("plain", field(val_bpb=1.839), "at least 4 decimals"), ("plain", bpb("0e1"), "at least 4"),
-        ("plain", bpb("2"), "at least 4 decimals"), ("record", field(track="non-record"), "non-record"),
-        ("plain", write("submission.json", b" " * (1 << 20) + b"{}"), "more than"),
+        ("plain", remove("submission.json"), "is missing"),
+        ("plain", write_json('{"name": "a", "name": "b"}'), "twice"),
+        ("plain", write_json('{"val_bpb": NaN}'), "NaN"),
+        ("plain", write_json('{"val_bpb": 1e400}'), "1e400"),
+        ("plain", write_json("[" * 100_000), "nested too deeply"),
+        ("plain", field(blurb=None), "without blurb"),
+        ("plain", write_json('{"name": "\\ud800"}'), "surrogate"),
+        ("plain", field(bytes_total=-1), "-1"),
+        ("plain", field(val_bpb="1.8"), "a number"),
+        ("plain", field(date="May 1"), "May 1"),
+        ("plain", field(val_bpb=1.839), "at least 4 decimals"),
+        ("plain", bpb("0e1"), "at least 4"),
+        ("plain", bpb("2"), "at least 4 decimals"),
+        ("record", field(track="non-record"), "non-record"),
+        ("plain", write_json(b" " * (1 << 20) + b"{}"), "more than"),
     ],
     "compile": [
-        ("plain", write("train_gpt.py", "def f(:"), "does not compile"), ("plain", write("train_gpt.py", "(" * 5000), "too"),
-        ("plain", write("train_gpt.py", b"x = 1\0"), "NUL"), ("plain", write("train_gpt.py", wrapped(b"def f(:")), "does not compile"),
-        ("plain", write("train_gpt.py", f"import zlib\nexec(zlib.decompress({zlib.compress(bytes(16 << 20), 1)!r}))"), "expands to more"),
+        ("plain", write_code("def f(:"), "does not compile"),
+        ("plain", write_code("(" * 5000), "too"),
+        ("plain", write_code(b"x = 1\0"), "NUL"),
+        ("plain", write_code(wrapped(b"def f(:")), "does not compile"),
+        ("plain", write_code(CODE_BOMB), "expands to more"),
     ],
     "code bytes": [
-        ("plain", lambda f: write("train_gpt.py", "import importlib\nimportlib.import_module('helper')")(f) or write("helper.py", "x = 1")(f),
-         "reaches helper.py"),
-        ("plain", lambda f: (f / "p").mkdir() or write("train_gpt.py", "import p.a")(f) or write("p/a.py", "from . import b")(f) or
-         write("p/b.py", "x = 1")(f), "reaches p/a.py, p/b.py"),
+        ("plain", write_code("import importlib\nimportlib.import_module('helper')", helper="x = 1"), "reaches helper.py"),
+        ("plain", files({"train_gpt.py": "import p.a", "p/a.py": "from . import b", "p/b.py": "x = 1"}),
+         "reaches p/a.py, p/b.py"),
         ("plain", write("table.bin", b"12345"), "5 bytes in table.bin that no check"),
-        ("plain", lambda f: (f / "__pycache__").mkdir() or write("__pycache__/helper.cpython-311.pyc", b"123")(f), "3 bytes in __pycache__/"),
-        ("plain", write("train_gpt.py", SCRIPT + b"\n"), "shipped"), ("plain", field(bytes_code=1), "bytes_code"),
-        ("plain", lambda f: write("train_gpt.py", "exec(open('model_code.py').read())")(f) or write("model_code.py", "pass")(f), "model_code.py"),
-        ("plain", lambda f: write("train_gpt.py", "import helper")(f) or write("helper.py", "x = 1")(f), "helper.py"),
+        ("plain", files({"__pycache__/helper.cpython-311.pyc": b"123"}), "3 bytes in __pycache__/"),
+        ("plain", write_code(SCRIPT + b"\n"), "shipped"),
+        ("plain", field(bytes_code=1), "bytes_code"),
+        ("plain", write_code("exec(open('model_code.py').read())", model_code="pass"), "model_code.py"),
+        ("plain", write_code("import helper", helper="x = 1"), "helper.py"),
     ],
     "artifact": [
-        ("plain", lambda f: [write(n, bytes(8_000_000))(f) for n in ("a.ptz", "b.ptz")] and None, "model files and the code"),
-        ("plain", write("model.int8.zlib", zlib.compress(bytes(160 << 20), 1)), "expands to more"),
+        ("plain", files({"a.ptz": bytes(8_000_000), "b.ptz": bytes(8_000_000)}), "model files and the code"),
+        ("plain", write("model.int8.zlib", BOMB), "expands to more"),
         ("plain", field(bytes_total=16_000_000), "bytes_total"),
-        ("plain", write("model.int8.zlib", b"\0" * BUDGET_BYTES + b"\0"), "more than"), ("plain", write("model.int8.zlib", b"zip"), "no zlib stream"),
+        ("plain", write("model.int8.zlib", b"\0" * BUDGET_BYTES + b"\0"), "more than"),
+        ("plain", write("model.int8.zlib", b"zip"), "zlib stream"),
         ("plain", edit("train.log", r"(?<=submission size int8\+zlib: )\d+", "16000000"), "16,000,000"),
         ("plain", field(bytes_model_int8_zlib=1), "model"),
-        ("plain", lambda f: write("model.int8.zlib", (f / "model.int8.zlib").read_bytes() + b"x")(f), "after its end"),
+        ("plain", append_to_model, "after its end"),
     ],
     "logs": [
-        ("plain", copy_log, "is a copy of"), ("plain", edit("train_seed1.log", '"seed": 1', '"seed": 4'), "seed 4"),
-        ("plain", write("train.log", b"nothing\n"), "no line of a training run"), ("plain", write("train.log", b"\xff\xfe"), "UTF-8"),
-        ("plain", edit("train.log", "step_avg", "step_avg\0"), "NUL"), ("plain", remove("train_seed1.log"), "declared and has no log"),
+        ("plain", copy_log, "is a copy of"),
+        ("plain", edit("train_seed1.log", '"seed": 1', '"seed": 4'), "seed 4"),
+        ("plain", write("train.log", b"nothing\n"), "no line of a training run"),
+        ("plain", write("train.log", b"\xff\xfe"), "UTF-8"),
+        ("plain", edit("train.log", "step_avg", "step_avg\0"), "NUL"),
+        ("plain", remove("train_seed1.log"), "declared and has no log"),
         ("plain", edit("train.log", r"step:598/", "step:5/"), "out of order"),
         ("plain", edit("train.log", r"train_loss:\S+", "train_loss:nan"), "finite"),
         ("plain", edit("train.log", r"(?<=code: bytes:)(\d+) sha256:\w+", "99 sha256:00"), "of train_gpt.py"),
-        ("plain", edit("train.log", r"(?m)^(final_\S+_exact .*)$", "final_int8_zlib_roundtrip_exact val_loss:1 val_bpb:1 partial:9/99"), "partial"),
+        ("plain", edit("train.log", r"(?m)^(final_\S+_exact .*)$", PARTIAL), "partial"),
         ("plain", write("train_seed7.log", b"x" * (5 << 20)), "more than"),
         ("plain", edit("train.log", "status=capped", "status=nonfinite"), "nonfinite"),
     ],
     "score": [
-        ("plain", field(val_bpb=1.8299), "1.8299 claimed"), ("plain", field(val_loss=1.0), "val_loss"),
+        ("plain", field(val_bpb=1.8299), "1.8299 claimed"),
+        ("plain", field(val_loss=1.0), "val_loss"),
         ("plain", field(pre_quant_val_bpb=1.0), "pre_quant"),
         ("plain", bpb("0e1"), "0 claimed"),
-        ("plain", bpb("0e99999999"), "0 claimed"), ("plain", field(val_bpb=2), "2 claimed"),
+        ("plain", bpb("0e99999999"), "0 claimed"),
+        ("plain", field(val_bpb=2), "2 claimed"),
         ("plain", edit("train.log", "data/pydoc_sp1024", "data/FineWeb10B_sp1024", 9), "of FineWeb"),
         ("plain", edit("train.log", r"scored: tokens:\d+", "scored: tokens:99999"), "imply"),
         ("plain", edit("train.log", "final_", "last_", 9), "no final"),
         ("record", edit("train.log", r"scored: tokens:\d+ bytes:\d+\n", "val_tokens: 45508608\n"), "FineWeb"),
-        ("plain", field(val_bpb_std=0.5), "val_bpb_std"), ("plain", field(seed_results={"1": {"val_bpb": 1.25}}), "of seed 1"),
+        ("plain", field(val_bpb_std=0.5), "val_bpb_std"),
+        ("plain", field(seed_results={"1": {"val_bpb": 1.25}}), "of seed 1"),
         ("plain", write("README.md", "Some other data, MAX_WALLCLOCK_SECONDS=600"), "does not say"),
     ],
     "clock": [
         ("record", edit("train.log", r"train_time:\d+ms step:5998", "train_time:700000ms step:5998"), "over"),
         ("plain", edit("train.log", r"train_time:\d+ms", "train_time:nanms", 99), "no training time"),
-        ("plain", edit("train.log", r"step_avg:100.00ms", "step_avg:90.00ms"), "90.0 ms a step"),
+        ("plain", edit("train.log", r"step_avg:100.00ms", "step_avg:90.00ms"), "90.0 ms per step"),
         ("plain", field(wallclock_seconds=5.0), "wallclock"),
-        ("plain", field(step_stop=5), "step_stop"), ("record", edit("train.log", r"eval_time:\d+", "eval_time:600001"), "evaluation took"),
+        ("plain", field(step_stop=5), "step_stop"),
+        ("record", edit("train.log", r"eval_time:\d+", "eval_time:600001"), "evaluation took"),
         ("record", edit("train.log", r"evaluation: time:1.0s", "evaluation: time:600.1s"), "evaluation took 600.1 s"),
         ("plain", write("README.md", "Trained on pydoc_sp1024 for a while"), "the compute is not stated"),
     ],
 }
+CASES = [(check, number) for check, cases in FAILING.items() for number in range(len(cases))]
 
 
 @pytest.mark.parametrize("kind", ["plain", "record"])
@@ -168,7 +232,7 @@ def test_a_packed_folder_passes(made, kind):
     assert exit_code([result]) == 0 and list(result) == list(NAMES)
 
 
-@pytest.mark.parametrize(("check", "number"), [(check, n) for check, cases in FAILING.items() for n in range(len(cases))])
+@pytest.mark.parametrize(("check", "number"), CASES)
 def test_a_spoiled_folder_fails_the_check(copy_of, check, number):
     kind, spoil, words = FAILING[check][number]
     folder = copy_of(kind)
@@ -180,7 +244,9 @@ def test_a_spoiled_folder_fails_the_check(copy_of, check, number):
 
 
 @pytest.mark.parametrize(("source", "words"), [
-    ("import urllib.request", "network"), ("import subprocess", "other processes"), ("import torch\ntorch.load('x')", "pickle"),
+    ("import urllib.request", "network"),
+    ("import subprocess", "other processes"),
+    ("import torch\ntorch.load('x')", "pickle"),
     ("import os\nos.system('ls')", "os.system"), ("for x in val_tokens:\n    def f(): pass\n", None),
     ("def adapt():\n    for chunk in val_tokens:\n        loss(chunk).backward()\n", "before they are trained on"),
     (wrapped(b"import socket"), "(unwrapped)"),
@@ -194,12 +260,120 @@ def test_hazards_are_reported_with_file_and_line(copy_of, source, words):
 
 
 def test_wrapped_source_is_opened_and_reported(copy_of):
-    from records.folder import open_folder
     folder = copy_of("plain")
     write("train_gpt.py", wrapped(SCRIPT))(folder)
     code, failure = read_code(open_folder(folder))
-    assert not failure and f"hold {len(SCRIPT):,} bytes" in code["train_gpt.py"]["wrapped"][0] and not code["train_gpt.py"]["error"]
-    assert status_of(verify_folder(folder)["compile"]) == "WARN"
+    assert not failure and f"hold {len(SCRIPT):,} bytes" in code["train_gpt.py"]["wrapped"][0]
+    assert not code["train_gpt.py"]["error"]
+    assert code["train_gpt.py"]["source_sha256"] == hashlib.sha256(SCRIPT).hexdigest()
+    found = verify_folder(folder)["compile"]
+    assert status_of(found) == "PASS" and "a wrapper, opened" in found[0].observed
+
+
+def test_logs_name_the_source_inside_a_wrapper(copy_of):
+    folder = open_folder(copy_of("plain"))
+    code = {"train_gpt.py": {"source_sha256": folder.logs[0].code_sha256}}
+    assert not list(check_logs(folder, RULESETS["strict"], code))
+    code["train_gpt.py"]["source_sha256"] = "0" * 64
+    [finding] = check_logs(folder, RULESETS["strict"], code)
+    assert (finding.status, finding.expected) == ("FAIL", "000000000000 of train_gpt.py")
+    [finding] = check_logs(folder, RULESETS["strict"], {})
+    assert (finding.status, finding.observed) == ("NOT VERIFIED", "its source could not be read")
+
+
+def inspected(folder, source):
+    (folder / "train_gpt.py").write_bytes(source if isinstance(source, bytes) else source.encode())
+    return inspect_code(folder, ["train_gpt.py"])["train_gpt.py"]
+
+
+def packed(source):
+    """The bundle of a text."""
+    return wrapper(pack(bz2.compress(source[::-1].encode())))
+
+
+@pytest.mark.parametrize("name", BACKENDS.values())
+def test_a_bundle_is_opened_and_no_hazard_itself(tmp_path, name):
+    source = bundle_source(ROOT / name)
+    found = inspected(tmp_path, bundle(ROOT / name))
+    assert not found["error"] and not found["reaches"] and len(found["wrapped"]) == 1
+    assert found["source_sha256"] == hashlib.sha256(source.encode()).hexdigest()
+    plain = inspected(tmp_path, source)
+    assert (plain["wrapped"], plain["source_sha256"]) == ([], found["source_sha256"])
+    assert found["hazards"] == [[line, f"(unwrapped) {text}"] for line, text in plain["hazards"]]
+
+
+INNER = "import socket  # \u00e9\n"
+SOCKET = [1, "(unwrapped) imports socket: network"]
+EXEC = "calls exec: code that is not in sight"
+BASE85 = base64.b85encode(zlib.compress(INNER.encode())).decode()
+TWO_STREAMS = bz2.compress(INNER[:9].encode()) + bz2.compress(INNER[9:].encode()) + b"x"
+
+
+@pytest.mark.parametrize("source", [
+    packed(INNER),
+    packed(packed(INNER)),
+    packed(INNER).replace("# A Parity Golf", "# Another comment, and more lines\n\n# "),
+    f"import base64, zlib\nexec(zlib.decompress(base64.b85decode('{BASE85}')))",
+    f"import zlib\nfrom base64 import b85decode as d\nP = '{BASE85}'\nexec(compile(zlib.decompress(d(P)), '', 'exec'))",
+    f"'Doc.'\nimport bz2\nexec(bz2.decompress({TWO_STREAMS!r}))",
+    f"exec({INNER!r})",
+    wrapped(INNER.encode()),
+    f"exec(bytes.fromhex('{INNER.encode().hex()}').decode('utf-8'))",
+])
+def test_a_wrapper_that_holds_nothing_else_is_no_hazard(tmp_path, source):
+    found = inspected(tmp_path, source)
+    assert found["wrapped"] and found["hazards"] == [SOCKET]
+    assert found["source_sha256"] == hashlib.sha256(INNER.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("more", [
+    "PAYLOAD = PAYLOAD", "for PAYLOAD in '': pass", "PAYLOAD += ''", "import decoder as bz2", "from decoder import *",
+    "def unpack(text): pass", "unpack = 'x'", "unpack.__defaults__ = ()", "bz2.decompress = print", "bytes = b'x'",
+    "def compile(*_): pass", "print()", "exec(print())", "if 1:\n    import decoder", "class x: pass",
+    "linecache.cache[0] = print()"])
+def test_a_wrapper_that_may_run_something_else_is_a_hazard(tmp_path, more):
+    source = packed(INNER)
+    for start in ("PAYLOAD = r", "SOURCE = ", "exec("):
+        found = inspected(tmp_path, source.replace(f"\n{start}", f"\n{more}\n{start}"))
+        assert EXEC in [text for _, text in found["hazards"]] and not found["error"]
+        assert not found["wrapped"] or found["hazards"][-1] == SOCKET  # it is opened all the same if it can be
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("67 * len", "66 * len"), ("code - 33", "code - 34"), ("range(174, 768)", "range(174, 767)"),
+    (".decode()", ".decode('utf-7')")])
+def test_a_decoder_that_is_not_known_is_a_hazard(tmp_path, old, new):
+    assert old in packed(INNER)
+    found = inspected(tmp_path, packed(INNER).replace(old, new))
+    assert not found["wrapped"] and [text for _, text in found["hazards"]] == [EXEC]
+
+
+@pytest.mark.parametrize(("call", "data"), [
+    ("base64.b64decode(P, b'-_')", base64.b64encode(b"x = 1")), ("zlib.decompress(P, 31)", zlib.compress(b"x = 1")),
+    ("P.decode('utf-8', 'ignore')", b"x = 1"), ("compile(P, 'x', 'eval')", b"x = 1")])
+def test_a_decoder_with_more_arguments_is_a_hazard(tmp_path, call, data):
+    found = inspected(tmp_path, f"import base64, zlib\nP = {data!r}\nexec({call})")
+    assert found["wrapped"] and [text for _, text in found["hazards"]] == [EXEC]
+
+
+def test_wrapped_text_is_read_as_exec_reads_it(tmp_path):
+    """A coding line has a meaning in bytes only."""
+    text = '# coding: utf-7\n""" +ACIAIgAi- """; import socket\n# """\n'  # UTF-7 makes the import part of a string
+    assert inspected(tmp_path, f"exec({text!r})")["hazards"] == [[2, SOCKET[1]]]
+    found = inspected(tmp_path, f"exec({text.encode()!r})")
+    assert found["wrapped"] and not found["hazards"] and not found["error"]
+
+
+@pytest.mark.parametrize("source", [
+    packed(INNER).replace("PAYLOAD = r'''\n", "PAYLOAD = r'''\n~~"),
+    packed(INNER).replace("PAYLOAD = r'''\n", "PAYLOAD = r'''\n\u3042"),
+    wrapper(pack(bz2.compress(b"x" * 99)[:-9])),
+    wrapper(pack(bz2.compress(bytes(16 << 20)))),
+])
+def test_a_damaged_payload_is_an_error(tmp_path, source):
+    found = inspected(tmp_path, source)
+    assert "cannot be unwrapped" in found["error"] or "expands to more" in found["error"]
+    assert found["source_sha256"] == hashlib.sha256(source.encode()).hexdigest()
 
 
 def test_significance_needs_runs_a_margin_and_independent_logs(copy_of, tmp_path):
@@ -217,7 +391,8 @@ def test_significance_needs_runs_a_margin_and_independent_logs(copy_of, tmp_path
 
 def test_only_an_earlier_record_that_passes_is_to_be_beaten(copy_of):
     folder = copy_of("record")
-    assert "2026-05-01_before" in verify_folder(folder)["significance"][0].observed + verify_folder(folder)["significance"][0].expected
+    finding = verify_folder(folder)["significance"][0]
+    assert "2026-05-01_before" in finding.observed + finding.expected
     for name in ("2026-05-01_false", ".2026-05-01_x", "2026-05-01"):
         false = shutil.copytree(folder.with_name("2026-05-01_before"), folder.with_name(name))
         field(val_bpb=0.5)(false)
@@ -226,18 +401,19 @@ def test_only_an_earlier_record_that_passes_is_to_be_beaten(copy_of):
 
 def test_other_spellings_and_what_the_challenge_accepted(copy_of):
     folder = copy_of("record")
-    fields = json.loads((folder / "submission.json").read_text())
-    fields["mean_val_bpb"], fields["artifact_bytes"] = fields.pop("val_bpb"), fields.pop("bytes_total")
-    del fields["step_stop"]
-    (folder / "submission.json").write_text(json.dumps(fields))
+    claims = json.loads((folder / "submission.json").read_text())
+    claims["mean_val_bpb"] = claims.pop("val_bpb")
+    claims["artifact_bytes"] = claims.pop("bytes_total")
+    del claims["step_stop"]
+    (folder / "submission.json").write_text(json.dumps(claims))
     (folder / "train_gpt.py").write_bytes(SCRIPT + b"\n")
     strict, upstream = verify_folder(folder), verify_folder(folder, "upstream-2026-04")
-    assert {f.observed for f in strict["schema"]} >= {"spelled mean_val_bpb", "spelled artifact_bytes", "without step_stop"}
+    observed = {f.observed for f in strict["schema"]}
+    assert observed >= {"spelled mean_val_bpb", "spelled artifact_bytes", "without step_stop"}
     assert exit_code([strict]) == 1 and status_of(upstream["schema"]) == status_of(upstream["code bytes"]) == "WARN"
 
 
 def test_a_log_like_the_challenges_is_read():
-    from records.logs import read_log
     text = """print(f"final_int8_zlib_roundtrip_exact val_loss:{q_val_loss:.8f} val_bpb:{q_val_bpb:.8f}")
     final_int8_zlib_roundtrip_exact val_loss:9.0 val_bpb:9.0
 # step:1/2 train_loss:9.0 train_time:1ms step_avg:1.00ms
@@ -264,26 +440,29 @@ final_int6_sliding_window_exact val_loss:2.50771838 val_bpb:1.08982552
     assert [row[0] for row in log.train] == [10, 20, 30] and log.train[-1][2] == 3000 and not log.problems
     assert (log.seed, log.cap_seconds, log.val_tokens, log.stop, log.code_bytes, log.model_bytes, log.total_bytes) == \
         (42, 600.0, 45_508_608, (5449, 590_088.0), 24_584, 15_968_168, 15_992_752)
-    assert log.pre_quant == (2.52391662, 1.09686509) and list(log.scores) == ["final_int6_roundtrip", "final_int6_sliding_window"]
+    assert log.pre_quant == (2.52391662, 1.09686509)
+    assert list(log.scores) == ["final_int6_roundtrip", "final_int6_sliding_window"]
     assert log.score() == (2.50771838, 1.08982552) and log.scores["final_int6_sliding_window"][2] == 76_573.0
 
 
 def test_a_vocabulary_that_is_not_set_is_the_tokenizers(made, capsys):
     assert '"vocab_size"' not in (made["plain"] / "train.log").read_text()
     assert status_of(verify_folder(made["plain"])["artifact"]) == "PASS"
-    assert main(["reproduce", str(made["plain"])]) == 0 and "--vocab-size 260 --out data/pydoc_sp260" in capsys.readouterr().out
+    assert main(["reproduce", str(made["plain"])]) == 0
+    assert "--vocab-size 260 --out data/pydoc_sp260" in capsys.readouterr().out
 
 
 def test_a_log_that_was_resumed_and_one_of_an_older_run_are_read(made):
-    from common.runlog import log_line
-    from records.logs import read_log
     lines = (made["plain"] / "train.log").read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("step:897/"))
     again = [log_line("checkpoint", step=598, bytes=9, seconds=0.1), *lines[first:first + 3],
              log_line("status", status="interrupted", reason="", hint=""),
-             *lines[:8], log_line("preflight", free=1, need=1, memory=1, memory_need=1), log_line("resume", step=598, ms=59_800, path="runs/x")]
-    whole, resumed = read_log("a", "\n".join(lines).encode()), read_log("a", "\n".join(lines[:first] + again + lines[first:]).encode())
-    assert not resumed.problems and (resumed.train, resumed.val, resumed.scores) == (whole.train, whole.val, whole.scores)
+             *lines[:8], log_line("preflight", free=1, need=1, memory=1, memory_need=1),
+             log_line("resume", step=598, ms=59_800, path="runs/x")]
+    whole = read_log("a", "\n".join(lines).encode())
+    resumed = read_log("a", "\n".join(lines[:first] + again + lines[first:]).encode())
+    assert not resumed.problems
+    assert (resumed.train, resumed.val, resumed.scores) == (whole.train, whole.val, whole.scores)
     assert resumed.status == "capped" == read_log("a", b"status=capped reason=the wall-clock cap was reached").status
     assert read_log("a", "\n".join(lines[:first + 3] + lines[first:]).encode()).problems
 
@@ -292,9 +471,11 @@ def test_pack_takes_the_middle_run_and_every_figure_from_the_logs(tmp_path):
     folder = make_record(tmp_path, (1.90, 1.80, 1.85, 1.87), written=False)
     fields = json.loads((folder / "submission.json").read_text())
     assert fields["val_bpb"] == 1.87 and fields["seeds"] == [4, 1, 2, 3] and fields["val_bpb_mean"] == 1.855
-    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "model.int8.zlib", "requirements.txt", "submission.json", "train.log",
-                                                        "train_gpt.py", "train_seed1.log", "train_seed2.log", "train_seed3.log"]
-    assert (folder / "train_gpt.py").read_bytes() == SCRIPT and "MAX_WALLCLOCK_SECONDS=600" in (folder / "README.md").read_text()
+    logs = ["train_seed1.log", "train_seed2.log", "train_seed3.log"]
+    texts = ["README.md", "model.int8.zlib", "requirements.txt", "submission.json", "train.log", "train_gpt.py"]
+    assert sorted(p.name for p in folder.iterdir()) == texts + logs
+    assert (folder / "train_gpt.py").read_bytes() == SCRIPT
+    assert "MAX_WALLCLOCK_SECONDS=600" in (folder / "README.md").read_text()
     assert {"torch==2.13.0", "numpy==2.4.6", "tqdm"} <= set((folder / "requirements.txt").read_text().split())
     result = verify_folder(folder)
     assert verdict(result) == ("fails", ["layout"]) and PLACEHOLDER in result["layout"][0].observed
@@ -306,14 +487,16 @@ def test_findings_are_bounded_and_the_worst_come_first(copy_of):
         (folder / f"{i}.zip").write_bytes(b"x")
     (folder / "README.md").unlink()
     found = verify_folder(folder)["layout"]
-    assert len(found) == 21 and found[0].where == "README.md" and (found[20].status, found[20].observed) == ("FAIL", "and 11 more")
+    assert len(found) == 21 and found[0].where == "README.md"
+    assert (found[20].status, found[20].observed) == ("FAIL", "and 11 more")
 
 
 def test_logs_of_odd_numbers_end_in_findings(copy_of, capsys, tmp_path):
     folder = copy_of("plain")
     for log in folder.glob("*.log"):
         text = re.sub(r"(step:5998/\d+ val_loss:)\S+ val_bpb:\S+", r"\1nan val_bpb:nan", log.read_text())
-        log.write_text(re.sub(r"(?m)^(Code size|stopping_early).*\n", "", text.replace("train_time:598ms", "train_time:nanms")))
+        text = text.replace("train_time:598ms", "train_time:nanms")
+        log.write_text(re.sub(r"(?m)^(Code size|stopping_early).*\n", "", text))
     assert main(["leaderboard", "--records", str(folder.parents[1])]) == 0 and main(["reproduce", str(folder)]) == 0
     (folder / "train_gpt.py").unlink()
     capsys.readouterr()
@@ -333,8 +516,9 @@ def test_unlimited_compute_is_stated(tmp_path):
 @pytest.mark.parametrize(("spoil", "words"), [
     (write("status.json", '{"status": "over_budget"}'), "over_budget"), (remove("model.int8.zlib"), "model.int8.zlib"),
     (remove("status.json"), "missing"),
-    (write("train.log", "cut"), "not the whole log"), (edit("train.log", '"train_seq_len": 16', '"train_seq_len": 32'), "differ in train_seq_len"),
-    (write("train_gpt.py", "other"), "other code"), (edit("train.log", '"seed": 2', '"seed": 1'), "one run a seed"),
+    (write("train.log", "cut"), "not the whole log"),
+    (edit("train.log", '"train_seq_len": 16', '"train_seq_len": 32'), "differ in train_seq_len"),
+    (write("train_gpt.py", "other"), "other code"), (edit("train.log", '"seed": 2', '"seed": 1'), "one run per seed"),
     (edit("train.log", r"(?m)^(scored: .*)$", "scored: tokens:9 bytes:20 partial:9/99"), "part of validation"),
 ])
 def test_pack_says_what_is_wrong(tmp_path, capsys, spoil, words):
@@ -346,26 +530,72 @@ def test_pack_says_what_is_wrong(tmp_path, capsys, spoil, words):
     assert words in error and error.startswith("error: ") and not list(tmp_path.glob("records/*/*"))
 
 
+COMMANDS = ["pack", "verify", "significance", "leaderboard", "report", "levels", "reproduce", "ablation"]
+
+
+def test_help_names_every_command_and_every_command_has_its_own(capsys):
+    for command in ([], *([name] for name in COMMANDS)):
+        with pytest.raises(SystemExit) as end:
+            main([*command, "--help"])
+        text = capsys.readouterr().out
+        assert end.value.code == 0 and text.startswith(" ".join(["usage: python -m records", *command]))
+        assert command or all(f"    {name}" in text for name in COMMANDS)
+
+
+def test_help_loads_no_library_that_only_a_command_needs():
+    heavy = {"matplotlib", "scipy", "torch", "mlx"}
+    source = f"""import sys
+from records.__main__ import main
+try:
+    main(["--help"])
+finally:
+    print(sorted({heavy}.intersection(sys.modules)), file=sys.stderr)"""
+    command = [sys.executable, "-c", source]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: ") and done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["pack", "--help"], ["reproduce", "naive_baseline"]])
+def test_a_closed_pipe_ends_a_command_quietly(arguments, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command, env = [sys.executable, "-m", "records", *arguments], os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, cwd=ROOT, env=env, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_arguments_that_no_command_takes_are_refused(capsys):
+    for arguments, words in (([], "required: COMMAND"), (["leaderboard", "--no-such"], "arguments: --no-such")):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 2 and words in capsys.readouterr().err
+
+
 def test_output_as_json_is_the_same_twice(made, capsys):
     printed = []
     for _ in range(2):
         assert main(["verify", "--json", str(made["plain"])]) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1] and list(json.loads(printed[0])[str(made["plain"])]["checks"]) == sorted(NAMES)
-    assert main(["verify", str(made["plain"] / "no")]) == 2 and main(["verify", str(made["plain"]), "--backend", "mlx"]) == 2
+    assert main(["verify", str(made["plain"] / "no")]) == 2
+    assert main(["verify", str(made["plain"]), "--backend", "mlx"]) == 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_real_run_is_packed_smoked_and_scored_again_on_both_backends(tmp_path, data_path, capsys, backend):
-    done = run_script([ROOT / BACKENDS[backend]], tmp_path, environment(data_path, run_id="real", compute_dtype="float32"))
+    env = environment(data_path, run_id="real", compute_dtype="float32")
+    done = run_script([ROOT / BACKENDS[backend]], tmp_path, env)
     assert done.returncode == 0, done.stderr
-    given = ["pack", str(tmp_path / "runs/real"), "--track", "non-record", "--name", "Real", "--author", "a", "--github-id", "a"]
-    assert main([*given, "--records", str(tmp_path)]) == 1
+    words = ["--track", "non-record", "--name", "Real", "--author", "a", "--github-id", "a", "--records", str(tmp_path)]
+    assert main(["pack", str(tmp_path / "runs/real"), *words]) == 1
     [folder] = tmp_path.glob("track_non_record_16mb/*")
     readme = folder / "README.md"
     readme.write_text(readme.read_text().replace(PLACEHOLDER, "Written"))
     result = verify_folder(folder, smoke=True, data=data_path)
-    assert exit_code([result]) == 0 and result["re-evaluation"][0].status == result["smoke run"][0].status == "PASS", table(folder, result)
+    assert exit_code([result]) == 0, table(folder, result)
+    assert result["re-evaluation"][0].status == result["smoke run"][0].status == "PASS", table(folder, result)
     other = {"torch": "mlx", "mlx": "torch"}[backend]
     assert main(["verify", str(folder), "--data", str(data_path), "--backend", other]) == 0, capsys.readouterr()
     edit("train.log", r"(?<=roundtrip_exact val_loss:)(\S+) val_bpb:\S+", "2.00000000 val_bpb:1.00000000")(folder)
@@ -388,10 +618,12 @@ def test_what_scores_again_has_the_evaluation_of_the_log(backend, tmp_path, docu
         [finding] = check_evaluation(open_folder(run.path), documents, other)
         assert finding.status == "PASS", finding
     for old, new, words in (
-            ('"eval_stride": 12', '"eval_stride": 48', "off by"), ('"ttt_lr": 0.5', '"ttt_lr": 0.0', "off by"),
+            ('"eval_stride": 12', '"eval_stride": 48', "off by"),
+            ('"ttt_lr": 0.5', '"ttt_lr": 0.0', "off by"),
             ('"eval_stride": 12', '"eval_stride": 49', "EVAL_STRIDE=49 would leave"),
             ('"eval_stride": 12', '"eval_stride": -1', "not a whole"),
-            ('"ttt_lr": 0.5', '"ttt_lr": -0.5', "TTT_LR=-0.5 is not a number"), ('"100d"', '"d"', "TTT_CHUNK=d is neither"),
+            ('"ttt_lr": 0.5', '"ttt_lr": -0.5', "TTT_LR=-0.5 is not a number"),
+            ('"100d"', '"d"', "TTT_CHUNK=d is neither"),
             ('"eval_seq_len": 48', '"eval_seq_len": 8192', "928 times the work of plain windows"),
             ('"eval_seq_len": 48', '"eval_seq_len": 17000', "rows of 17,000 tokens")):
         log = run.path / "train.log"

@@ -13,14 +13,16 @@ SIZES = {"vocab_size": 260, "num_layers": 2, "model_dim": 16, "num_heads": 2, "n
 def write_model(path, levels="127"):
     settings = Settings(**SIZES, quant_levels=levels if isinstance(levels, str) else "127")
     random = np.random.Generator(np.random.Philox(0))
-    weights = {name: 0.1 * random.standard_normal(p.shape).astype(np.float32) for name, p in param_table(settings).items()}
+    shapes = {name: p.shape for name, p in param_table(settings).items()}
+    weights = {name: 0.1 * random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     path.write_bytes(encode_model(settings, weights, None if isinstance(levels, str) else levels)[0])
     return path
 
 
 def rows(text):
-    """Those of the table: each a list of words."""
-    return [words for line in text.splitlines() if len(words := line.split()) in (4, 5) and words[1].replace(",", "").isdigit()]
+    """The rows of the table, each a list of words."""
+    lines = [line.split() for line in text.splitlines()]
+    return [words for words in lines if len(words) in (4, 5) and words[1].replace(",", "").isdigit()]
 
 
 def test_fewer_levels_cost_fewer_bytes_and_more_error(tmp_path, capsys):
@@ -34,8 +36,16 @@ def test_fewer_levels_cost_fewer_bytes_and_more_error(tmp_path, capsys):
     assert (tmp_path / "l.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("levels, first, count", [("5", "5", 3), ("matrix=3,embed=fp16", "matrix=3,embed=fp16", 10), ("2", "2", 1),
-                                                  ({"matrix": 6.47, "embed": 6.47}, "6.47", 4), ({"matrix": 300.3, "embed": 300.3}, "300.3", 10)])
+@pytest.mark.parametrize(
+    "levels, first, count",
+    [
+        ("5", "5", 3),
+        ("matrix=3,embed=fp16", "matrix=3,embed=fp16", 10),
+        ("2", "2", 1),
+        ({"matrix": 6.47, "embed": 6.47}, "6.47", 4),
+        ({"matrix": 300.3, "embed": 300.3}, "300.3", 10),
+    ],
+)
 def test_only_levels_below_those_of_the_file(levels, first, count, tmp_path, capsys):
     model = write_model(tmp_path / "m", levels)
     assert main(["levels", str(model)]) == 0
@@ -48,11 +58,12 @@ def test_the_score_is_that_of_each_file(tmp_path, data_path, capsys):
     from common.artifact import decode_model
     from common.bpb import evaluate
     from common.dataset import open_data
-    from records.evaluation import scoring_settings, trainer_class
+    from parity.trainers import load_trainer
+    from records.evaluation import scoring_settings
     model = write_model(tmp_path / "m", "5")
     assert main(["levels", str(model), "--data-path", str(data_path), "--val-tokens-limit", "200"]) == 0
     found = rows(capsys.readouterr().out)
-    kind = trainer_class("torch")
+    kind = load_trainer("torch")
     settings, weights = decode_model(model.read_bytes())
     own = scoring_settings(kind, settings, data_path, compile=False, val_tokens_limit=200)
     data, trainer = open_data(own), kind(own, weights)
@@ -62,7 +73,7 @@ def test_the_score_is_that_of_each_file(tmp_path, data_path, capsys):
 
 def test_what_cannot_be_read_is_named(tmp_path, capsys):
     (tmp_path / "m").write_bytes(b"no model")
-    for path, words in ((tmp_path / "m", "is no zlib stream"), (tmp_path / "none", "is missing"),
+    for path, words in ((tmp_path / "m", "is not a zlib stream"), (tmp_path / "none", "is missing"),
                         (tmp_path, "model.int8.zlib: is missing")):
         assert main(["levels", str(path)]) == 2
         assert words in capsys.readouterr().err

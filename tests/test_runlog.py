@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.runlog import LOG_LINES, log_line, parse_line, parse_log
+from common.readlog import parse_line, parse_log
+from common.runlog import LOG_LINES, log_line
 
 # (character before, name, type) of each field
 FIELDS = {kind: re.findall(r"(.?)\{(\w+):([^}]+)\}", template) for kind, template in LOG_LINES.items()}
@@ -28,7 +29,7 @@ def strategy(before, kind):
 @settings(deadline=None, database=None, derandomize=True, max_examples=40)
 @given(data=st.data())
 def test_a_line_parses_to_what_was_written(kind, data):
-    """As the same kind and no other."""
+    """As the same kind, not as another."""
     values = {name: data.draw(strategy(before, form), name) for before, name, form in FIELDS[kind]}
     found, parsed = parse_line(log_line(kind, **values))
     assert found == kind and [*parsed] == [*values]
@@ -86,7 +87,7 @@ def test_unknown_lines(line):
 
 @pytest.mark.parametrize("piece", ["run:", "run:a backend:", "a backend:", "9", "9.", " ", "-", "nan", "step:1/2 val"])
 def test_long_lines_are_no_trouble(piece):
-    """A pattern that backtracks would take hours here."""
+    """A pattern that backtracks would take hours on these."""
     for start in ("", "run:", "code: bytes:", "tokenizer: vocab_size:1 sha256:", "step:1/2 val_loss:"):
         assert parse_line((start + piece * 100_000)[:100_000]) is None
     assert parse_line("versions: " + "x" * 100_000) is None
@@ -95,5 +96,5 @@ def test_long_lines_are_no_trouble(piece):
 
 def test_parse_log_keeps_the_known_lines_in_order():
     text = "import torch\nCode size: 1 bytes\r\n\nnoise\nstatus=finished reason= hint=\nCode size: 2 bytes"
-    assert parse_log(text) == [("code_size", {"bytes": 1}), ("status", {"status": "finished", "reason": "", "hint": ""}),
-                               ("code_size", {"bytes": 2})]
+    status = {"status": "finished", "reason": "", "hint": ""}
+    assert parse_log(text) == [("code_size", {"bytes": 1}), ("status", status), ("code_size", {"bytes": 2})]

@@ -19,19 +19,19 @@ PIECE = 1 << 18
 
 
 def raw(seed, n):
-    """n uniform bytes from a counter-based generator's raw integers, which no numpy version may change."""
+    """n uniform bytes from a counter-based generator's raw integers, which are the same in every numpy version."""
     words = np.random.Philox(key=seed).random_raw(-(-n // 8))
     return np.frombuffer(words.astype("<u8").tobytes(), np.uint8)[:n]
 
 
 def bells(seed, n, top):
-    """n int8 bytes, about normal with standard deviation top / 4: sums of eight uniform bytes, in integers."""
+    """n int8 bytes, roughly normal with standard deviation top / 4: integer sums of eight uniform bytes."""
     sums = raw(seed, 8 * n).reshape(-1, 8).sum(1, dtype=np.int64) - 1020
     return (sums * top // 836).clip(-top, top).astype(np.int8).tobytes()
 
 
 def halves(seed, n):
-    """n fp16-like numbers: a noisy low byte, a narrow high byte."""
+    """n numbers like fp16: a noisy low byte and a high byte with few values."""
     pairs = raw(seed, 2 * n).reshape(-1, 2).copy()
     pairs[:, 1] = 0x24 + pairs[:, 1] % 5
     return pairs.tobytes()
@@ -166,7 +166,7 @@ def lengths_of(counts, limit=15):
 
 
 def huffman_cost(counts):
-    """Bits of an optimal code without a limit: the sum of all inner nodes of Huffman's tree."""
+    """Bits of an optimal code without a limit on lengths: the sum of all inner nodes of the Huffman tree."""
     heap = [count for count in counts if count]
     heapq.heapify(heap)
     cost = 0
@@ -188,7 +188,7 @@ def test_lengths_are_optimal(counts):
 @given(st.lists(st.integers(1, 1_000), min_size=2, max_size=7), st.integers(3, 4))
 @example([1, 1, 2, 3, 5, 8, 13], 3)
 def test_limited_lengths_are_optimal(counts, limit):
-    """Against all complete codes of at most `limit` bits."""
+    """No complete code of at most `limit` bits is better."""
     falling = sorted(counts, reverse=True)
     best = min(sum(map(math.prod, zip(falling, code, strict=True)))
                for code in itertools.combinations_with_replacement(range(1, limit + 1), len(counts))
@@ -229,7 +229,7 @@ def test_entropy(counts):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_size_is_known_without_the_bytes(seed):
-    """Coded, stored and both kinds of blocks."""
+    """Streams with coded blocks, stored blocks and both."""
     random = np.random.Generator(np.random.Philox(seed))
     parts = [random.integers(0, 256, 70_000 * (seed % 3), np.uint8),
              random.integers(0, 1 + 9 * seed, 40_001, np.uint8), random.integers(0, 256, 999, np.uint8)]

@@ -16,7 +16,15 @@ from tqdm import tqdm
 from common.data.documents import add_input, find_files, read_blocks
 from common.data.encode import encode_block, place_documents, progress
 from common.data.fineweb import PUBLISHED
-from common.data.folder import DOCUMENT_TOKENS, DataFolder, add_folder, cached_stream, file_sha256, read_documents, where
+from common.data.folder import (
+    DOCUMENT_TOKENS,
+    DataFolder,
+    add_folder,
+    cached_stream,
+    file_sha256,
+    read_documents,
+    where,
+)
 from common.data.tokenizers import cached_tokenizer, is_lossless, tokenizer_entry
 from common.data.workers import add_workers, in_order, worker_pool
 from common.settings import UserError

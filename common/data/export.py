@@ -16,7 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from common.data.documents import add_input, find_files, read_blocks
-from common.data.encode import Encoded, check_count, encode_block, place_documents, progress, sample_documents, stop_at_bad
+from common.data.encode import (
+    Encoded,
+    check_count,
+    encode_block,
+    place_documents,
+    progress,
+    sample_documents,
+    stop_at_bad,
+)
 from common.data.folder import alone, file_sha256, read_manifest, write_manifest
 from common.data.tokenizers import KINDS, tokenizer_entry, train_tokenizer, try_model
 from common.data.workers import add_workers, in_order, worker_pool
