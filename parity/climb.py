@@ -83,6 +83,8 @@ def run(options):
         task, flags = problem_of(options, kind, code.load_settings)
     except code.UserError as error:  # its own class, where the script is from elsewhere
         raise UserError(str(error)) from None
+    for trainer in trainers.values():
+        own_settings(trainer.settings_class, task.settings, Code(trainer).name)  # raises before any work
     asked = task.settings.compute_dtype
     dtypes = options.dtype or (DTYPES[:2] if asked == "auto" else [asked])
     held = [climb(task, dtype, trainers, scripts, flags, options.json) for dtype in dtypes]

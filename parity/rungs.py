@@ -80,10 +80,10 @@ class Side:
         trainer.load_state(as_float32(trainer.weights(averaged=True)))
         return s, trainer, losses
 
-    def evaluate(self, trainer, settings):
-        """(nats per token, bits per byte, tokens, bytes) of the final evaluation."""
-        val, table = self.problem.val, self.problem.table
-        return self.code.evaluate(trainer, settings, self.code.TokenStream([val]), table, len(val), final=True)
+    def evaluate(self, trainer, settings, num_tokens):
+        """(nats per token, bits per byte, tokens, bytes) of the final evaluation of the first tokens."""
+        val = self.code.TokenStream([self.problem.val])
+        return self.code.evaluate(trainer, settings, val, self.problem.table, num_tokens, final=True)
 
     @functools.cached_property
     def backward(self):
@@ -158,15 +158,17 @@ def training_losses(side):
 
 def validation(side):
     side.trainer.load_state(side.trained[1])
-    names = "val_loss", "val_bpb", "tokens", "bytes"
-    return {name: np.array(value) for name, value in zip(names, side.evaluate(side.trainer, side.s))}
+    found = side.evaluate(side.trainer, side.s, len(side.problem.val))
+    return {name: np.array(value) for name, value in zip(("val_loss", "val_bpb", "tokens", "bytes"), found)}
 
 
 def options(side):
     s, trainer, losses = side.optional
     shown = {"loss": np.array(losses)}
+    num_tokens = len(side.problem.val) // 2  # windows that overlap take their time
     for name, ttt_lr in {"sliding windows": 0.0, "test-time training": s.ttt_lr}.items():
-        shown[f"val_loss, {name}"] = np.array(side.evaluate(trainer, dataclasses.replace(s, ttt_lr=ttt_lr))[0])
+        found = side.evaluate(trainer, dataclasses.replace(s, ttt_lr=ttt_lr), num_tokens)
+        shown[f"val_loss, {name}"] = np.array(found[0])
     return shown
 
 

@@ -161,7 +161,7 @@ MUTANTS = [
     ("torch", ".half().float()\n    return", ".float()\n    return", "options"),
     ("torch", "_foreach_mul_(change, (1 - decay)", "_foreach_mul_(change, (0.99 - decay)", "options"),
     ("torch", "tuple(layer_order(s))", "tuple(sorted(layer_order(s)))", "options"),
-    ("torch", "alpha=-lr)\n\n    def to_device", "alpha=-1.01 * lr)\n\n    def to_device", "options"),
+    ("torch", "[p.grad for p in params], alpha=-lr)", "[p.grad for p in params], alpha=-1.01 * lr)", "options"),
 ]
 
 
