@@ -258,7 +258,7 @@ def test_the_ladder_of_the_command_holds(capsys, monkeypatch):
     found = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=pytest.fail)
     assert found["ladder"] == "torch against mlx, float64, CPU, 20 steps"
     assert [row["rung"] for row in found["rungs"] if row["passed"]] == [
-        *RUNGS[:4], "logits as float32", *RUNGS[4:], "definition: torch", "definition: mlx"]
+        *list(RUNGS)[:4], "logits as float32", *list(RUNGS)[4:], "definition: torch", "definition: mlx"]
 
 
 @pytest.mark.parametrize("arguments, says", [
