@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from common.params import param_table
-from common.settings import Settings, UserError, load_settings, settings_of
+from common.settings import Settings, load_settings, settings_of
 from parity import ladder
 from parity.problem import (
     DTYPES,
@@ -17,7 +17,7 @@ from parity.problem import (
     own_settings,
 )
 from parity.rungs import observe_aloud
-from parity.trainers import Code, load_trainer
+from parity.trainers import Code, errors_of, load_trainer
 
 SETTINGS = """\
 Every setting of a trainer is a flag here too, and then holds in every rung: --loop-layers 1-2 --train-seq-len 128
@@ -76,13 +76,11 @@ def run(options):
     """Exit code: 0 where every rung holds in every dtype."""
     scripts = {backend: path for backend in ("torch", "mlx") if (path := getattr(options, backend))}
     trainers = {backend: load_trainer(backend, scripts.get(backend)) for backend in ("torch", "mlx")}
-    own = [trainers[backend] for backend in scripts]  # the settings are those of a script from elsewhere
-    code = Code(own[0] if own else trainers["torch"])
-    kind = own[0].settings_class if own else Settings
-    try:
+    kind, code = Settings, Code(trainers["torch"])
+    for backend in list(scripts)[:1]:  # the settings are those of the script from elsewhere, with its options
+        kind, code = trainers[backend].settings_class, Code(trainers[backend])
+    with errors_of(code):
         task, flags = problem_of(options, kind, code.load_settings)
-    except code.UserError as error:  # its own class, where the script is from elsewhere
-        raise UserError(str(error)) from None
     for trainer in trainers.values():
         own_settings(trainer.settings_class, task.settings, Code(trainer).name)  # raises before any work
     asked = task.settings.compute_dtype

@@ -12,7 +12,7 @@ from common.challenge import BUDGET_BYTES
 from common.settings import UserError
 from parity.options import option_settings
 from parity.problem import RANKS, full_weights, own_settings
-from parity.trainers import Code
+from parity.trainers import Code, errors_of
 
 
 class LeftOut(Exception):
@@ -226,9 +226,8 @@ def observe_aloud(trainer_class, problem, dtype, **changes):
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
     try:
-        return observe(trainer_class, problem, dtype, progress, **changes)
-    except Code(trainer_class).UserError as error:  # a script from elsewhere has its own
-        raise UserError(str(error)) from None
+        with errors_of(Code(trainer_class)):
+            return observe(trainer_class, problem, dtype, progress, **changes)
     except ValueError as error:  # weights that are not finite cannot be quantized
         raise UserError(f"{trainer_class.backend} in {dtype}: {error}") from None
     finally:

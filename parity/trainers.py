@@ -8,6 +8,7 @@ import inspect
 import linecache
 import re
 import sys
+import traceback
 import types
 from pathlib import Path
 
@@ -26,34 +27,37 @@ COMMON = params, batches, bpb, schedule, artifact, fit, settings
 def load_trainer(backend, path=None):
     """The trainer class of a backend: this repository's, or that of the script at `path`. Raises UserError."""
     with contextlib.suppress(ModuleNotFoundError):  # MLX and its OpenBLAS must be loaded before torch's libraries
-        import train_gpt_mlx as module
+        import train_gpt_mlx
         load_openblas()
-    try:
-        if path and Path(path).resolve() != ROOT / SCRIPTS[backend]:
-            module = load_script(Path(path))
-        elif backend == "mlx":
-            import train_gpt_mlx as module
-        else:
-            import train_gpt as module
-    except ModuleNotFoundError as error:
-        hint = f"`make install BACKEND={backend}` or `pip install '.[{backend}]'` provides it"
-        raise UserError(f"{error}: {hint}") from None
+    own = not path or Path(path).resolve() == ROOT / SCRIPTS[backend]
+    module = own_script(backend) if own else load_script(Path(path))
     found = trainer_in(module, path)
     if found.backend != backend:
         raise UserError(f"{path} is a trainer for {found.backend}: give it as --{found.backend}")
     return found if hasattr(found, "load_state") else adapted(module, found)
 
 
+def own_script(backend):
+    """The module of a trainer of this repository. Raises UserError where its framework is not installed."""
+    try:
+        if backend == "mlx":
+            import train_gpt_mlx as module
+        else:
+            import train_gpt as module
+    except ModuleNotFoundError as error:
+        hint = f"`make install BACKEND={backend}` or `pip install '.[{backend}]'` provides it"
+        raise UserError(f"{error}: {hint}") from None
+    return module
+
+
 def load_script(path):
-    """The module that a script and its common/, or a bundle, is. Raises UserError, or ModuleNotFoundError."""
+    """The module that a script and its common/, or a bundle, is. Raises UserError."""
     text, name = bundle_source(path), re.sub(r"\W", "_", str(path.resolve()))
     module = sys.modules[name] = types.ModuleType(name)  # dataclasses look their module up
     module.__file__, SELF_CONTAINED[name] = str(path), path
     linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name  # for tracebacks
     try:
         exec(compile(text, name, "exec"), module.__dict__)
-    except ModuleNotFoundError:
-        raise
     except (Exception, SystemExit) as error:
         raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from None
     return module
@@ -85,6 +89,21 @@ class Code:
             if hasattr(module, name):
                 return getattr(module, name)
         raise UserError(f"{self.path} has no {name}, which the ladder needs")
+
+
+@contextlib.contextmanager
+def errors_of(code):
+    """A UserError of a script's own class becomes one of this repository's. Any other exception of a script from
+    elsewhere is printed with its traceback, and is an error too: nothing is proven."""
+    try:
+        yield
+    except (UserError, code.UserError) as error:
+        raise UserError(str(error)) from None
+    except Exception as error:
+        if not code.path:
+            raise
+        traceback.print_exc()
+        raise UserError(f"{code.path} does not run here: {type(error).__name__}: {error}") from None
 
 
 # ----------------------------------------------------------------------------------------------------------------------

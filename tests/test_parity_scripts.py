@@ -202,6 +202,15 @@ def test_a_setting_that_only_one_script_has_is_named(fork, data_path, capsys):
     assert capsys.readouterr().err == "error: train_gpt_mlx.py has no setting OWN\n"
 
 
+def test_an_exception_of_a_script_is_shown_and_is_not_a_verdict(fork, data_path, capsys):
+    torch = fork(("train_gpt.py", "        loss = self.backward(tokens)\n", "        loss = undefined\n"))[:2]
+    size = [f"--{name}={value}" for name, value in SMALL.items()]
+    assert main([*map(str, torch), f"--data={data_path}", *size]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback") and "    loss = undefined" in lines
+    assert lines[-1] == f"error: {torch[1]} does not run here: NameError: name 'undefined' is not defined"
+
+
 @pytest.mark.parametrize("text, says", [
     (None, "No such file"),
     ("x = 1\n", "does not define one trainer: no class has backend"),
