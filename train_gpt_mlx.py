@@ -29,12 +29,12 @@ except ModuleNotFoundError as missing:
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows
+from common.machine import host_memory, host_peak_memory
 from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
 from common.run import main
 from common.schedule import adam_lrs
 from common.settings import Settings, UserError, with_default
-from common.trainer import host_memory, host_peak_memory
 
 
 @dataclasses.dataclass(frozen=True)

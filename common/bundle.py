@@ -47,11 +47,9 @@ def preflight(*run):
     raise UserError("--preflight is not part of the one-file trainer: use it in the repository")
 '''}
 WRAPPER = """\
-# A Parity Golf trainer in one file. PAYLOAD is its source, compressed; `python FILE --source` prints it.
+# A Parity Golf trainer in one file: `python FILE --source` prints its source.
 import bz2
 import linecache
-import sys
-import traceback
 from io import StringIO
 
 
@@ -60,10 +58,8 @@ from io import StringIO
 PAYLOAD = r'''
 {payload}'''
 SOURCE = bz2.decompress(unpack(PAYLOAD)).decode()[::-1]
-NAME = __file__ + " --source"  # of a file that is not there: tracebacks take its lines from linecache
+NAME = __file__ + " --source"  # no such file: tracebacks take its lines from linecache
 linecache.cache[NAME] = len(SOURCE), None, StringIO(SOURCE).readlines(), NAME
-if __name__ == "__main__":
-    sys.excepthook = traceback.print_exception  # that of Python 3.11 and 3.12 does not look there
 exec(compile(SOURCE, NAME, "exec"))
 """
 

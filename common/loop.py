@@ -17,7 +17,6 @@ from common.ranks import PATIENCE, Agreed, Interrupt, RankWatch, agree
 from common.schedule import ema_decay, lr_scale, muon_momentum, run_progress
 from common.settings import Settings, failing_as
 from common.shards import check_ids
-from common.trainer import Trainer
 
 
 @dataclasses.dataclass
@@ -26,7 +25,7 @@ class Run:
 
     settings: Settings
     data: Data
-    trainer: Trainer
+    trainer: object  # common/trainer.py, Trainer
     folder: RunFolder | None
     saver: Saver | None
     watch: RankWatch

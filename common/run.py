@@ -5,8 +5,10 @@ import errno
 import json
 import os
 import platform
+import re
 import sys
 import time
+import traceback
 import zlib
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +31,7 @@ from common.settings import UserError, changed_settings, failing_as, parse_setti
 
 
 def main(trainer_class, script):
-    """Entry of a trainer script: exit code 0, or 2 after one message and a line status=... reason=... hint=..."""
+    """Exit code of a trainer script: 0; 2 after one message and a line status=...; 1 with a traceback after both."""
     kind, flags = trainer_class.settings_class, sys.argv[1:]
     if {"--help", "-h"} & set(flags):
         print(settings_help(kind, f"usage: python {Path(script).name} [--preflight | --source] [--setting value ...]"))
@@ -58,12 +60,13 @@ def main(trainer_class, script):
             return 0
         except BaseException as error:
             if fail(error, run, rank, silent):
-                raise  # with a traceback
+                traceback.print_exc()
+                return 1
             return 2
 
 
 def open_run(trainer_class, settings, script, interrupt):
-    """Run with its folder, at the step that it goes on from. Raises UserError, and changes no folder then."""
+    """Run with its folder, at the step that it goes on from. Raises UserError before it changes a folder."""
     started = time.perf_counter()
     with failing_as("bad_data"):
         data = open_data(settings)
@@ -120,8 +123,8 @@ def complete(run, script):
 
 
 def fail(error, run, rank, silent):
-    """Report a run that ended with an error, once: rank 0 does, and other ranks what rank 0 cannot know. Whether the
-    error is a defect of the program."""
+    """Report a run that ended with an error, once: rank 0 does, and other ranks what it cannot know. Whether the error
+    is a defect of the program."""
     status, reason, defect = explain(error)
     silent = silent or (rank > 0 and isinstance(error, (Agreed, KeyboardInterrupt)))
     if run:
@@ -149,12 +152,9 @@ def explain(error):
         return "interrupted", "interrupted by a signal", False
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "disk_full", f"{error}: is the disk full? Free some space", False
-    if isinstance(error, PermissionError):
-        return "failed", f"{error}: is the folder yours?", False
     if isinstance(error, OSError):
-        return "failed", str(error), False
-    words = str(error).lower()
-    if isinstance(error, (RuntimeError, MemoryError)) and ("out of memory" in words or "allocate" in words):
+        return "failed", f"{error}{': is the folder yours?' if isinstance(error, PermissionError) else ''}", False
+    if isinstance(error, (RuntimeError, MemoryError)) and re.search("(?i)out of memory|allocate", str(error)):
         first = str(error).splitlines()[0]
         return "failed", f"{first}: lower MICRO_BATCH_TOKENS, which never changes the result", False
     return "failed", f"{type(error).__name__}: {error}", True
