@@ -1,4 +1,4 @@
-"""The training loop: warm-up, clock, cap, validation, checkpoints, and the stop that all ranks make together."""
+"""The training loop: warm-up, clock, cap, validation, checkpoints, and a stop of all ranks together."""
 import dataclasses
 import math
 import sys
@@ -21,7 +21,7 @@ from common.shards import check_ids
 
 @dataclasses.dataclass
 class Run:
-    """A run and how far it is. Rank 0 alone has a folder and a saver."""
+    """A run and how far it is. Only rank 0 has a folder and a saver."""
 
     settings: Settings
     data: Data
@@ -53,13 +53,13 @@ class Run:
         return asked
 
     def step_limit(self):
-        """Seconds that a rank may take for its next step: as long as ten, and more for the first, which may compile."""
+        """Seconds that a rank may take for its next step: as long as ten; more for the first, which may compile."""
         if self.step == self.first_step:
             return PATIENCE
         return max(self.settings.rank_timeout, 10 * self.seconds / self.step)
 
     def is_last(self):
-        """Whether no further step is made: none is left, or the next one could end after the cap."""
+        """Whether none is left, or the next one could end after the cap."""
         spare_steps = 2 + self.trainer.steps_ahead
         next_end = self.seconds + spare_steps * self.seconds / max(self.step, 1)
         return self.step == self.settings.iterations or next_end > (self.settings.max_wallclock_seconds or math.inf)
@@ -80,7 +80,7 @@ class Run:
 
 
 def warm_up(run):
-    """Compile what the run will use. Leaves no trace in weights, optimizers, data position or clock."""
+    """Compile what the run will use. Leaves no trace in the state or the clock."""
     steps, trainer = run.settings.warmup_steps, run.trainer
     if steps:
         state, tokens = trainer.state(), run.batch()
@@ -113,7 +113,7 @@ def train(run):
 
 
 def validate(run, last):
-    """Score the weights, or their average, and log the result. Its time is not training time."""
+    """Score the weights, or their average. Its time is not training time."""
     s, trainer, data, step = run.settings, run.trainer, run.data, run.step
     trainer.wait()
     check_losses(run)
@@ -171,8 +171,7 @@ def after_step(run, tokens, loss, bar):
 
 
 def check_losses(run, ahead=0):
-    """Raises Agreed where a loss is not finite. The losses of the last `ahead` steps, which may still be running, are
-    left for later."""
+    """Raises Agreed where a loss is not finite. The last `ahead` steps may still be running: those are left."""
     while len(run.pending) > ahead:
         step, tokens, loss = run.pending.pop(0)
         if not math.isfinite(value := float(loss)):
@@ -181,8 +180,7 @@ def check_losses(run, ahead=0):
 
 
 def nonfinite_reason(run, tokens, step, value):
-    """Names the ranks whose own rows cause it, and the place of these in the train stream; all ranks where only the sum
-    is not finite."""
+    """Names the ranks whose own rows cause it, and these rows; all ranks where only the sum is not finite."""
     s, trainer, world = run.settings, run.trainer, run.trainer.world_size
     alone = np.ones(world)
     if world > 1:
@@ -203,7 +201,7 @@ def progress_bar(trainer):
 
 
 def training_summary(run):
-    """Log what the training took; that as text, for people."""
+    """Log what the training took; the same as text."""
     s, trainer = run.settings, run.trainer
     if run.step < s.iterations:
         run.log("stop", ms=1e3 * run.seconds, step=run.step, iterations=s.iterations)
