@@ -1,8 +1,7 @@
 """Which tokens a rank sees at a step: a pure function of the step, so resuming needs no loader state.
 
-Step s takes tokens [s*G, (s+1)*G] of the endless train stream (the shards in order, again and again), where G is
-train_batch_tokens. Both ends are included, because a row's targets are its inputs shifted by one: the last token of a
-step is the first of the next. Ranks and micro-batches only split the G / train_seq_len rows of a step.
+Step s takes tokens [s*G, (s+1)*G], both ends included, of the endless train stream (the shards in order, again and
+again), where G is train_batch_tokens. Ranks and micro-batches only split the G / train_seq_len rows of a step.
 """
 import bisect
 
@@ -13,7 +12,7 @@ from common.shards import check_unchanged
 
 
 class TokenStream:
-    """The shards of a split, read as one sequence. They are uint16 arrays (memory maps) of any length."""
+    """The shards of a split, uint16 arrays of any length, as one sequence."""
 
     def __init__(self, shards):
         self.shards = shards
@@ -55,7 +54,7 @@ def step_rows(stream, settings, step, rank=0, world_size=1):
 
 
 def micro_batch_rows(settings, rows, seq_len=0):
-    """Rows per forward and backward pass: the largest divisor of a rank's rows that micro_batch_tokens allows, so that
-    all micro-batches have one shape. seq_len: tokens per row; 0: train_seq_len."""
+    """Rows per forward and backward pass: the largest divisor of a rank's rows, so that all have one shape, that
+    micro_batch_tokens allows. seq_len: tokens per row; 0: train_seq_len."""
     most = max(1, settings.micro_batch_tokens // (seq_len or settings.train_seq_len))
     return max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)

@@ -138,8 +138,8 @@ def resume(trainer, folder, identity, warn):
 
 
 class Saver:
-    """Writes checkpoints of a run while it trains on, one at a time. A write that fails, on a full disk for instance, is
-    logged; training and earlier checkpoints are not affected."""
+    """Writes checkpoints of a run while it trains on, one at a time. A write that fails, as on a full disk, is logged;
+    training and earlier checkpoints are not affected."""
 
     def __init__(self, folder, identity, every, log, step=0, elapsed=0.0, damaged=()):
         self.folder, self.identity, self.log, self.damaged = folder, identity, log, damaged

@@ -1,7 +1,6 @@
 """QUANT_LEVELS=auto: the most levels with which the model file fits the bytes that the code leaves.
 
-The size grows almost linearly with log2 of the levels, so a secant needs few passes. A pass quantizes everything and
-finds the exact size of the file without the slow part of the encoder, the packing of bits.
+The size grows almost linearly with log2 of the levels, so a secant needs few passes.
 """
 import dataclasses
 import math
@@ -60,8 +59,7 @@ def bit_bytes(settings, groups):
 
 def fit_levels(settings, weights, budget):
     """(levels, tried): the dict group -> number or "fp16" with which the file of float32 weights has at most `budget`
-    bytes, and a list of (levels, bytes of the file, relative error of the weights), the chosen one last. Every "auto"
-    group gets the same number. Raises UserError."""
+    bytes, and a list of (levels, bytes, relative error), the chosen one last. Raises UserError."""
     groups, tried = group_levels(settings), {}
 
     def size(number):
@@ -79,7 +77,7 @@ def fit_levels(settings, weights, budget):
 
 
 def too_large(settings, least, budget):
-    """The message if the file has `least` bytes at the fewest levels, and what would fit."""
+    """The message if the file has `least` bytes at the fewest levels."""
     params = count_params(settings)
     many = math.ceil(params * (1 - budget / least))
     smaller = (dataclasses.replace(settings, num_layers=n) for n in range(settings.num_layers - 1, 0, -1))
@@ -91,8 +89,7 @@ def too_large(settings, least, budget):
 
 
 def encode_within(settings, weights, budget, log):
-    """(file bytes, payload bytes) of float32 weights. Levels that are "auto" are chosen to fit the budget, and all that
-    were tried are logged. Raises UserError."""
+    """(file bytes, payload bytes) of float32 weights, with levels for "auto" that fit the budget. Raises UserError."""
     levels, tried = group_levels(settings), []
     if "auto" in levels.values():
         levels, tried = fit_levels(settings, weights, budget)

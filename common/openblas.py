@@ -1,7 +1,7 @@
 """A fast BLAS for MLX on Linux, where its wheel links the reference BLAS (1 to 4 GFLOP/s on 2 cores).
 
-A library with the same functions takes its place if it is loaded globally before MLX looks them up: OpenBLAS (70 to 200
-GFLOP/s). Its functions get their plain names from a few lines for the C++ compiler that mx.compile needs too.
+OpenBLAS (70 to 200 GFLOP/s) takes its place if it is loaded globally before MLX looks the functions up. They get their
+plain names from a few lines for the C++ compiler, which mx.compile needs too.
 """
 import contextlib
 import ctypes
@@ -23,7 +23,7 @@ extern "C" { GEMM(cblas_sgemm, float) GEMM(cblas_dgemm, double) }
 
 @contextlib.contextmanager
 def lazy_symbols():
-    """Libraries that are imported inside look a function up when it is first called, not when they are loaded."""
+    """Libraries imported inside look a function up when it is first called."""
     flags = sys.getdlopenflags()
     sys.setdlopenflags(os.RTLD_LAZY)
     try:
@@ -34,8 +34,7 @@ def lazy_symbols():
 
 @functools.cache
 def load_openblas():
-    """Load it before the first matrix product. Returns the function that sets its number of threads, or None where
-    there is no OpenBLAS."""
+    """Load it before the first matrix product. The function that sets its number of threads, or None without it."""
     if sys.platform != "linux":
         return None
     with contextlib.suppress(OSError, ImportError, subprocess.SubprocessError), tempfile.TemporaryDirectory() as folder:

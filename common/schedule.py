@@ -2,8 +2,7 @@
 
 
 def run_progress(settings, step, elapsed_seconds):
-    """Fraction of the run that is done, 0 to 1: of the steps or of the time cap, whichever is larger. So a slow machine
-    and a short run warm down too."""
+    """Fraction of the run that is done, 0 to 1: of the steps or of the time cap, whichever is larger."""
     done = step / settings.iterations if settings.iterations else 1.0
     if settings.max_wallclock_seconds > 0:
         done = max(done, elapsed_seconds / settings.max_wallclock_seconds)
@@ -16,7 +15,7 @@ def lr_scale(settings, progress):
 
 
 def ema_decay(settings, step):
-    """Decay of the weights' average after a step, smaller at first: the initial weights are forgotten in ten steps."""
+    """Decay of the weights' average after a step, smaller at first, to forget the initial weights."""
     return min(settings.ema_decay, (1 + step) / (10 + step))
 
 
@@ -28,8 +27,7 @@ def muon_momentum(settings, step):
 
 
 def adam_lrs(settings):
-    """dict group of params.py -> learning rate, of the groups that Adam updates."""
+    """dict group of params.py -> learning rate, for Adam."""
     s = settings
-    if s.tie_embeddings:
-        return {"embed": s.tied_embed_lr, "scalar": s.scalar_lr}
-    return {"embed": s.embed_lr, "head": s.head_lr, "scalar": s.scalar_lr}
+    rates = {"embed": s.tied_embed_lr} if s.tie_embeddings else {"embed": s.embed_lr, "head": s.head_lr}
+    return rates | {"scalar": s.scalar_lr}

@@ -1,9 +1,8 @@
 """zlib streams (RFC 1950) with equal bytes on every machine: Huffman-coded literals, no matches.
 
-zlib, zlib-ng and Apple's fork write different bytes for equal input, and matches cost more than they save on int8
-weights. Every decision is integer arithmetic, so neither libm nor the numpy version can change a bit.
+zlib and its forks write different bytes for equal input, and matches cost more than they save on int8 weights. Every
+decision is integer arithmetic, so neither libm nor the numpy version can change a bit.
 """
-
 import re
 import zlib
 from functools import cache
@@ -19,7 +18,7 @@ _LENGTH_ORDER = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 1
 
 
 def zlib_encode(data):
-    """The zlib stream of bytes (less than 2 GiB), at most 6 bytes longer, plus 6 per 65,535 bytes or part of them."""
+    """The zlib stream of bytes (less than 2 GiB), at most 6 bytes longer, plus 6 per 65,535 bytes begun."""
     bits = bytearray()  # one per byte, its lowest bit, so that the digits 0 and 1 serve too
     for start, stop, (_, head, lengths) in _blocks(data):
         bits.append(stop == len(data))
@@ -41,7 +40,7 @@ def zlib_encode(data):
 
 
 def zlib_size(data):
-    """len(zlib_encode(data)), without the packing of bits that takes most of its time."""
+    """len(zlib_encode(data)), without its slow part, the packing of bits."""
     bits = 0
     for start, stop, (size, head, _) in _blocks(data):
         bits = bits + size if head else -(-(bits + 3) // 8) * 8 + 32 + 8 * (stop - start)
@@ -96,8 +95,8 @@ def _huffman_lengths(counts, limit):
 
 
 def _dynamic_head(lengths):
-    """The head of a dynamic block after its first bit, as text. It has one distance code of 0 bits, which means that
-    all symbols are literals (RFC 1951, section 3.2.7)."""
+    """The head of a dynamic block after its first bit, as text. Its one distance code of 0 bits means that all symbols
+    are literals (RFC 1951, section 3.2.7)."""
     text = "".join(chr(65 + length) for length in [*lengths, 0])
     tokens = []  # (symbol, its extra bits)
     for run in re.finditer(r"A{11,138}|A{3,10}|(?<=(.))\1{3,6}(?!\1{1,2}(?!\1))|.", text):  # 7 repeats as 4 + 3
@@ -116,7 +115,7 @@ def _field(value, size):
 
 
 def _block_code(counts):
-    """(exact bits, head, code lengths) of the smallest block with this histogram. The head of stored bytes is empty."""
+    """(bits, head, code lengths) of the smallest block with this histogram. The head of stored bytes is empty."""
     n = int(counts.sum())
     stored = 8 * n + 42 * max(1, -(-n // _STORED_BYTES)), "", np.full(257, 8)  # up to 7 of the 42 pad to a byte
     if not n:
