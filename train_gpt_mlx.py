@@ -3,8 +3,7 @@
     python train_gpt_mlx.py --help                              all settings
     mlx.launch -n 2 --backend ring -- python train_gpt_mlx.py   two processes, or hosts
 
-Its twin is train_gpt.py: same sections, same names. Everything that touches no device (data, schedule, initial
-weights, artifact, the run itself) is written once, in common/.
+Its twin is train_gpt.py: same sections, same names. What touches no device is written once, in common/.
 """
 import dataclasses
 import functools
@@ -100,8 +99,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token embedding, blocks and a head. The outputs of the first half of the blocks (the encoder) are added to the
-    inputs of the second half (the decoder), last first."""
+    """The outputs of the first half of the blocks (encoder) are added to the inputs of the second (decoder), last
+    first."""
 
     def __init__(self, s, dtype):
         super().__init__()
@@ -151,7 +150,7 @@ class GPT(nn.Module):
     def nats(self, x, weight, targets):
         """(..., 1) nats of targets (...) after features x (..., C); weight: of the head."""
         logits = self.head_logits(x, weight)
-        # the softcap bounds the logits, so that below a cap of 80 the sum of their exponentials cannot overflow
+        # with a softcap of at most 80 the sum of the exponentials cannot overflow
         top = 0 if self.s.logit_softcap <= 80 else mx.stop_gradient(mx.max(logits, axis=-1, keepdims=True))
         total = mx.log(mx.sum(exp(logits - top), axis=-1, keepdims=True)) + top
         return total - mx.take_along_axis(logits, targets[..., None], axis=-1)
@@ -212,7 +211,7 @@ def wide(dtype):
 
 
 def exp(x):
-    """e^x. On the CPU mx.exp has only float32's precision in float64, and takes 2.5 times as long as mx.power."""
+    """e^x. On the CPU mx.exp computes float64 in float32, and takes 2.5 times as long as mx.power."""
     if mx.default_device() == mx.gpu:
         return mx.exp(x)
     return mx.power(mx.array(math.e, dtype=x.dtype), x)
@@ -224,8 +223,8 @@ def exp(x):
 
 
 def newton_schulz(g, steps):
-    """Approximately the nearest orthogonal matrix of each of g (n, rows, columns): a quintic iteration that pulls every
-    singular value towards 1 (Keller Jordan, "Muon", 2024)."""
+    """Roughly the nearest orthogonal matrix to each of g (n, rows, columns): a quintic iteration that pulls singular
+    values towards 1 (Keller Jordan, "Muon", 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[1] > g.shape[2]
     x = g.swapaxes(1, 2) if tall else g
@@ -237,8 +236,8 @@ def newton_schulz(g, steps):
 
 
 class Muon:
-    """Nesterov momentum, then Newton-Schulz, all matrices of one shape in one batched product. Every rank computes all
-    updates: that is a few percent of a step, and keeps the weights of all ranks bit-identical."""
+    """Nesterov momentum, then Newton-Schulz, all matrices of one shape at once. Every rank computes all updates: that
+    is a few percent of a step, and keeps the ranks bit-identical."""
 
     def __init__(self, params, dtype, steps):
         self.dtype, self.steps = dtype, steps
@@ -288,7 +287,7 @@ class Adam:
 
 
 class MlxTrainer:
-    """One process of a run: the model, its optimizers and their state. Methods as in common/trainer.py, Trainer."""
+    """One process of a run. Methods as in common/trainer.py, Trainer."""
 
     backend = "mlx"
     settings_class = MlxSettings
@@ -397,7 +396,7 @@ class MlxTrainer:
         return {name: np.array(p) for name, p in (self.average if averaged else self.params).items()}
 
     def optimizer_tensors(self):
-        """dict name -> array: what optimizers and average keep, but for the number of steps."""
+        """dict of what optimizers and average keep, but for the number of steps."""
         tensors = self.adam.moments | {f"{name}.ema": mean for name, mean in self.average.items()}
         for shape, names in self.muon.groups.items():
             tensors |= {f"{name}.momentum": row for name, row in zip(names, self.muon.momentum[f"{shape}"])}
@@ -474,7 +473,7 @@ class MlxTrainer:
     # options, off by default: average, rounding, test-time training ---------------------------------------------------
 
     def update_average(self, decay):
-        """Move the average towards the weights by 1 - decay of the way, as long as weights are updated."""
+        """Move the average towards the weights by 1 - decay, while weights are updated."""
         if self.finite:
             share = self.scalar(1 - decay)
             self.average = {name: mean + (self.params[name] - mean) * share for name, mean in self.average.items()}
@@ -482,7 +481,7 @@ class MlxTrainer:
 
     def rounded_weights(self):
         """The weights that the model file would hold. Their gradients count as those of the weights themselves
-        (straight-through estimator, Bengio et al., arXiv:1308.3432)."""
+        (straight-through estimator, arXiv:1308.3432)."""
         rounded = {name: round_rows(self.params[name].astype(mx.float32), levels)
                    for name, levels in tensor_levels(self.s).items()}
         return self.params | {name: w.astype(wide(self.dtype)) for name, w in rounded.items()}
@@ -508,7 +507,7 @@ def round_rows(w, levels):
 
 
 def nats_in_chunks(model, x, targets):
-    """(B, T) nats, LOSS_CHUNK positions at a time: the backward pass computes the logits of each chunk again."""
+    """(B, T) nats, LOSS_CHUNK positions at a time: the backward pass computes their logits again."""
     flat = targets.reshape(-1)
 
     def nats(first, x, weight):
@@ -518,9 +517,9 @@ def nats_in_chunks(model, x, targets):
 
 
 def in_turn(f, size, x, *others):
-    """f(first, x[..., first:first + size, :], *others) for every first, joined along that axis, in the memory of a few
-    calls: the backward pass computes each call again, and each waits for the one before, or MLX would evaluate up to 20
-    of them side by side (as it does with mx.checkpoint)."""
+    """f(first, x[..., first:first + size, :], *others) for every first, joined along that axis: the backward pass
+    computes each call again. Each waits for the one before, or MLX would have up to 20 in memory (as with
+    mx.checkpoint)."""
     cuts = [(first, min(first + size, x.shape[-2])) for first in range(0, x.shape[-2], size)]
 
     @mx.custom_function

@@ -108,7 +108,7 @@ class RankWatch:
             self.thread.start()
 
     def mark(self, far, place, limit):
-        """Say how far the run is (a list of numbers that grows), the same in words, and for how long (seconds) at most."""
+        """Say how far the run is (a list of numbers that grows), the same in words, and the seconds it may take."""
         if self.thread:
             self.state |= {"far": far, "place": place, "limit": limit}
             self.beat()
