@@ -37,7 +37,7 @@ def run_command(tool, description, commands, arguments=None, default=None, extra
         return 0
     except UserError as error:
         problem = error
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         problem = f"{error}: `pip install '.[{extra}]'` provides what this command needs"
     except OSError as error:
         problem = f"{error}: free some space, then run the command again" if error.errno == errno.ENOSPC else error
