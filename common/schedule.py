@@ -20,7 +20,7 @@ def ema_decay(settings, step):
 
 
 def muon_momentum(settings, step):
-    """Momentum of Muon at a step: linear from `muon_momentum_warmup_start` to `muon_momentum`, then constant."""
+    """Momentum of Muon at a step: linear from its start value to its final one over `muon_momentum_warmup_steps`."""
     steps = settings.muon_momentum_warmup_steps
     part = min(step / steps, 1.0) if steps else 1.0
     return (1.0 - part) * settings.muon_momentum_warmup_start + part * settings.muon_momentum

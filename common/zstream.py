@@ -156,7 +156,7 @@ def _merge_chunks(cuts, counts):
     bits = _entropy_bits(counts)
     while len(bits) > 1:
         joint = _entropy_bits(counts[:-1] + counts[1:])
-        gain = np.concatenate([[0], bits[:-1] + bits[1:] - joint + _HEADER_BITS, [0]])
+        gain = np.pad(bits[:-1] + bits[1:] - joint + _HEADER_BITS, 1)
         gain[::2] += gain[::2] >> 2  # else equal or rising gains would join one pair a round
         here = gain[1:-1]
         picked = np.flatnonzero((here > 0) & (here > gain[:-2]) & (here >= gain[2:]))  # never two neighbours

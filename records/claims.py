@@ -1,203 +1,273 @@
-"""The checks of what a record claims, against its own logs and its neighbours: score, clock, significance."""
+"""The checks of what a record claims, against its own logs and the record before it: score, clock, significance."""
 import math
 import re
 import statistics
 
-from common.challenge import EVAL_SECONDS
-from records.challenge import CAP_SECONDS, FINEWEB_VAL_BYTES, FINEWEB_VAL_TOKENS, SPLIT_TOLERANCE
-from records.checks import FAIL, NOT_RUN, PASS, UNVERIFIED, WARN, Finding, is_founding, is_record_name
-from records.folder import Decimal, on_fineweb, open_folder
+from common.challenge import EVAL_SECONDS, VAL_BYTES, VAL_BYTES_TOLERANCE, VAL_TOKENS
+from records.checks import is_founding
+from records.folder import Decimal, on_fineweb
+from records.rules import FAIL, NOT_RUN, PASS, RECORD_ALPHA, TRAIN_LIMITS, UNVERIFIED, WARN, Finding
 from records.significance import Side, compare, copied_logs, is_score, missing_seeds
 
 MAIN_SCORE = "final_int8_zlib_roundtrip"  # the one final line
 SECOND = 1e3  # in milliseconds
-SCORE_UNIT, TIME_UNIT = 5e-3, 0.5  # the most that a claim may be off on the ground of how few digits it is written with
+SCORE_UNIT, TIME_UNIT = 5e-3, 0.5  # the most that a claim may be off because it has few digits
+LATE_STEPS = 2  # a step cannot be interrupted, so a run may be late by this many
 
 
 def check_score(folder, rules):
-    """val_bpb, val_loss and their values before quantization, each against the logs; and the bytes that the pair implies."""
-    fields, label = folder.fields, folder.score_label
-    if "val_bpb" not in fields:
+    """val_bpb, val_loss and their values before quantization, each against the logs; and the bytes that both imply."""
+    if "val_bpb" not in folder.fields:
         yield Finding(FAIL, "no val_bpb is claimed", "the score", "submission.json")
     if not folder.logs:
         yield Finding(UNVERIFIED if is_founding(folder) else FAIL, "no log to compare with", "the score in a log", ".")
-    elif not label:
-        before = [log.pre_quant[1] for log in folder.logs if log.pre_quant]
-        same = any(_agrees(fields.get("val_bpb"), value) for value in before)
-        yield Finding(FAIL, "no final score in the log" + "; the claim is the score before quantization" * same,
-                      "a line of the final score", folder.logs[0].name)
+    elif not folder.score_label:
+        yield _no_final_score(folder)
     else:
-        runs = folder.seed_logs()
         for number, name in ((1, "val_bpb"), (0, "val_loss")):
-            if name in fields:
-                yield from _claim(fields[name], name, [log.score(label)[number] for log in runs], runs, rules)
-            yield from _seed_claims(folder, name, number, label, rules)
-        last = next(reversed(folder.logs[0].scores))
-        others = {log.name: next(reversed(log.scores)) for log in folder.logs if next(reversed(log.scores)) != label}
-        for name, other in others.items():
-            value = next(log for log in folder.logs if log.name == name).score(other)[1]
-            yield Finding(WARN, f"its last score is {other} {value:.4f}", f"the claimed {label}", name)
-        if MAIN_SCORE not in (label, last):
-            yield Finding(WARN, f"the score is named {label}", MAIN_SCORE, folder.logs[0].name)
-    for number, name in ((1, "pre_quant_val_bpb"), (0, "pre_quant_val_loss")):
-        values = [log.pre_quant[number] for log in folder.logs if log.pre_quant]
-        finals = [log.val[-1][number + 1] for log in folder.logs if log.val]
-        if name in fields and values:
-            good = [v for group in (values, finals) for v in [*group, statistics.mean(group or [math.nan])]]
-            if not any(_agrees(fields[name], v) for v in good):
-                yield Finding(rules.lenient, f"{name} {float(fields[name]):g}", " or ".join(f"{v:g}" for v in sorted(set(values))), "submission.json")
-    yield from _implied_bytes(folder, rules, label)
+            yield from _claimed_score(folder, name, number)
+            yield from _claimed_per_seed(folder, rules, name, number)
+        yield from _label(folder)
+    for number, name in ((1, "val_bpb"), (0, "val_loss")):
+        yield from _claimed_before_quantization(folder, rules, f"pre_quant_{name}", number)
+    yield from _implied_bytes(folder)
 
 
-def _half_unit(value, most=SCORE_UNIT):
-    return min(most, value.half_unit) if isinstance(value, Decimal) else most
+def _half_unit(claim, most=SCORE_UNIT):
+    """How much a claim may be off on account of its digits."""
+    return min(most, claim.half_unit) if isinstance(claim, Decimal) else most
 
 
 def _agrees(claim, value):
     return claim is not None and abs(claim - value) <= _half_unit(claim) * (1 + 1e-9) + 1e-12
 
 
-def _claim(claim, name, values, runs, rules):
-    """A claimed number against one value a run: it is that of the main log, or the mean of all."""
-    mean = statistics.mean(values)
-    if _agrees(claim, values[0]) and len(values) == 1:
+def _no_final_score(folder):
+    before = [log.pre_quant[1] for log in folder.logs if log.pre_quant]
+    observed = "no final score in the log"
+    if any(_agrees(folder.fields.get("val_bpb"), value) for value in before):
+        observed += "; the claim is the score before quantization"
+    return Finding(FAIL, observed, "a line of the final score", folder.logs[0].name)
+
+
+def _claimed_score(folder, name, number):
+    """The claim is the score of the main log, or the mean of all. number: place in (val_loss, val_bpb)."""
+    if name not in folder.fields:
         return
+    claim = folder.fields[name]
+    runs = folder.seed_logs()
+    values = [score[number] for score in folder.seed_scores()]
+    mean = statistics.mean(values)
     if _agrees(claim, mean):
         return
-    matches = [log for log, value in zip(runs, values) if _agrees(claim, value)]
-    if matches and claim <= min(values) + _half_unit(claim):
-        yield Finding(WARN, f"{name} {float(claim):g} is the best of {len(values)} runs", f"the mean {mean:.6f}, or a middle run", matches[0].name)
-    elif matches and matches[0] is not runs[0] and len(runs) > 1:
-        yield Finding(WARN, f"{name} {float(claim):g} is that of {matches[0].name}", f"{values[0]:.6f} of {runs[0].name}", "submission.json")
-    elif not matches:
-        yield Finding(FAIL, f"{name} {float(claim):g} claimed", " or ".join(f"{v:.6f}" for v in values) +
-                      (f", mean {mean:.6f}" if len(values) > 1 else ""), "submission.json")
+    matching = [log for log, value in zip(runs, values) if _agrees(claim, value)]
+    shown = f"{name} {float(claim):g}"
+    if not matching:
+        expected = " or ".join(f"{v:.6f}" for v in values)
+        if len(values) > 1:
+            expected += f", mean {mean:.6f}"
+        yield Finding(FAIL, f"{shown} claimed", expected, "submission.json")
+    elif claim <= min(values) + _half_unit(claim):
+        expected = f"the mean {mean:.6f}, or a middle run"
+        yield Finding(WARN, f"{shown} is the best of {len(values)} runs", expected, matching[0].name)
+    elif matching[0] is not runs[0]:
+        expected = f"{values[0]:.6f} of {runs[0].name}"
+        yield Finding(WARN, f"{shown} is that of {matching[0].name}", expected, "submission.json")
 
 
-def _seed_claims(folder, name, number, label, rules):
-    """The scores that submission.json gives seed by seed, and their standard deviation."""
+def _claimed_per_seed(folder, rules, name, number):
+    """The scores of single seeds in submission.json, and their standard deviation."""
+    values = {str(log.seed): log.score(folder.score_label)[number] for log in folder.seed_logs()}
     results = folder.raw.get("seed_results")
-    values = {str(log.seed): log.score(label)[number] for log in folder.seed_logs()}
     for seed, result in results.items() if isinstance(results, dict) else []:
         claim = result.get(name) if isinstance(result, dict) else None
         if isinstance(claim, Decimal) and seed in values and not _agrees(claim, values[seed]):
-            yield Finding(rules.lenient, f"{name} {claim:g} of seed {seed}", f"{values[seed]:.6f} of its log", "submission.json")
+            expected = f"{values[seed]:.6f} of its log"
+            yield Finding(rules.lenient, f"{name} {claim:g} of seed {seed}", expected, "submission.json")
     claim = folder.raw.get(f"{name}_std")
     if isinstance(claim, Decimal) and len(values) > 1 and not _agrees(claim, statistics.stdev(values.values())):
-        yield Finding(rules.lenient, f"{name}_std {claim:g}", f"{statistics.stdev(values.values()):.6f} of the logs", "submission.json")
+        expected = f"{statistics.stdev(values.values()):.6f} of the logs"
+        yield Finding(rules.lenient, f"{name}_std {claim:g}", expected, "submission.json")
 
 
-def _implied_bytes(folder, rules, label):
-    """UTF-8 bytes of the validation text = val_loss / ln 2 * tokens / val_bpb, which no tokenizer changes."""
-    official, shown = folder.track in CAP_SECONDS, False
-    pairs = [(log.name, *log.score(label), log) for log in folder.seed_logs()] if label else []
+def _label(folder):
+    """The score that is claimed is the last one printed, under the usual name."""
+    label = folder.score_label
+    for log in folder.logs:
+        last = next(reversed(log.scores))
+        if last != label:
+            observed = f"its last score is {last} {log.score(last)[1]:.4f}"
+            yield Finding(WARN, observed, f"the claimed {label}", log.name)
+    main = folder.logs[0]
+    if MAIN_SCORE not in (label, next(reversed(main.scores))):
+        yield Finding(WARN, f"the score is named {label}", MAIN_SCORE, main.name)
+
+
+def _claimed_before_quantization(folder, rules, name, number):
+    """The claim is what a log names as the score before quantization, its last validation, or the mean of either."""
+    values = [log.pre_quant[number] for log in folder.logs if log.pre_quant]
+    finals = [log.val[-1][number + 1] for log in folder.logs if log.val]
+    if name not in folder.fields or not values:
+        return
+    good = [*values, statistics.mean(values), *finals]
+    if finals:
+        good.append(statistics.mean(finals))
+    claim = folder.fields[name]
+    if not any(_agrees(claim, value) for value in good):
+        expected = " or ".join(f"{v:g}" for v in sorted(set(values)))
+        yield Finding(rules.lenient, f"{name} {float(claim):g}", expected, "submission.json")
+
+
+def _implied_bytes(folder):
+    """UTF-8 bytes of the validation text, val_loss / ln 2 * tokens / val_bpb, which no tokenizer changes."""
+    pairs = [(log.name, *score, log) for log, score in zip(folder.seed_logs(), folder.seed_scores())]
     if not pairs and "val_loss" in folder.fields and "val_bpb" in folder.fields:
         pairs = [("submission.json", folder.fields["val_loss"], folder.fields["val_bpb"], None)]
-    for where, loss, bpb, log in pairs:
-        tokens = log.val_tokens if log else None
-        if not bpb or not math.isfinite(bpb) or not math.isfinite(loss):
-            continue
-        shown = True
-        if tokens and log.val_bytes:
-            implied = loss / math.log(2) * tokens / bpb
-            if abs(implied / log.val_bytes - 1) > SPLIT_TOLERANCE:
-                yield Finding(FAIL, f"loss and score imply {implied:,.0f} bytes", f"{log.val_bytes:,} as the log says", where)
-                continue
-        elif tokens:
-            implied = loss / math.log(2) * tokens / bpb
-        else:  # only a split whose tokens are known can be recognised
-            implied = min((loss / math.log(2) * n / bpb for n in FINEWEB_VAL_TOKENS), key=lambda v: abs(v - FINEWEB_VAL_BYTES))
-        off = abs(implied / FINEWEB_VAL_BYTES - 1)
-        fineweb = official or not log or on_fineweb(folder, log)
-        if fineweb and off > SPLIT_TOLERANCE:
-            near = min(FINEWEB_VAL_TOKENS, key=lambda n: abs(n - (tokens or 0)))
-            count = f" of {tokens:,} tokens" if tokens and abs(tokens / near - 1) > 1e-3 else ""
-            published = UNVERIFIED if is_founding(folder) else FAIL
-            yield Finding(published if tokens or official else UNVERIFIED, f"{implied:,.0f} validation bytes implied{count}, {100 * off:.2f} % off",
-                          f"{FINEWEB_VAL_BYTES:,} of FineWeb's 50,000 documents", where)
-        elif not fineweb and log.dataset and log.dataset not in folder.text("README.md"):
-            yield Finding(FAIL, f"scored on {log.dataset}, which the README does not say", "the data set, stated", "README.md")
-    if not shown and (official or on_fineweb(folder)):
-        yield Finding(UNVERIFIED, "no pair of loss and score shows the bytes of the text", f"{FINEWEB_VAL_BYTES:,} of FineWeb", ".")
+    pairs = [pair for pair in pairs if pair[2] and math.isfinite(pair[1]) and math.isfinite(pair[2])]
+    for pair in pairs:
+        yield from _bytes_of_pair(folder, *pair)
+    if not pairs and (folder.track in TRAIN_LIMITS or on_fineweb(folder)):
+        observed = "no pair of loss and score shows the bytes of the text"
+        yield Finding(UNVERIFIED, observed, f"{VAL_BYTES:,} of FineWeb", ".")
+
+
+def _bytes_of_pair(folder, where, loss, bpb, log):
+    """The bytes that one loss and score imply; log: where they come from, or None."""
+    tokens = log.val_tokens if log else None
+    per_token = loss / math.log(2) / bpb  # bytes
+    if tokens and log.val_bytes and abs(per_token * tokens / log.val_bytes - 1) > VAL_BYTES_TOLERANCE:
+        observed = f"loss and score imply {per_token * tokens:,.0f} bytes"
+        yield Finding(FAIL, observed, f"{log.val_bytes:,} as the log says", where)
+        return
+    official = folder.track in TRAIN_LIMITS
+    if official or not log or on_fineweb(folder, log):
+        yield from _fineweb_bytes(folder, where, per_token, tokens)
+    elif log.dataset and log.dataset not in folder.text("README.md"):
+        observed = f"scored on {log.dataset}, which the README does not say"
+        yield Finding(FAIL, observed, "the data set, stated", "README.md")
+
+
+def _fineweb_bytes(folder, where, per_token, tokens):
+    """The bytes of FineWeb's validation split. Where the tokens are not known, the nearest published split is meant."""
+    counts = [tokens] if tokens else VAL_TOKENS.values()
+    implied = min((per_token * count for count in counts), key=lambda size: abs(size - VAL_BYTES))
+    off = abs(implied / VAL_BYTES - 1)
+    if off <= VAL_BYTES_TOLERANCE:
+        return
+    observed = f"{implied:,.0f} validation bytes implied"
+    if tokens and min(abs(tokens / count - 1) for count in VAL_TOKENS.values()) > 1e-3:
+        observed += f" of {tokens:,} tokens"
+    observed += f", {100 * off:.2f} % off"
+    certain = tokens or folder.track in TRAIN_LIMITS
+    status = FAIL if certain and not is_founding(folder) else UNVERIFIED
+    yield Finding(status, observed, f"{VAL_BYTES:,} of FineWeb's 50,000 documents", where)
 
 
 def check_clock(folder, rules):
-    """Training time against the cap, its own arithmetic, and the time of evaluation."""
+    """Training time against the limit and the logged averages, the time of evaluation, and the claims of both."""
     if not folder.logs:
         yield Finding(UNVERIFIED if is_founding(folder) else FAIL, "no log", "the training time", ".")
     for log in folder.logs:
-        step, ms, caps = log.last_step, log.train_ms, [log.cap_seconds, CAP_SECONDS.get(folder.track)]
-        if not step or ms is None or not math.isfinite(ms):
+        if not log.last_step or log.train_ms is None or not math.isfinite(log.train_ms):
             yield Finding(FAIL, "no training time", "lines with train_time", log.name)
             continue
-        caps = [c for c in caps if c]
-        cap, per_step = min(caps) * SECOND if caps else math.inf, ms / step
-        if ms > cap:
-            over = f"{ms / SECOND:,.3f} s, {ms - cap:,.0f} ms over"
-            late = ms > cap + 2 * per_step
-            yield Finding(FAIL if late else WARN, over + f", {(ms - cap) / per_step:.1f} steps" * late, f"at most {cap / SECOND:,.0f} s", log.name)
-        wrong = [row for row in log.averages if row[0] and abs(row[0] * row[2] - row[1]) > row[0] * 0.011 + 1.0]
-        if wrong:
-            at, time, average = wrong[0]
-            yield Finding(FAIL, f"step {at}: {average} ms a step, {time:,.0f} ms in all", f"{time / at:.2f} ms a step", log.name)
-        spent = max(sum(score[2] or 0.0 for score in log.scores.values()), log.evaluation_ms or 0.0)
-        if spent > EVAL_SECONDS * SECOND and folder.track in CAP_SECONDS:
-            yield Finding(FAIL, f"evaluation took {spent / SECOND:,.1f} s", f"at most {EVAL_SECONDS:.0f} s", log.name)
-        if folder.track not in CAP_SECONDS and "README.md" in folder.files:
-            seconds = f"{log.cap_seconds or 0:g}"
-            stated = r"MAX_WALLCLOCK_SECONDS\s*=\s*0\b" if seconds == "0" else rf"(?<![\d.,]){re.escape(seconds)}(?![\d])"
-            if not re.search(stated, folder.text("README.md").replace(",", "")):
-                yield Finding(rules.lenient, "the compute is not stated", f"MAX_WALLCLOCK_SECONDS={seconds}", "README.md")
+        yield from _training_time(folder, log)
+        yield from _step_averages(log)
+        if folder.track in TRAIN_LIMITS:
+            yield from _evaluation_time(log)
+        else:
+            yield from _stated_limit(folder, rules, log)
     runs = [log for log in folder.seed_logs() if log.train_ms is not None]
-    for name, values, scale in (("wallclock_seconds", [log.train_ms for log in runs], SECOND), ("step_stop", [log.last_step for log in runs], 1)):
-        claim = folder.fields.get(name)
-        half = _half_unit(claim, TIME_UNIT) if claim is not None else 0
-        if claim is not None and values and all(abs(claim - v / scale) > half + 1e-9 for v in [*values, statistics.mean(values)]):
-            yield Finding(rules.lenient, f"{name} {claim:,}", " or ".join(f"{v / scale:,}" for v in sorted(set(values))), "submission.json")
+    yield from _claimed_number(folder, rules, "wallclock_seconds", [log.train_ms / SECOND for log in runs])
+    yield from _claimed_number(folder, rules, "step_stop", [log.last_step for log in runs])
 
 
-def check_significance(folder, rules, baseline):
-    """baseline: a Side, or None: then the best earlier record beside the folder."""
-    if folder.track not in CAP_SECONDS:
+def _training_time(folder, log):
+    """The shorter of the run's own limit and the track's is kept, but for the step that was running."""
+    limits = [limit for limit in (log.cap_seconds, TRAIN_LIMITS.get(folder.track)) if limit]
+    if not limits or log.train_ms <= min(limits) * SECOND:
+        return
+    over = log.train_ms - min(limits) * SECOND
+    steps = over / (log.train_ms / log.last_step)
+    observed = f"{log.train_ms / SECOND:,.3f} s, {over:,.0f} ms over"
+    status = WARN
+    if steps > LATE_STEPS:
+        status = FAIL
+        observed += f", {steps:.1f} steps"
+    yield Finding(status, observed, f"at most {min(limits):,.0f} s", log.name)
+
+
+def _step_averages(log):
+    """step x step_avg is train_time, on the first line where it is not; the average is printed with two decimals."""
+    for step, ms, average in log.averages:
+        if step and abs(step * average - ms) > step * 0.011 + 1.0:
+            observed = f"step {step}: {average} ms per step, {ms:,.0f} ms in all"
+            yield Finding(FAIL, observed, f"{ms / step:.2f} ms per step", log.name)
+            return
+
+
+def _evaluation_time(log):
+    spent = max(sum(score[2] or 0.0 for score in log.scores.values()), log.evaluation_ms or 0.0)
+    if spent > EVAL_SECONDS * SECOND:
+        observed = f"evaluation took {spent / SECOND:,.1f} s"
+        yield Finding(FAIL, observed, f"at most {EVAL_SECONDS:.0f} s", log.name)
+
+
+def _stated_limit(folder, rules, log):
+    """The README says how long the run could train."""
+    if "README.md" not in folder.files:
+        return
+    seconds = f"{log.cap_seconds or 0:g}"
+    stated = rf"(?<![\d.,]){re.escape(seconds)}(?![\d])"
+    if seconds == "0":
+        stated = r"MAX_WALLCLOCK_SECONDS\s*=\s*0\b"
+    if not re.search(stated, folder.text("README.md").replace(",", "")):
+        yield Finding(rules.lenient, "the compute is not stated", f"MAX_WALLCLOCK_SECONDS={seconds}", "README.md")
+
+
+def _claimed_number(folder, rules, name, values):
+    """A claimed time or step count is that of one run, or the mean."""
+    claim = folder.fields.get(name)
+    if claim is None or not values:
+        return
+    most = _half_unit(claim, TIME_UNIT) + 1e-9
+    if all(abs(claim - value) > most for value in [*values, statistics.mean(values)]):
+        expected = " or ".join(f"{value:,}" for value in sorted(set(values)))
+        yield Finding(rules.lenient, f"{name} {claim:,}", expected, "submission.json")
+
+
+def check_significance(folder, rules, find_baseline):
+    """Whether a record beats the baseline. find_baseline: function that returns its Side, or None if there is none."""
+    if folder.track not in TRAIN_LIMITS:
         yield Finding(NOT_RUN, "no record is claimed in this track")
         return
     if is_founding(folder):
         yield Finding(UNVERIFIED, "one published run, the first: there was nothing to beat", "3 runs", ".")
         return
-    candidate = side_of_folder(folder, "candidate")
-    baseline = baseline or earlier_record(folder, rules)
+    baseline = find_baseline()
     if baseline is None:
-        yield Finding(UNVERIFIED, "no earlier record beside the folder", "--baseline FOLDER, at least 3 runs", ".")
+        observed = "no earlier record beside the folder"
+        yield Finding(UNVERIFIED, observed, "--baseline FOLDER, at least 3 runs", ".")
         return
-    margin = {"margin": 0.0} if rules.name != "strict" else {}
-    result = compare(baseline, candidate, **margin)
-    main = result.get("readings", {}).get("nats per token")
+    result = compare(baseline, side_of_folder(folder, "candidate"), margin=rules.margin_nats)
+    because = "; ".join(result["because"])
     if any("copy" in text or "the same score" in text for text in result["because"]):
-        yield Finding(FAIL, "; ".join(result["because"]), "independent runs", "logs")
+        yield Finding(FAIL, because, "independent runs", "logs")
     elif result["decision"] == "not verified":
-        yield Finding(UNVERIFIED, "; ".join(result["because"]), f"at least 3 runs a side, against {baseline.label}", "logs")
+        yield Finding(UNVERIFIED, because, f"at least 3 runs per side, against {baseline.label}", "logs")
     else:
-        words = f"{main['difference']:.5f} {result['unit']} better than {baseline.label}, margin {main['margin']:.5f}, p = {main['p']:.3g}"
-        yield Finding(PASS if result["decision"] == "significant" else rules.lenient, words, "p < 0.01", "logs")
+        test = result["readings"]["nats per token"]
+        status = PASS if result["decision"] == "significant" else rules.lenient
+        better = f"{test['difference']:.5f} {result['unit']} better than {baseline.label}"
+        observed = f"{better}, margin {test['margin']:.5f}, p = {test['p']:.3g}"
+        yield Finding(status, observed, f"p < {RECORD_ALPHA}", "logs")
 
 
 def side_of_folder(folder, label):
+    """Side of the runs of a record folder."""
     scores = folder.seed_scores()
-    good = [s for s in scores if is_score(s)]
-    problems = ["a log has no finite score above 0"] * (len(good) < len(scores)) + missing_seeds(folder) + copied_logs(folder)
-    return Side(label, [s[0] for s in good], [s[1] for s in good], problems)
-
-
-def earlier_record(folder, rules):
-    """Side of the best entry of the same track whose folder name is dated before this one's and which no other check fails; None where
-    there is none. The claims give the order, which a check ties to the logs; the runs are those of the logs."""
-    from records.verify import verdict, verify_folder  # here, since it makes these checks
-    found = []
-    for path in sorted(folder.path.parent.iterdir()):
-        if is_record_name(path.name) and path.is_dir() and not path.is_symlink() and path.name[:10] < folder.name[:10]:
-            score = open_folder(path, with_logs=False).fields.get("val_bpb")
-            found += [(score, path)] if score is not None else []
-    for _, path in sorted(found):
-        if verdict(verify_folder(path, rules.name, leave_out=("significance",)))[0] != "fails":
-            return side_of_folder(open_folder(path), path.name)
-    return None
+    good = [score for score in scores if is_score(score)]
+    problems = missing_seeds(folder) + copied_logs(folder)
+    if len(good) < len(scores):
+        problems.insert(0, "a log has no finite score above 0")
+    return Side(label, [loss for loss, _ in good], [bpb for _, bpb in good], problems)

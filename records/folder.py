@@ -1,13 +1,15 @@
-"""A record folder as evidence from a stranger: what is in it, read with bounds, and its submission.json in one spelling. Nothing is run."""
+"""A record folder as evidence from a stranger: its files, read with bounds, and its submission.json under our names.
+Nothing is run."""
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import stat
 from pathlib import Path
 
-from records.challenge import NUMBER_FIELDS, SPELLINGS, TEXT_FIELDS
 from records.logs import LOG_LIMIT, read_log
+from records.rules import NUMBER_FIELDS, SPELLINGS, TEXT_FIELDS
 
 ENTRIES_LIMIT, DEPTH_LIMIT, FOLDER_LIMIT = 1000, 6, 256 << 20
 JSON_LIMIT, TEXT_LIMIT, CODE_LIMIT = 1 << 20, 1 << 20, 2 << 20
@@ -15,11 +17,11 @@ LOGS_LIMIT = 32
 
 
 class Refused(Exception):
-    """A file that is not read. The message is what the file is, to come after its name."""
+    """A file that is not read. The message continues the file's name, as in `is missing`."""
 
 
 class Decimal(float):
-    """A JSON number that remembers how it was written, hence how many digits were meant."""
+    """A JSON number that remembers how it was written, and so how many digits it has."""
     text = ""
 
     @property
@@ -30,15 +32,15 @@ class Decimal(float):
 
 
 def read_bounded(path, limit):
-    """Bytes of a regular file of at most `limit` bytes. Raises Refused. Pipes and devices are not opened for reading."""
+    """Bytes of a regular file of at most `limit` bytes. Never waits for a pipe or a device. Raises Refused."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(handle, "rb") as file:
             info = os.fstat(handle)
             if not stat.S_ISREG(info.st_mode):
-                raise Refused("is no plain file")
+                raise Refused("is not a regular file")
             if info.st_size > limit:
-                raise Refused(f"has {info.st_size:,} bytes, more than the {limit:,} that are read")
+                raise Refused(f"has {info.st_size:,} bytes, more than the limit of {limit:,}")
             data = file.read(limit + 1)
     except FileNotFoundError:
         raise Refused("is missing") from None
@@ -50,53 +52,67 @@ def read_bounded(path, limit):
 
 
 def load_json(data):
-    """The object in bytes of strict JSON: no duplicate keys, no NaN, no infinite number, no NUL or lone surrogate in a string.
-    Numbers with a fraction become Decimal. Raises ValueError."""
-    def unique(pairs):
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            seen = set()
-            name = next(n for n, _ in pairs if n in seen or seen.add(n))
-            raise ValueError(f"has the key {name[:60]!r} twice")
-        return found
-
-    def number(text):
-        value = Decimal(text)
-        value.text = text
-        if not math.isfinite(value):
-            raise ValueError(f"holds {text[:40]}, which is no finite number")
-        return value
-
-    def no_constant(text):
-        raise ValueError(f"holds {text}, which is no JSON")
-
-    def walk(value):
-        if isinstance(value, str):
-            if any(0xD800 <= ord(c) < 0xE000 or (c < " " and c not in "\t\n\r") for c in value):
-                raise ValueError("holds a string with a control character or half of a surrogate pair")
-        elif isinstance(value, dict | list):
-            for item in [*value, *value.values()] if isinstance(value, dict) else value:
-                walk(item)
-
+    """The object in bytes of strict JSON: no duplicate keys, no NaN, no infinite number, no control character or lone
+    surrogate in a string. Numbers with a fraction become Decimal. Raises ValueError."""
     try:
-        value = json.loads(data.decode(), object_pairs_hook=unique, parse_float=number, parse_constant=no_constant)
-        walk(value)
+        value = json.loads(
+            data.decode(), object_pairs_hook=_unique_keys, parse_float=_finite_number, parse_constant=_no_constant
+        )
+        _check_text(value)
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"is no JSON: {error}") from None
+        raise ValueError(f"is not JSON: {error}") from None
     except RecursionError:
         raise ValueError("is nested too deeply") from None
     if not isinstance(value, dict):
-        raise ValueError("is no JSON object")
+        raise ValueError("is not a JSON object")
     return value
+
+
+def _unique_keys(pairs):
+    found = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"has the key {name[:60]!r} twice")
+        found[name] = value
+    return found
+
+
+def _finite_number(text):
+    value = Decimal(text)
+    value.text = text
+    if not math.isfinite(value):
+        raise ValueError(f"holds {text[:40]}, which is not a finite number")
+    return value
+
+
+def _no_constant(text):
+    raise ValueError(f"holds {text}, which is not JSON")
+
+
+def _check_text(value):
+    """Raises ValueError for a string, anywhere in a JSON value, that is not text."""
+    if isinstance(value, str):
+        if any(0xD800 <= ord(c) < 0xE000 or (c < " " and c not in "\t\n\r") for c in value):
+            raise ValueError("holds a string with a control character or half of a surrogate pair")
+    elif isinstance(value, list):
+        for item in value:
+            _check_text(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _check_text(name)
+            _check_text(item)
 
 
 @dataclasses.dataclass
 class Folder:
-    """A record folder. files: relative name -> bytes on disk, of plain files that lie inside; problems: (what, where) of those that are
-    not; fields: submission.json under the names that we write; spelled: (their name, ours) where those differ; invalid: (what, expected)
-    of fields; logs: the main log first."""
+    """A record folder.
+
+    files: relative name -> bytes on disk, of plain files inside it; problems: (what, where) of anything else.
+    raw: submission.json; fields: its valid fields under our names; spelled: (their name, ours) where those differ;
+    invalid: (what, expected) of the other fields.
+    logs: list of RunLog, the main log first; log_errors: (what, log name) of those that are not read."""
     path: Path
     track: str
     files: dict = dataclasses.field(default_factory=dict)
@@ -107,7 +123,7 @@ class Folder:
     spelled: list = dataclasses.field(default_factory=list)
     invalid: list = dataclasses.field(default_factory=list)
     logs: list = dataclasses.field(default_factory=list)
-    log_errors: list = dataclasses.field(default_factory=list)  # (what, log name)
+    log_errors: list = dataclasses.field(default_factory=list)
 
     @property
     def name(self):
@@ -120,7 +136,7 @@ class Folder:
         return read_bounded(self.path / name, limit)
 
     def text(self, name):
-        """Text of one of .files, "" where it cannot be read."""
+        """Text of one of .files; empty where it cannot be read."""
         try:
             return self.read(name, TEXT_LIMIT).decode()
         except (Refused, UnicodeDecodeError):
@@ -131,20 +147,27 @@ class Folder:
         """The last score that every log prints, or None."""
         if not self.logs:
             return None
-        return next((label for label in reversed(self.logs[0].scores) if all(label in log.scores for log in self.logs)), None)
+        labels = reversed(self.logs[0].scores)
+        return next((label for label in labels if all(label in log.scores for log in self.logs)), None)
 
     def seed_logs(self):
         """One log per run: of logs with equal bytes only the first."""
-        return list({log.sha256: log for log in reversed(self.logs)}.values())[::-1]
+        by_digest = {log.sha256: log for log in reversed(self.logs)}
+        return list(reversed(by_digest.values()))
 
     def seed_scores(self):
         """list of (val_loss, val_bpb), one per run."""
         label = self.score_label
         return [log.score(label) for log in self.seed_logs()] if label else []
 
+    def log_of_model(self, data):
+        """The log that names the SHA-256 of a model file's bytes, or None."""
+        digest = hashlib.sha256(data).hexdigest()
+        return next((log for log in self.logs if log.model_sha256 == digest), None)
+
 
 def open_folder(path, with_logs=True):
-    """Folder of a path. Whatever is in it, this returns: what is wrong is written down for the checks to report."""
+    """Folder of a path. Returns whatever is in it: what is wrong is kept for the checks to report."""
     path = Path(path).resolve()
     folder = Folder(path, path.parent.name)
     _list_files(folder)
@@ -153,55 +176,70 @@ def open_folder(path, with_logs=True):
     except (Refused, ValueError) as error:
         folder.json_error = str(error)
     take_fields(folder)
-    if not with_logs:
-        return folder
-    names = sorted((n for n in folder.files if "/" not in n and n.endswith((".log", ".log.txt"))), key=lambda n: (n != "train.log", n))
+    if with_logs:
+        _read_logs(folder)
+    return folder
+
+
+def _read_logs(folder):
+    names = [name for name in folder.files if "/" not in name and name.endswith((".log", ".log.txt"))]
+    names.sort(key=lambda name: (name != "train.log", name))
     for name in names[:LOGS_LIMIT]:
         try:
             folder.logs.append(read_log(name, folder.read(name, LOG_LIMIT)))
         except Refused as error:
             folder.log_errors.append((str(error), name))
     if len(names) > LOGS_LIMIT:
-        folder.log_errors.append((f"are {len(names)} logs; {LOGS_LIMIT} are read", "."))
-    return folder
+        folder.log_errors.append((f"{len(names)} logs; {LOGS_LIMIT} are read", "."))
 
 
 def _list_files(folder):
-    root, pending, count, total = str(folder.path), [("", 0)], 0, 0
+    """Fills .files and .problems."""
+    pending = [("", 0)]
+    count = 0
     while pending:
         inside, depth = pending.pop()
         try:
-            entries = sorted(os.scandir(os.path.join(root, inside)), key=lambda e: e.name)
+            entries = sorted(os.scandir(os.path.join(folder.path, inside)), key=lambda e: e.name)
         except OSError as error:
             folder.problems.append((f"cannot be listed: {error.strerror}", inside or "."))
             continue
         for entry in entries:
             name = f"{inside}/{entry.name}" if inside else entry.name
-            shown = name.encode(errors="replace").decode()
             count += 1
             if count > ENTRIES_LIMIT:
                 folder.problems.append((f"more than {ENTRIES_LIMIT} files and folders", "."))
                 return
-            if shown != name or any(c < " " for c in name):
-                folder.problems.append(("a name that is not plain text", ascii(shown)))
-            elif entry.is_symlink() and not os.path.exists(entry.path):
-                folder.problems.append(("a symbolic link to nothing", name))
-            elif entry.is_symlink() and not os.path.realpath(entry.path).startswith(root + os.sep):
-                folder.problems.append(("a symbolic link that leaves the folder", name))
-            elif entry.is_symlink() and entry.is_dir():
-                folder.problems.append(("a symbolic link to a folder", name))
+            if problem := _problem_of(entry, name, folder.path, depth):
+                folder.problems.append((problem, ascii(name) if _is_odd(name) else name))
             elif entry.is_dir():
-                if depth == DEPTH_LIMIT:
-                    folder.problems.append((f"folders more than {DEPTH_LIMIT} deep", name))
-                else:
-                    pending.append((name, depth + 1))
-            elif entry.is_file():
-                folder.files[name] = size = entry.stat().st_size
-                total += size
+                pending.append((name, depth + 1))
             else:
-                folder.problems.append(("neither file nor folder", name))
+                folder.files[name] = entry.stat().st_size
+    total = sum(folder.files.values())
     if total > FOLDER_LIMIT:
         folder.problems.append((f"{total:,} bytes in all, more than {FOLDER_LIMIT:,}", "."))
+
+
+def _problem_of(entry, name, root, depth):
+    """Why an entry of a record folder is neither read nor entered; empty for a plain file or folder."""
+    if _is_odd(name):
+        return "a name that is not plain text"
+    if entry.is_symlink():
+        if not os.path.exists(entry.path):
+            return "a symbolic link to nothing"
+        if not os.path.realpath(entry.path).startswith(f"{root}{os.sep}"):
+            return "a symbolic link that leaves the folder"
+        if entry.is_dir():
+            return "a symbolic link to a folder"
+    if entry.is_dir():
+        return f"folders more than {DEPTH_LIMIT} deep" if depth == DEPTH_LIMIT else ""
+    return "" if entry.is_file() else "neither file nor folder"
+
+
+def _is_odd(name):
+    """Whether a file name holds bytes that are not UTF-8, or control characters."""
+    return name.encode(errors="replace").decode() != name or any(c < " " for c in name)
 
 
 def take_fields(folder):
@@ -210,25 +248,35 @@ def take_fields(folder):
         found = next((s for s in spellings if s in folder.raw), None)
         if found is None:
             continue
-        value = folder.raw[found]
         if found != name:
             folder.spelled.append((found, name))
-        if name in TEXT_FIELDS:
-            if not isinstance(value, str) or not value.strip():
-                folder.invalid.append((f"{found} = {_short(value)}", "text"))
-            elif len(value) > TEXT_FIELDS[name]:
-                folder.invalid.append((f"{found} has {len(value)} characters", f"at most {TEXT_FIELDS[name]}"))
-            else:
-                folder.fields[name] = value
-            continue
-        low, high = NUMBER_FIELDS[name]
-        whole = isinstance(low, int)
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            folder.invalid.append((f"{found} = {_short(value)}", "a whole number" if whole else "a number"))
-        elif not low <= value <= high:
-            folder.invalid.append((f"{found} = {_short(value)}", f"{low:,} to {high:,}"))
+        value = folder.raw[found]
+        wrong = _wrong_text(name, found, value) if name in TEXT_FIELDS else _wrong_number(name, found, value)
+        if wrong:
+            folder.invalid.append(wrong)
         else:
             folder.fields[name] = value
+
+
+def _wrong_text(name, found, value):
+    """(what, expected), or None where the value is as it must be."""
+    limit = TEXT_FIELDS[name]
+    if not isinstance(value, str) or not value.strip():
+        return f"{found} = {_short(value)}", "text"
+    if len(value) > limit:
+        return f"{found} has {len(value)} characters", f"at most {limit}"
+    return None
+
+
+def _wrong_number(name, found, value):
+    """(what, expected), or None where the value is as it must be."""
+    low, high = NUMBER_FIELDS[name]
+    whole = isinstance(low, int)
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return f"{found} = {_short(value)}", "a whole number" if whole else "a number"
+    if not low <= value <= high:
+        return f"{found} = {_short(value)}", f"{low:,} to {high:,}"
+    return None
 
 
 def _short(value):
@@ -240,7 +288,7 @@ def _short(value):
 
 
 def data_of(folder, log=None):
-    """Name of the data set that a log names (by default the first that does), else submission.json; "" where none does."""
+    """Name of the data set in a log, by default the first that names one, else in submission.json; else empty."""
     logs = [log] if log else folder.logs
     found = next((log.dataset for log in logs if log.dataset), "") or folder.raw.get("dataset")
     return found if isinstance(found, str) else ""
@@ -251,9 +299,8 @@ def on_fineweb(folder, log=None):
 
 
 def declared_seeds(folder):
-    """set of the seeds that submission.json names, in whatever place; None where it names none."""
+    """set of the seeds that submission.json names, wherever it does; None where it names none."""
     found = folder.raw.get("seeds", folder.raw.get("seed", folder.raw.get("seed_results")))
     found = list(found) if isinstance(found, dict | list) else [found]
     seeds = {int(s) for s in found if isinstance(s, int) or (isinstance(s, str) and s.isdecimal() and len(s) < 19)}
     return seeds or None
-

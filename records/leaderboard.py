@@ -11,11 +11,11 @@ from pathlib import Path
 from common.challenge import BUDGET_BYTES
 from common.settings import UserError
 from records.budget import group_bytes, model_budget
-from records.challenge import TRACKS
-from records.checks import PASS, RULESETS, UNVERIFIED, is_founding
+from records.checks import is_founding
 from records.evaluation import MODEL_FILE
 from records.folder import Refused, data_of, on_fineweb, open_folder
 from records.page import write_page
+from records.rules import PASS, RULESETS, TRACKS, UNVERIFIED
 from records.verify import clean, status_of, verdict, verify_folder
 
 TITLES = {

@@ -8,12 +8,14 @@ from pathlib import Path
 from common.artifact import pack_payload, read_model
 from common.bpb import evaluate
 from common.dataset import open_data
+from common.fit import levels_text
 from common.params import count_params
 from common.quantize import dequantize_weights, quantize_weights, relative_error
 from common.settings import UserError
 from common.zstream import zlib_size
+from parity.trainers import load_trainer
 from records.budget import MODEL_LIMIT
-from records.evaluation import LONGEST_ROW, MODEL_FILE, scoring_settings, trainer_class
+from records.evaluation import LONGEST_ROW, MODEL_FILE, scoring_settings
 from records.folder import Refused, read_bounded
 
 LEVELS = (127, 63, 31, 15, 11, 7, 5, 3, 2)
@@ -35,16 +37,10 @@ def fewer(own, number):
     return {group: number if value == "fp16" else min(value, number) for group, value in own.items()}
 
 
-def level_text(value):
-    """A number of levels to 5 digits, or fp16."""
-    return value if value == "fp16" else f"{value:.5g}"
-
-
-def levels_text(levels):
+def shown_levels(levels):
     """One value where all groups have the same, else matrix=15,embed=fp16."""
-    if len(set(levels.values())) == 1:
-        return level_text(next(iter(levels.values())))
-    return ",".join(f"{group}={level_text(value)}" for group, value in levels.items())
+    text = levels_text(levels)
+    return text.rpartition("=")[2] if len(set(levels.values())) == 1 else text
 
 
 def level_rows(settings, own, codes, weights, score):
@@ -59,7 +55,7 @@ def level_rows(settings, own, codes, weights, score):
             rounded = dequantize_weights(settings, stored, levels)
         size = zlib_size(pack_payload(settings, stored, levels))
         error = relative_error(settings, weights, rounded)
-        yield Row(levels_text(levels), size, 8 * size / count_params(settings), error, score(rounded))
+        yield Row(shown_levels(levels), size, 8 * size / count_params(settings), error, score(rounded))
 
 
 def scorer(settings, weights, data_path, backend, limit):
@@ -68,7 +64,7 @@ def scorer(settings, weights, data_path, backend, limit):
     longest = settings.train_seq_len
     if longest > LONGEST_ROW:
         raise UserError(f"rows of {longest:,} tokens: at most {LONGEST_ROW:,} are scored, to bound the memory")
-    kind = trainer_class(backend)
+    kind = load_trainer(backend)
     own = scoring_settings(kind, settings, data_path, compile=False, val_tokens_limit=limit)
     data, trainer = open_data(own), kind(own, weights)
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from common.settings import UserError
 from records.budget import MODEL_LIMIT
-from records.challenge import TEXT_FIELDS, TRACKS
-from records.checks import FAIL, PLACEHOLDER
+from records.checks import PLACEHOLDER
 from records.evaluation import MODEL_FILE
 from records.folder import CODE_LIMIT, JSON_LIMIT, Refused, load_json, read_bounded
 from records.logs import LOG_LIMIT, read_log
 from records.reproduce import launch_command
+from records.rules import FAIL, TEXT_FIELDS, TRACKS
 from records.verify import exit_code, status_of, table, verify_folder
 
 BACKENDS = {"train_gpt.py": "torch", "train_gpt_mlx.py": "mlx"}  # of the script that a run folder holds

@@ -4,9 +4,9 @@ import shlex
 from pathlib import Path
 
 from common.settings import UserError
-from records.challenge import TRACKS
 from records.checks import is_founding
 from records.folder import data_of, on_fineweb, open_folder
+from records.rules import TRACKS
 from records.verify import clean
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from common.shards import write_shard
-from records.checks import FAIL, UNVERIFIED, Finding
 from records.jail import NO_SANDBOX, TOO_LARGE, TOO_LONG, TOO_MANY
 from records.logs import read_log
+from records.rules import FAIL, UNVERIFIED, Finding
 
 PROBE_SECONDS = 30  # for `unshare` to answer
 SECONDS = 300  # of the smoke run

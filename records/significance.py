@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from common.settings import UserError
-from records.challenge import RECORD_ALPHA, RECORD_MARGIN_NATS, SP1024_NATS_PER_BPB
 from records.folder import Refused, declared_seeds, open_folder, read_bounded
 from records.logs import LOG_LIMIT, read_log
+from records.rules import RECORD_ALPHA, RECORD_MARGIN_NATS, SP1024_NATS_PER_BPB
 
 MIN_RUNS = 3  # of each side
 POWER = 0.9  # that runs_needed asks for

@@ -1,8 +1,9 @@
-"""What checkpoints and a signal cost at the demonstration's size, on this machine's CPU: `python -m tests.bench_checkpoint`.
+"""What checkpoints and a signal cost at the demonstration's size, on this machine's CPU: `python -m
+tests.bench_checkpoint`.
 
-held: how long a step is kept waiting by one checkpoint, that is while the state is copied; written: how long the write then takes beside
-the training; share: what a checkpoint a minute takes of the training time, all of the write counted; interrupt: from SIGTERM to the
-end of the process, the last step and its checkpoint included.
+held: how long a step is kept waiting by one checkpoint, that is while the state is copied; written: how long the write
+then takes beside the training; share: what a checkpoint a minute takes of the training time, all of the write counted;
+interrupt: from SIGTERM to the end of the process, the last step and its checkpoint included.
 """
 import dataclasses
 import os
@@ -42,9 +43,17 @@ def bench(backend):
                 saver.save(step, 0.0, trainer)
                 held.append(time.perf_counter() - start)
                 saver.collect()
-    step, held, written = statistics.median(times), statistics.median(held), statistics.median(t["seconds"] for t in told)
-    print(f"{backend:<8}{told[0]['bytes'] / 2**20:>6.0f} MiB   step {1e3 * step:>5.0f} ms   held {1e3 * held:>4.0f} ms   "
-          f"written {1e3 * written:>5.0f} ms   share {100 * (held + written) / 60:.2f} %   interrupt {interrupt(backend):.1f} s", flush=True)
+    step, held, written = (
+        statistics.median(times),
+        statistics.median(held),
+        statistics.median(t["seconds"] for t in told),
+    )
+    print(
+        f"{backend:<8}{told[0]['bytes'] / 2**20:>6.0f} MiB   step {1e3 * step:>5.0f} ms   held {1e3 * held:>4.0f} ms   "
+        f"written {1e3 * written:>5.0f} ms   share {100 * (held + written) / 60:.2f} %   "
+        f"interrupt {interrupt(backend):.1f} s",
+        flush=True,
+    )
 
 
 def interrupt(backend):
@@ -55,9 +64,16 @@ def interrupt(backend):
         random = np.random.default_rng(0)
         for split, size in (("train", 100_000), ("val", 5000)):
             write_shard(folder / f"x_{split}_0.bin", random.integers(4, 260, size))
-        env = environment(folder, **SIZE, tokenizer_path="bytes", run_id="r", compile=True, iterations=10**6, micro_batch_tokens=4096)
-        process = subprocess.Popen([sys.executable, ROOT / BACKENDS[backend]], cwd=folder, env=env, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL)
+        env = environment(
+            folder, **SIZE, tokenizer_path="bytes", run_id="r", compile=True, iterations=10**6, micro_batch_tokens=4096
+        )
+        process = subprocess.Popen(
+            [sys.executable, ROOT / BACKENDS[backend]],
+            cwd=folder,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         log = folder / "runs" / "r" / "train.log"
         while not (log.exists() and "step:5/" in log.read_text()):
             assert process.poll() is None

@@ -14,9 +14,23 @@ import train_gpt_mlx
 from common.shards import write_shard
 
 ROOT = Path(__file__).parents[1]
-TINY = {"vocab_size": 260, "num_layers": 3, "model_dim": 32, "num_heads": 4, "num_kv_heads": 2, "train_seq_len": 32,
-        "train_batch_tokens": 256, "micro_batch_tokens": 256, "iterations": 12, "max_wallclock_seconds": 0.0, "warmup_steps": 1,
-        "val_loss_every": 0, "muon_momentum_warmup_steps": 5, "compile": False, "device": "cpu"}
+TINY = {
+    "vocab_size": 260,
+    "num_layers": 3,
+    "model_dim": 32,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "train_seq_len": 32,
+    "train_batch_tokens": 256,
+    "micro_batch_tokens": 256,
+    "iterations": 12,
+    "max_wallclock_seconds": 0.0,
+    "warmup_steps": 1,
+    "val_loss_every": 0,
+    "muon_momentum_warmup_steps": 5,
+    "compile": False,
+    "device": "cpu",
+}
 BACKENDS = {"torch": "train_gpt.py", "mlx": "train_gpt_mlx.py"}
 
 
@@ -28,7 +42,11 @@ def data_path(tmp_path_factory):
     random = np.random.Generator(np.random.Philox(7))
     text = " ".join(words[i] for i in random.integers(0, len(words), 4000)).encode()
     tokens = np.frombuffer(text, np.uint8)[:13_500].astype(np.uint16) + 4
-    for name, part in {"text_train_000000": tokens[:7000], "text_train_000001": tokens[7000:12_000], "text_val_000000": tokens[12_000:]}.items():
+    for name, part in {
+        "text_train_000000": tokens[:7000],
+        "text_train_000001": tokens[7000:12_000],
+        "text_val_000000": tokens[12_000:],
+    }.items():
         write_shard(folder / f"{name}.bin", part)
     digest = hashlib.sha256(b"bytes").hexdigest()
     (folder / "manifest.json").write_text(json.dumps({"tokenizer": {"file": "bytes", "sha256": digest}}))
@@ -37,7 +55,8 @@ def data_path(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def documents(tmp_path_factory):
-    """A data folder in byte tokens of documents that begin with a BOS: 8,000 tokens for training, 700 for validation."""
+    """A data folder in byte tokens of documents that begin with a BOS: 8,000 tokens for training, 700 for
+    validation."""
     folder, random = tmp_path_factory.mktemp("documents"), np.random.Generator(np.random.Philox(5))
     words = "the cat sat on a mat and then ran off to see what there was to eat in the old red barn".split()
     tokens = []
@@ -79,14 +98,26 @@ def tiny_settings(backend, data_path, **changes):
 
 def environment(data_path, **changes):
     """Environment of a subprocess that runs a trainer at the tiny size."""
-    clean = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR", "LANG", "VIRTUAL_ENV")}
+    clean = {
+        name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR", "LANG", "VIRTUAL_ENV")
+    }
     values = TINY | {"data_path": data_path, "omp_num_threads": 1, "openblas_num_threads": 1} | changes
-    return clean | {name.upper(): str(int(value) if isinstance(value, bool) else value) for name, value in values.items()}
+    return clean | {
+        name.upper(): str(int(value) if isinstance(value, bool) else value) for name, value in values.items()
+    }
 
 
 def run_script(command, folder, env):
     """The finished process of `python COMMAND` in a folder."""
-    return subprocess.run([sys.executable, *map(str, command)], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
 
 
 @pytest.fixture(scope="session")

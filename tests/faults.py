@@ -1,7 +1,8 @@
 """Trainers that fail on purpose, in real processes: what tests/test_faults_*.py share.
 
-A server process imports the framework once and forks the ranks (multiprocessing's forkserver), so that a run starts in a fraction of a
-second; the ranks meet over gloo as under torchrun. A fault is a function of this file; it changes the process it is called in.
+A server process imports the framework once and forks the ranks (multiprocessing's forkserver), so that a run starts in
+a fraction of a second; the ranks meet over gloo as under torchrun. A fault is a function of this file; it changes the
+process it is called in.
 """
 import atexit
 import contextlib
@@ -31,7 +32,8 @@ SECONDS = 60  # for anything that a test waits for
 
 
 def start_server():
-    """The process that the ranks are forked from, and one file of each trainer, which needs no bundling at every start."""
+    """The process that the ranks are forked from, and one file of each trainer, which needs no bundling at every
+    start."""
     CONTEXT.set_forkserver_preload(["tests.faults", "train_gpt", "torch._dynamo", "common.run"])
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = str(ROOT)
@@ -47,8 +49,20 @@ def start_server():
 
 def settings(data_path, **changes):
     """dict of environment variables of a tiny run in float64: a step takes a few milliseconds."""
-    values = TINY | {"data_path": data_path, "compute_dtype": "float64", "run_id": "r", "warmup_steps": 0, "iterations": 24,
-                     "checkpoint_every": "5", "omp_num_threads": 1, "openblas_num_threads": 1} | changes
+    values = (
+        TINY
+        | {
+            "data_path": data_path,
+            "compute_dtype": "float64",
+            "run_id": "r",
+            "warmup_steps": 0,
+            "iterations": 24,
+            "checkpoint_every": "5",
+            "omp_num_threads": 1,
+            "openblas_num_threads": 1,
+        }
+        | changes
+    )
     return {name.upper(): str(int(value) if isinstance(value, bool) else value) for name, value in values.items()}
 
 
@@ -60,7 +74,13 @@ def rank_main(backend, rank, world_size, ports, folder, out, script, env, fault)
     os.dup2(out, 2)
     os.environ.update(env)
     if world_size > 1 and backend == "torch":
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(ports[0]))
+        os.environ.update(
+            RANK=str(rank),
+            WORLD_SIZE=str(world_size),
+            LOCAL_RANK=str(rank),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(ports[0]),
+        )
     if world_size > 1 and backend == "mlx":
         Path("hosts.json").write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
         os.environ.update(MLX_RANK=str(rank), MLX_HOSTFILE="hosts.json")
@@ -101,11 +121,30 @@ class Run:
         global SCRIPTS
         SCRIPTS = SCRIPTS or start_server()
         folder.mkdir(exist_ok=True)
-        self.folder, self.path, self.out = folder, folder / "runs" / "r", Path(tempfile.mkdtemp(dir=SCRIPTS))  # never on a full disk
+        self.folder, self.path, self.out = (
+            folder,
+            folder / "runs" / "r",
+            Path(tempfile.mkdtemp(dir=SCRIPTS)),
+        )  # never on a full disk
         ports = free_ports(world_size)
-        self.ranks = [CONTEXT.Process(target=rank_main, daemon=True, args=(
-            backend, rank, world_size, ports, str(folder), str(self.out), str(SCRIPTS / BACKENDS[backend]), settings(data_path, **changes), fault))
-            for rank in range(world_size)]
+        self.ranks = [
+            CONTEXT.Process(
+                target=rank_main,
+                daemon=True,
+                args=(
+                    backend,
+                    rank,
+                    world_size,
+                    ports,
+                    str(folder),
+                    str(self.out),
+                    str(SCRIPTS / BACKENDS[backend]),
+                    settings(data_path, **changes),
+                    fault,
+                ),
+            )
+            for rank in range(world_size)
+        ]
         for process in self.ranks:
             process.start()
 
@@ -148,7 +187,8 @@ class Run:
 
 
 def ended(run, status, *words, codes=None):
-    """Asserts the end of a run: exit codes, one message, the line in the log and the file, and the words in the reason."""
+    """Asserts the end of a run: exit codes, one message, the line in the log and the file, and the words in the
+    reason."""
     found = run.wait()
     assert found == (codes or [2] * len(run.ranks)), (found, run.text())
     said, [line] = run.status(), run.lines("status")[-1:]
@@ -160,7 +200,8 @@ def ended(run, status, *words, codes=None):
     return said
 
 
-# faults: each takes the trainer's class and the rank ----------------------------------------------------------------------
+# faults: each takes the trainer's class and the rank
+# ----------------------------------------------------------------------
 
 
 def at(kind, rank, which, step, act):
@@ -185,7 +226,9 @@ def slow(kind, rank, seconds=0.05):
 
 
 def dies(kind, rank, which, step, code):
-    return at(kind, rank, which, step, lambda trainer: os.kill(os.getpid(), signal.SIGKILL) if code < 0 else os._exit(code))
+    return at(
+        kind, rank, which, step, lambda trainer: os.kill(os.getpid(), signal.SIGKILL) if code < 0 else os._exit(code)
+    )
 
 
 def stops(kind, rank, which, step):
@@ -254,8 +297,8 @@ def poisoned_backward(trainer, what, backward):
 
 
 def keeps_weights(kind, rank, which, step, what, ahead=0):
-    """poisons(), and writes what weights and optimizer state are before and after the step, and the next, to rank<r>.npz. ahead: the
-    loop may look at a loss that many steps late, as on a GPU."""
+    """poisons(), and writes what weights and optimizer state are before and after the step, and the next, to
+    rank<r>.npz. ahead: the loop may look at a loss that many steps late, as on a GPU."""
     poisoned = poisons(kind, rank, which, step, what)
 
     class Keeps(poisoned):
@@ -288,7 +331,8 @@ def much_space(kind, rank):
 
 
 def changes_code(kind, rank):
-    """One int8 code of the model file is another when it is read back, in a file that is as well formed as the one written."""
+    """One int8 code of the model file is another when it is read back, in a file that is as well formed as the one
+    written."""
     import common.finish
     from common.artifact import pack_payload
     from common.quantize import quantize_weights

@@ -95,7 +95,8 @@ def plan_of(tokens, seq_len, stride, chunk, bos_id):
 @settings(deadline=None, database=None, derandomize=True)
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=80), st.integers(1, 9), st.booleans(), st.data())
 def test_a_plan_scores_first(tokens, seq_len, by_document, data):
-    """Every token once, in order; steps on scored tokens alone, all of one length; weights are restored after a BOS and only then."""
+    """Every token once, in order; steps on scored tokens alone, all of one length; weights are restored after a BOS and
+    only then."""
     stride, chunk = data.draw(st.integers(1, seq_len)), data.draw(st.integers(1, 20))
     scored, trained, since = 0, False, 1
     for act, what in plan_of(tokens, seq_len, stride, chunk, 0 if by_document else None):
@@ -115,7 +116,8 @@ def test_a_plan_scores_first(tokens, seq_len, by_document, data):
 
 
 def test_a_plan_in_full():
-    """Chunks of 4 within documents, BOS 0: [1-4] trained on; [5, 6] end with a BOS; [7-9] too, and [10-13], whose weights are the same."""
+    """Chunks of 4 within documents, BOS 0: [1-4] trained on; [5, 6] end with a BOS; [7-9] too, and [10-13], whose
+    weights are the same."""
     tokens = [0, 1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1, 1, 1, 1]
     plan = [(act, what if what is None else what.tolist()) for act, what in plan_of(tokens, 4, 2, 4, 0)]
     assert plan == [
@@ -164,7 +166,9 @@ def test_padding_is_not_scored():
 
 def test_only_the_end_of_a_sliding_window_is_scored():
     tokens, scored = eval_batch(STREAM, [(3, 7, 2), (0, 8, 8)], 2, 8)
-    assert tokens[0].tolist() == [*TOKENS[3:11].tolist(), 0] and scored[0].tolist() == [False] * 5 + [True] * 2 + [False]
+    assert tokens[0].tolist() == [*TOKENS[3:11].tolist(), 0] and scored[0].tolist() == [False] * 5 + [True] * 2 + [
+        False
+    ]
     assert scored[1].all()
 
 
@@ -188,25 +192,37 @@ def test_ranks_share_the_windows(num_tokens):
         assert trainer.shapes <= {((2, 9), "int32")}
 
 
-OPTIONS = [{"eval_stride": 3}, {"eval_seq_len": 20}, {"eval_seq_len": 5, "eval_stride": 5}, {"ttt_lr": 1.0, "ttt_chunk": "16"},
-           {"ttt_lr": 1.0, "ttt_chunk": "11d", "eval_stride": 2, "eval_seq_len": 10}]
+OPTIONS = [
+    {"eval_stride": 3},
+    {"eval_seq_len": 20},
+    {"eval_seq_len": 5, "eval_stride": 5},
+    {"ttt_lr": 1.0, "ttt_chunk": "16"},
+    {"ttt_lr": 1.0, "ttt_chunk": "11d", "eval_stride": 2, "eval_seq_len": 10},
+]
 
 
 @pytest.mark.parametrize("values", OPTIONS, ids=str)
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_options_of_the_final_evaluation_change_no_count(values, ranks):
-    """The same sums as by plain windows; every rank makes all steps; and a validation during training takes no notice."""
+    """The same sums as by plain windows; every rank makes all steps; and a validation during training takes no
+    notice."""
     run = dataclasses.replace(RUN, **values)
     trainers = [FakeTrainer(rank, ranks, others=1) for rank in range(ranks)]
     for trainer in trainers:
         evaluate(trainer, run, STREAM, SPACED, 101, final=True)
     nats, count, num_bytes = sum(trainer.own for trainer in trainers)
     assert (nats / count, bits_per_byte(nats, num_bytes), count, num_bytes) == direct(SPACED, 101)
-    assert len({*map(str, [trainer.done for trainer in trainers])}) == 1 and ("ttt_lr" in values) == ("step" in trainers[0].done)
+    assert len({*map(str, [trainer.done for trainer in trainers])}) == 1 and ("ttt_lr" in values) == (
+        "step" in trainers[0].done
+    )
     assert not trainers[0].done or trainers[0].done[-1] == "restored"
     if "ttt_lr" in values:  # one or two windows an act
         assert min(trainer.own[1] for trainer in trainers) > 60 / ranks  # of 100 tokens
     longest = max(tokens[1] for tokens, _ in trainers[0].shapes) - 1
     assert longest == values.get("eval_seq_len", 8) and len(trainers[0].shapes) == 1
     trainer = FakeTrainer()
-    assert evaluate(trainer, run, STREAM, SPACED, 101) == direct(SPACED, 101) and not trainer.done and trainer.shapes == {((3, 9), "int32")}
+    assert (
+        evaluate(trainer, run, STREAM, SPACED, 101) == direct(SPACED, 101)
+        and not trainer.done
+        and trainer.shapes == {((3, 9), "int32")}
+    )

@@ -23,8 +23,12 @@ from common.settings import Interval, UserError
 from tests.conftest import ROOT, tiny_settings, trainer_class
 
 IDENTITY = {"SEED": 1337, "MATRIX_LR": 0.02, "TIE_EMBEDDINGS": True, "code": "ab" * 32}
-ARRAYS = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array([[1.5, -0.0]]), "adam_step": np.array(7, np.float32),
-          "c": np.arange(8, dtype=np.float32).reshape(2, 4).T}
+ARRAYS = {
+    "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a": np.array([[1.5, -0.0]]),
+    "adam_step": np.array(7, np.float32),
+    "c": np.arange(8, dtype=np.float32).reshape(2, 4).T,
+}
 EXPECTED = {name: (array.shape, str(array.dtype)) for name, array in ARRAYS.items()}
 GOLDEN = "27679bd857cdf82eaa5b76f4833648e4fb126a4b"
 
@@ -42,7 +46,8 @@ def data(tmp_path):
     return write_checkpoint(tmp_path, 120, 3.25, IDENTITY, ARRAYS).read_bytes()
 
 
-# the format -------------------------------------------------------------------------------------------------------------
+# the format
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_format_as_described(data, tmp_path):
@@ -55,7 +60,12 @@ def test_the_format_as_described(data, tmp_path):
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8:8 + size])
     assert size % 8 == 0 and [*header] == ["__metadata__", "a", "adam_step", "b", "c"]
-    assert json.loads(header["__metadata__"]["parity_golf"]) == {"format": 1, "step": 120, "elapsed": 3.25, "identity": IDENTITY}
+    assert json.loads(header["__metadata__"]["parity_golf"]) == {
+        "format": 1,
+        "step": 120,
+        "elapsed": 3.25,
+        "identity": IDENTITY,
+    }
 
 
 def test_golden_bytes(data):
@@ -85,9 +95,17 @@ def test_no_part_of_a_file_loads(data):
         decoded(data + b"\0")
 
 
-@pytest.mark.parametrize("change, says", [
-    ({"format": 2}, "format 2"), ({"step": -1}, "no step"), ({"step": True}, "no step"), ({"elapsed": float("nan")}, "no step"),
-    ({"elapsed": 1}, "no step"), ({"identity": []}, "no step")])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"format": 2}, "format 2"),
+        ({"step": -1}, "no step"),
+        ({"step": True}, "no step"),
+        ({"elapsed": float("nan")}, "no step"),
+        ({"elapsed": 1}, "no step"),
+        ({"identity": []}, "no step"),
+    ],
+)
 def test_a_whole_file_with_other_content_is_refused(change, says, data):
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8:8 + size])
@@ -98,7 +116,11 @@ def test_a_whole_file_with_other_content_is_refused(change, says, data):
 
 
 def test_tensors_that_do_not_fit_are_refused(data):
-    for expected in (EXPECTED | {"d": ((1,), "float32")}, {**EXPECTED, "a": ((1, 3), "float64")}, {**EXPECTED, "a": ((1, 2), "float32")}):
+    for expected in (
+        EXPECTED | {"d": ((1,), "float32")},
+        {**EXPECTED, "a": ((1, 3), "float64")},
+        {**EXPECTED, "a": ((1, 2), "float32")},
+    ):
         with pytest.raises(ValueError, match="tensor"):
             decoded(data, expected=expected)
     with pytest.raises(ValueError, match="larger"):
@@ -116,9 +138,27 @@ def test_the_identity_is_what_is_learned(data_path):
     s = tiny_settings("torch", data_path)
     data = open_data(s)
     identity = run_identity(s, data, "code")
-    free = {"micro_batch_tokens": 64, "compile": True, "device": "gpu", "train_log_every": 3, "run_id": "x", "resume": "y", "rank_timeout": 3.0,
-            "val_loss_every": 7, "val_tokens_limit": 5, "checkpoint_every": "3", "data_path": "elsewhere", "tokenizer_path": "x",
-            "warmup_steps": 9, "eval_seq_len": 64, "eval_stride": 8, "ttt_lr": 0.1, "ttt_chunk": "64d", "quant_levels": "15", "loss_chunk": 64}
+    free = {
+        "micro_batch_tokens": 64,
+        "compile": True,
+        "device": "gpu",
+        "train_log_every": 3,
+        "run_id": "x",
+        "resume": "y",
+        "rank_timeout": 3.0,
+        "val_loss_every": 7,
+        "val_tokens_limit": 5,
+        "checkpoint_every": "3",
+        "data_path": "elsewhere",
+        "tokenizer_path": "x",
+        "warmup_steps": 9,
+        "eval_seq_len": 64,
+        "eval_stride": 8,
+        "ttt_lr": 0.1,
+        "ttt_chunk": "64d",
+        "quant_levels": "15",
+        "loss_chunk": 64,
+    }
     changed = type(s)(**vars(s) | free)
     assert run_identity(changed, data, "code") == identity
     fixed = {name for name in vars(s) if name not in free}
@@ -126,7 +166,8 @@ def test_the_identity_is_what_is_learned(data_path):
     assert run_identity(s, data._replace(sha256="0"), "code") != identity != run_identity(s, data, "other")
 
 
-# what is kept -----------------------------------------------------------------------------------------------------------
+# what is kept
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_two_are_kept_and_a_damaged_one_is_passed_over(tmp_path):
@@ -158,7 +199,9 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 def test_file_then_folder_are_on_the_disk_before_and_after_the_rename(tmp_path, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda file: (calls.append("folder" if os.path.isdir(f"/dev/fd/{file}") else "file"), fsync(file)))
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (calls.append("folder" if os.path.isdir(f"/dev/fd/{file}") else "file"), fsync(file))
+    )
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
     write_file(tmp_path / "a", b"new")
     assert calls == ["file", "rename", "folder"]
@@ -227,7 +270,8 @@ def test_due_by_seconds(tmp_path):
     assert not Saver(tmp_path, IDENTITY, Interval("0"), lambda *_, **__: None).due(10**6, 1e6)
 
 
-# killed while saving ----------------------------------------------------------------------------------------------------
+# killed while saving
+# ----------------------------------------------------------------------------------------------------
 
 KILLS = """
 import os, random, signal, sys, time
@@ -246,7 +290,8 @@ for _ in range(kills):
     if not child:
         while True:
             step += 1
-            write_checkpoint(folder, step + 1, float(step), {}, {name: array + np.float32(step) for name, array in arrays.items()})
+            moved = {name: array + np.float32(step) for name, array in arrays.items()}
+            write_checkpoint(folder, step + 1, float(step), {}, moved)
     time.sleep(r.random() * 4 * one)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -262,14 +307,22 @@ print(kills, torn, early)
 
 
 def test_200_kills_while_saving_leave_200_that_load(tmp_path, data_path):
-    """100 with the state of each backend's trainer: F10. What is killed is a process that only saves, again and again."""
+    """100 with the state of each backend's trainer: F10. What is killed is a process that only saves, again and
+    again."""
     for backend in ("torch", "mlx"):
         s = tiny_settings(backend, data_path, model_dim=128, num_layers=4)
         trainer = trainer_class(backend)(s, initial_weights(s))
         (tmp_path / backend).mkdir()
         np.savez(tmp_path / "state.npz", **trainer.state())
-        done = subprocess.run([sys.executable, "-c", KILLS, str(tmp_path / backend), "100", str(tmp_path / "state.npz")], check=False, timeout=300,
-                              capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        done = subprocess.run(
+            [sys.executable, "-c", KILLS, str(tmp_path / backend), "100", str(tmp_path / "state.npz")],
+            check=False,
+            timeout=300,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
         assert done.returncode == 0, done.stderr
         kills, torn, _ = map(int, done.stdout.split())
         assert kills == 100 and torn > 30  # most kills came in the middle of a write

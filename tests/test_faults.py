@@ -38,32 +38,48 @@ def resume(backend, folder, data, fault=None, **changes):
 
 def refused(run, *words):
     """Asserts that a run was not begun: one message, and nothing in the folder is changed."""
-    assert run.wait() == [2] and [word for word in words if word not in run.text()] == [] and "status=bad_settings" in run.text(), run.text()
+    assert (
+        run.wait() == [2]
+        and [word for word in words if word not in run.text()] == []
+        and "status=bad_settings" in run.text()
+    ), run.text()
 
 
 def state(folder):
     """Names and bytes of the checkpoints and the model of a run."""
-    return {path.name: path.read_bytes() for path in [*folder.glob("runs/r/*.checkpoint"), *folder.glob("runs/r/*.zlib")]}
+    return {
+        path.name: path.read_bytes() for path in [*folder.glob("runs/r/*.checkpoint"), *folder.glob("runs/r/*.zlib")]
+    }
 
 
-# interrupted and resumed ------------------------------------------------------------------------------------------------
+# interrupted and resumed
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_resumed_it_is_the_run_that_was_not_interrupted(dtype, backend, tmp_path, data_path, whole):
-    """F08: the same artifact to the byte, in the reference mode and in the normal one; SIGINT here. Interrupt to exit in seconds."""
+    """F08: the same artifact to the byte, in the reference mode and in the normal one; SIGINT here. Interrupt to exit
+    in seconds."""
     run = Run(backend, tmp_path / "a", data_path, ("slow",), compute_dtype=dtype, checkpoint_every="0.01s")
     run.until_step(7)
     start = time.monotonic()
     os.kill(run.ranks[0].pid, signal.SIGINT)
     said = ended(run, "interrupted", "after step")
     assert time.monotonic() - start < 10
-    assert checkpoints(run.path)[0].name == f"step-{said['step']:08}.checkpoint" and said["hint"] == "continue with --resume runs/r"
+    assert (
+        checkpoints(run.path)[0].name == f"step-{said['step']:08}.checkpoint"
+        and said["hint"] == "continue with --resume runs/r"
+    )
     again = Run(backend, tmp_path / "a", data_path, run_id="", resume="auto", compute_dtype=dtype)
     assert again.wait() == [0], again.text()
     assert again.model() == whole(backend, compute_dtype=dtype)
-    assert {path.name for path in run.path.iterdir()} == {"train.log", "settings.json", "status.json", "model.int8.zlib",
-                                                          "train_gpt.py" if backend == "torch" else "train_gpt_mlx.py"}
+    assert {path.name for path in run.path.iterdir()} == {
+        "train.log",
+        "settings.json",
+        "status.json",
+        "model.int8.zlib",
+        "train_gpt.py" if backend == "torch" else "train_gpt_mlx.py",
+    }
     text = (run.path / "train.log").read_text()
     assert len(parse_log(text)) == len(text.splitlines())
     assert [v["status"] for v in run.lines("status")] == ["interrupted", "finished"]
@@ -124,17 +140,21 @@ def test_time_spent_before_counts_against_the_cap(backend, tmp_path, data_path):
     assert stop["ms"] + 2.01 * stop["ms"] / stop["step"] >= 6000
 
 
-# another run, another data ----------------------------------------------------------------------------------------------
+# another run, another data
+# ----------------------------------------------------------------------------------------------
 
 
 def test_what_is_another_run_is_refused(backend, tmp_path, data_path, stopped):
-    """F17: other settings, data, tokenizer; nothing of the run changes. Settings that are not given are those of the run."""
+    """F17: other settings, data, tokenizer; nothing of the run changes. Settings that are not given are those of the
+    run."""
     stopped(backend, tmp_path / "a")
     kept = state(tmp_path / "a")
     other = shutil.copytree(data_path, tmp_path / "data")
     write_shard(other / "text_train_000001.bin", [7] * 5000)
-    for changes, data, says in [({"matrix_lr": 0.5, "seed": 3}, data_path, ["MATRIX_LR is 0.5, there 0.04", "SEED is 3, there 1337"]),
-                                ({}, other, ["data is "])]:
+    for changes, data, says in [
+        ({"matrix_lr": 0.5, "seed": 3}, data_path, ["MATRIX_LR is 0.5, there 0.04", "SEED is 3, there 1337"]),
+        ({}, other, ["data is "]),
+    ]:
         run = resume(backend, tmp_path / "a", data, **changes)
         refused(run, "it is of another run", *says)
         assert state(tmp_path / "a") == kept
@@ -166,12 +186,15 @@ def test_a_resumed_run_has_the_settings_of_the_run(backend, tmp_path, data_path,
 
 
 def test_what_may_change_can_be_changed_where_the_run_goes_on(backend, tmp_path, data_path, stopped, whole):
-    """A setting is judged together with those of the run, not with the defaults; and a refusal leaves the run as it was."""
+    """A setting is judged together with those of the run, not with the defaults; and a refusal leaves the run as it
+    was."""
     stopped(backend, tmp_path / "a")
     kept = (tmp_path / "a" / "runs" / "r" / "status.json").read_text()
     refused(Run(backend, tmp_path / "a", data_path, ("only_resume", "SEED=3")), "SEED is 3, there 1337")
     assert (tmp_path / "a" / "runs" / "r" / "status.json").read_text() == kept
-    run = Run(backend, tmp_path / "a", data_path, ("only_resume", "MICRO_BATCH_TOKENS=64"))  # less than a row of the default length
+    run = Run(
+        backend, tmp_path / "a", data_path, ("only_resume", "MICRO_BATCH_TOKENS=64")
+    )  # less than a row of the default length
     assert run.wait() == [0], run.text()
     assert run.model() == whole(backend)
 
@@ -221,13 +244,22 @@ def test_a_shard_that_is_changed_while_it_is_used(backend, tmp_path, data_path):
     """F16: cut short in place (a memory map would end the process), or replaced by another file."""
     for how in ("overwrite_shard", "replace_shard"):
         data = shutil.copytree(data_path, tmp_path / how)
-        fault = "acts_at", 8, how, data / "text_train_000000.bin", 1100 if how == "overwrite_shard" else data / "text_val_000000.bin"
+        fault = (
+            "acts_at",
+            8,
+            how,
+            data / "text_train_000000.bin",
+            1100 if how == "overwrite_shard" else data / "text_val_000000.bin",
+        )
         run = Run(backend, tmp_path / f"{how} run", data, fault)
         ended(run, "bad_data", "text_train_000000.bin: changed while it is used, seen at token 2048 (byte 5120)")
-        assert run.status()["step"] == 8 and [path.name for path in checkpoints(run.path)] == ["step-00000005.checkpoint"]
+        assert run.status()["step"] == 8 and [path.name for path in checkpoints(run.path)] == [
+            "step-00000005.checkpoint"
+        ]
 
 
-# what is not finite -----------------------------------------------------------------------------------------------------
+# what is not finite
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", ["nan", "inf"])
@@ -237,14 +269,18 @@ def test_what_is_not_finite_changes_no_weight(what, backend, tmp_path, data_path
     ended(run, "nonfinite", f"{what} at step 8 (rank 0, tokens 1792 to 2048 of the train stream)")
     seen = np.load(run.folder / "rank0.npz")
     assert seen["same"].all() and len(seen["same"]) > 60 and not seen["finite"]
-    assert [path.name for path in checkpoints(run.path)] == ["step-00000005.checkpoint"] and not (run.path / "model.int8.zlib").exists()
+    assert [path.name for path in checkpoints(run.path)] == ["step-00000005.checkpoint"] and not (
+        run.path / "model.int8.zlib"
+    ).exists()
 
 
-# the disk ---------------------------------------------------------------------------------------------------------------
+# the disk
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_that_cannot_grow(backend, tmp_path, data_path, whole):
-    """F11 by RLIMIT_FSIZE: no checkpoint can be written; training goes on, says so each time, and ends as it would have."""
+    """F11 by RLIMIT_FSIZE: no checkpoint can be written; training goes on, says so each time, and ends as it would
+    have."""
     run = Run(backend, tmp_path / "a", data_path, ("small_files", 300_000))
     assert run.wait() == [0], run.text()
     assert run.model() == whole(backend) and run.status()["status"] == "finished"
@@ -253,8 +289,9 @@ def test_a_file_that_cannot_grow(backend, tmp_path, data_path, whole):
 
 
 def test_a_full_disk(backend, tmp_path, data_path, whole):
-    """F11 on a file system of 1.3 MB, where it can be had: the third checkpoint does not fit beside the two that are kept, then not even
-    the model does. Else RLIMIT_FSIZE again. What was there stays loadable, and with room the run goes on."""
+    """F11 on a file system of 1.3 MB, where it can be had: the third checkpoint does not fit beside the two that are
+    kept, then not even the model does. Else RLIMIT_FSIZE again. What was there stays loadable, and with room the run
+    goes on."""
     with small_disk(tmp_path / "disk", 1_340_000) as disk:
         if disk is None:  # not root
             run = Run(backend, tmp_path / "a", data_path, ("small_later", 12, 20_000))
@@ -262,7 +299,9 @@ def test_a_full_disk(backend, tmp_path, data_path, whole):
             run = Run(backend, disk / "a", data_path, ("fills_disk", 12))
         said = ended(run, "disk_full", "is the disk full")
         assert said["step"] == 24 and not run.lines("final")
-        assert [v["step"] for v in run.lines("checkpoint")] == [5, 10] and [v["step"] for v in run.lines("checkpoint_failed")] == [15, 20, 24]
+        assert [v["step"] for v in run.lines("checkpoint")] == [5, 10] and [
+            v["step"] for v in run.lines("checkpoint_failed")
+        ] == [15, 20, 24]
         assert [path.name for path in checkpoints(run.path)] == ["step-00000010.checkpoint", "step-00000005.checkpoint"]
         assert not (run.path / "model.int8.zlib").exists() and not [*run.path.glob(".*")]
         (run.folder / "fill").unlink(missing_ok=True)
@@ -281,7 +320,8 @@ def test_a_disk_without_room_is_found_before_step_0(backend, tmp_path, data_path
 
 
 def test_a_folder_that_cannot_be_written(backend, tmp_path, data_path):
-    """F12: found before step 0, and nothing is left behind. Permissions do not keep root out: for root it is a read-only disk, or /sys."""
+    """F12: found before step 0, and nothing is left behind. Permissions do not keep root out: for root it is a
+    read-only disk, or /sys."""
     with small_disk(tmp_path / "disk", 1_000_000) as disk:
         folder = disk or (Path("/sys") if os.geteuid() == 0 else tmp_path / "disk")
         os.system(f"mount -o remount,ro '{disk}'") if disk else os.geteuid() and folder.chmod(0o555)
@@ -311,4 +351,9 @@ def test_a_changed_code_in_the_written_file_gives_no_score(backend, tmp_path, da
     """F21: the file is as well formed as before."""
     run = Run(backend, tmp_path / "a", data_path, ("changes_code",))
     ended(run, "failed", "model.int8.zlib does not read back as it was written", "no score")
-    assert not run.lines("final") and not run.lines("final_exact") and not run.lines("scored") and "  final " not in run.text()
+    assert (
+        not run.lines("final")
+        and not run.lines("final_exact")
+        and not run.lines("scored")
+        and "  final " not in run.text()
+    )

@@ -16,7 +16,8 @@ from tests.faults import Run, ended, flip_bit, settings
 
 
 def continued(run, backend, data_path, model, world_size, **changes):
-    """Resumes a run and asserts that it ends as if nothing had happened, with a log that can be read to the last line."""
+    """Resumes a run and asserts that it ends as if nothing had happened, with a log that can be read to the last
+    line."""
     again = Run(backend, run.folder, data_path, None, world_size, **{"resume": "runs/r", "run_id": ""} | changes)
     assert again.wait() == [0] * world_size, again.text()
     assert again.model() == model
@@ -64,16 +65,23 @@ def test_a_rank_that_raises(backend, tmp_path, data_path):
     assert run.text().count("Traceback") == 1 and steps_kept(run) == [5]
 
 
-@pytest.mark.parametrize("fault, words", [
-    (("stops", 1, 8), ["rank 1 (process ", "hangs in step 8", "no sign of life"]), (("sleeps_in_data", 1, 8), ["rank 1 hangs in step 8"]),
-    (("stops", 0, 8), ["rank 0 (process ", "hangs in step 8"])])
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        (("stops", 1, 8), ["rank 1 (process ", "hangs in step 8", "no sign of life"]),
+        (("sleeps_in_data", 1, 8), ["rank 1 hangs in step 8"]),
+        (("stops", 0, 8), ["rank 0 (process ", "hangs in step 8"]),
+    ],
+)
 def test_a_rank_that_hangs(fault, words, backend, tmp_path, data_path):
     """F03: it is named after RANK_TIMEOUT, and killed, as the launcher would wait for it."""
     start = time.monotonic()
     run = Run(backend, tmp_path / "a", data_path, fault, 2, rank_timeout=2)
     ended(run, "timeout", *words, codes=[-9, 2] if fault[1] == 0 else [2, -9])
     assert time.monotonic() - start < 40
-    assert steps_kept(run) == [5] or (fault[1] == 0 and not steps_kept(run))  # rank 0 may be stopped while it still writes
+    assert steps_kept(run) == [5] or (
+        fault[1] == 0 and not steps_kept(run)
+    )  # rank 0 may be stopped while it still writes
 
 
 @pytest.mark.parametrize("fault, words, changes", [
@@ -146,8 +154,14 @@ def test_what_is_not_finite_on_one_rank_changes_no_weight_on_any(what, backend, 
 def test_a_loss_that_is_looked_at_a_step_late_changes_no_weight_either(what, tmp_path, data_path):
     """As on a GPU: the step behind is made, but the weights stay."""
     run = Run("torch", tmp_path / "a", data_path, ("keeps_weights", 1, 13, what, 1), 2)
-    # only the first pass of step 13 is poisoned: when its rows are looked at again, each rank is fine alone, and both are named
-    ended(run, "nonfinite", f"{what} at step 13 (rank 0, tokens 3072 to 3200 of the train stream; rank 1, tokens 3200 to 3328", "MATRIX_LR")
+    # only the first pass of step 13 is poisoned: when its rows are looked at again, each rank is fine alone, and both
+    # are named
+    ended(
+        run,
+        "nonfinite",
+        f"{what} at step 13 (rank 0, tokens 3072 to 3200 of the train stream; rank 1, tokens 3200 to 3328",
+        "MATRIX_LR",
+    )
     assert run.status()["step"] == 12
     for rank in range(2):
         seen = np.load(run.folder / f"rank{rank}.npz")
@@ -156,7 +170,8 @@ def test_a_loss_that_is_looked_at_a_step_late_changes_no_weight_either(what, tmp
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_rank_stops_all_at_one_step(number, backend, tmp_path, data_path, whole):
-    """F08: a checkpoint of that step is written, and the run ends in seconds; resumed, it is as if it had not stopped."""
+    """F08: a checkpoint of that step is written, and the run ends in seconds; resumed, it is as if it had not
+    stopped."""
     run = Run(backend, tmp_path / "a", data_path, ("slow",), 2, checkpoint_every="0")
     run.until_step(3)
     start = time.monotonic()
@@ -205,7 +220,9 @@ def test_under_torchrun(tmp_path, data_path):
     launcher.send_signal(signal.SIGTERM)
     launcher.wait(60)
     said = run.status()
-    assert said["status"] == "interrupted" and said["reason"] == f"interrupted by a signal after step {said['step']}", run.text()
+    assert said["status"] == "interrupted" and said["reason"] == f"interrupted by a signal after step {said['step']}", (
+        run.text()
+    )
     assert steps_kept(run)[-1] == said["step"] > kept[1]
 
 

@@ -1,4 +1,5 @@
-"""The README is true: `python -m pytest tests/test_readme.py`; `python -m tests.test_readme` writes its settings table anew."""
+"""The README is true: `python -m pytest tests/test_readme.py`; `python -m tests.test_readme` writes its settings table
+anew."""
 import re
 from pathlib import Path
 
@@ -19,7 +20,9 @@ def table():
 
 
 def with_table(text):
-    return re.sub(r"(?<=<!-- settings -->\n).*?(?=<!-- end of settings -->)", lambda _: table() + "\n", text, flags=re.DOTALL)
+    return re.sub(
+        r"(?<=<!-- settings -->\n).*?(?=<!-- end of settings -->)", lambda _: table() + "\n", text, flags=re.DOTALL
+    )
 
 
 def test_the_settings_table_is_the_generated_one():
@@ -36,7 +39,15 @@ def test_only_the_memory_setting_differs_in_mlx():
 def test_the_file_tree_names_every_file():
     tree = README.read_text().split("## Files")[1].split("```")[1]
     named = set(re.findall(r"^ *([\w./]+)", tree, re.MULTILINE))
-    files = [p.name for p in [*ROOT.glob("*.py"), *ROOT.glob("common/**/*.py"), *ROOT.glob("parity/*.py"), *ROOT.glob("records/*.py")]]
+    files = [
+        p.name
+        for p in [
+            *ROOT.glob("*.py"),
+            *ROOT.glob("common/**/*.py"),
+            *ROOT.glob("parity/*.py"),
+            *ROOT.glob("records/*.py"),
+        ]
+    ]
     assert {name for name in files if name != "__init__.py"} <= named
     assert all(list(ROOT.rglob(name.rstrip("/"))) for name in named)
 

@@ -1,4 +1,7 @@
-"""Pack and verify: every check on a folder that passes and on folders that fail it: `python -m pytest tests/test_records.py`."""
+"""Pack and verify: every check on a folder that passes and on folders that fail it.
+
+Run: `python -m pytest tests/test_records.py`.
+"""
 import base64
 import bz2
 import hashlib
@@ -15,11 +18,14 @@ import pytest
 
 from common.bundle import bundle, bundle_source, pack, wrapper
 from common.challenge import BUDGET_BYTES
+from common.runlog import log_line
 from records.__main__ import main
-from records.checks import PLACEHOLDER
+from records.checks import PLACEHOLDER, check_logs
 from records.code import inspect_code
 from records.evaluation import check_evaluation
 from records.folder import open_folder
+from records.logs import read_log
+from records.rules import RULESETS
 from records.verify import NAMES, exit_code, read_code, status_of, table, verdict, verify_folder
 from tests import faults
 from tests.conftest import BACKENDS, ROOT, environment, run_script
@@ -89,83 +95,134 @@ def copy_log(folder):
 
 def wrapped(source):
     packed = base64.b85encode(lzma.compress(source, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2}])).decode()
-    return f'import lzma as L,base64 as B\nexec(L.decompress(B.b85decode("{packed}"),format=L.FORMAT_RAW,filters=[{{"id":L.FILTER_LZMA2}}]))'
+    how = 'format=L.FORMAT_RAW,filters=[{"id":L.FILTER_LZMA2}]'
+    return f'import lzma as L,base64 as B\nexec(L.decompress(B.b85decode("{packed}"),{how}))'
 
 
+def files(data):
+    """Writes files, name -> text or bytes, and the folders that they need."""
+    def spoil(folder):
+        for name, content in data.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            write(name, content)(folder)
+    return spoil
+
+
+def write_json(text):
+    return write("submission.json", text)
+
+
+def write_code(text, **others):
+    """Writes train_gpt.py, and other Python files."""
+    return files({"train_gpt.py": text} | {f"{name}.py": content for name, content in others.items()})
+
+
+def link_out(folder):
+    (folder / "secret").symlink_to("/etc/passwd")
+
+
+def append_to_model(folder):
+    write("model.int8.zlib", (folder / "model.int8.zlib").read_bytes() + b"x")(folder)
+
+
+PARTIAL = "final_int8_zlib_roundtrip_exact val_loss:1 val_bpb:1 partial:9/99"
+BOMB = zlib.compress(bytes(160 << 20), 1)
+CODE_BOMB = f"import zlib\nexec(zlib.decompress({zlib.compress(bytes(16 << 20), 1)!r}))"
 FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
     "layout": [
-        ("plain", remove("README.md"), "is missing"), ("plain", write("train_gpt.py", b""), "is empty"), ("plain", rename_folder, "may_1_made"),
-        ("plain", lambda folder: (folder / "secret").symlink_to("/etc/passwd"), "symbolic link"), ("plain", write("README.md", b"\xff"), "UTF-8"),
+        ("plain", remove("README.md"), "is missing"),
+        ("plain", write("train_gpt.py", b""), "is empty"),
+        ("plain", rename_folder, "may_1_made"),
+        ("plain", link_out, "symbolic link"),
+        ("plain", write("README.md", b"\xff"), "UTF-8"),
         ("plain", edit("README.md", "Written", PLACEHOLDER), PLACEHOLDER),
     ],
     "schema": [
-        ("plain", remove("submission.json"), "is missing"), ("plain", write("submission.json", '{"name": "a", "name": "b"}'), "twice"),
-        ("plain", write("submission.json", '{"val_bpb": NaN}'), "NaN"), ("plain", write("submission.json", '{"val_bpb": 1e400}'), "1e400"),
-        ("plain", write("submission.json", "[" * 100_000), "nested too deeply"), ("plain", field(blurb=None), "without blurb"),
-        ("plain", write("submission.json", '{"name": "\\ud800"}'), "surrogate"), ("plain", field(bytes_total=-1), "-1"),
-        ("plain", field(val_bpb="1.8"), "a number"), ("plain", field(date="May 1"), "May 1"),
-        ("plain", field(val_bpb=1.839), "at least 4 decimals"), ("plain", bpb("0e1"), "at least 4"),
-        ("plain", bpb("2"), "at least 4 decimals"), ("record", field(track="non-record"), "non-record"),
-        ("plain", write("submission.json", b" " * (1 << 20) + b"{}"), "more than"),
+        ("plain", remove("submission.json"), "is missing"),
+        ("plain", write_json('{"name": "a", "name": "b"}'), "twice"),
+        ("plain", write_json('{"val_bpb": NaN}'), "NaN"),
+        ("plain", write_json('{"val_bpb": 1e400}'), "1e400"),
+        ("plain", write_json("[" * 100_000), "nested too deeply"),
+        ("plain", field(blurb=None), "without blurb"),
+        ("plain", write_json('{"name": "\\ud800"}'), "surrogate"),
+        ("plain", field(bytes_total=-1), "-1"),
+        ("plain", field(val_bpb="1.8"), "a number"),
+        ("plain", field(date="May 1"), "May 1"),
+        ("plain", field(val_bpb=1.839), "at least 4 decimals"),
+        ("plain", bpb("0e1"), "at least 4"),
+        ("plain", bpb("2"), "at least 4 decimals"),
+        ("record", field(track="non-record"), "non-record"),
+        ("plain", write_json(b" " * (1 << 20) + b"{}"), "more than"),
     ],
     "compile": [
-        ("plain", write("train_gpt.py", "def f(:"), "does not compile"), ("plain", write("train_gpt.py", "(" * 5000), "too"),
-        ("plain", write("train_gpt.py", b"x = 1\0"), "NUL"), ("plain", write("train_gpt.py", wrapped(b"def f(:")), "does not compile"),
-        ("plain", write("train_gpt.py", f"import zlib\nexec(zlib.decompress({zlib.compress(bytes(16 << 20), 1)!r}))"), "expands to more"),
+        ("plain", write_code("def f(:"), "does not compile"),
+        ("plain", write_code("(" * 5000), "too"),
+        ("plain", write_code(b"x = 1\0"), "NUL"),
+        ("plain", write_code(wrapped(b"def f(:")), "does not compile"),
+        ("plain", write_code(CODE_BOMB), "expands to more"),
     ],
     "code bytes": [
-        ("plain", lambda f: write("train_gpt.py", "import importlib\nimportlib.import_module('helper')")(f) or write("helper.py", "x = 1")(f),
-         "reaches helper.py"),
-        ("plain", lambda f: (f / "p").mkdir() or write("train_gpt.py", "import p.a")(f) or write("p/a.py", "from . import b")(f) or
-         write("p/b.py", "x = 1")(f), "reaches p/a.py, p/b.py"),
+        ("plain", write_code("import importlib\nimportlib.import_module('helper')", helper="x = 1"), "reaches helper.py"),
+        ("plain", files({"train_gpt.py": "import p.a", "p/a.py": "from . import b", "p/b.py": "x = 1"}),
+         "reaches p/a.py, p/b.py"),
         ("plain", write("table.bin", b"12345"), "5 bytes in table.bin that no check"),
-        ("plain", lambda f: (f / "__pycache__").mkdir() or write("__pycache__/helper.cpython-311.pyc", b"123")(f), "3 bytes in __pycache__/"),
-        ("plain", write("train_gpt.py", SCRIPT + b"\n"), "shipped"), ("plain", field(bytes_code=1), "bytes_code"),
-        ("plain", lambda f: write("train_gpt.py", "exec(open('model_code.py').read())")(f) or write("model_code.py", "pass")(f), "model_code.py"),
-        ("plain", lambda f: write("train_gpt.py", "import helper")(f) or write("helper.py", "x = 1")(f), "helper.py"),
+        ("plain", files({"__pycache__/helper.cpython-311.pyc": b"123"}), "3 bytes in __pycache__/"),
+        ("plain", write_code(SCRIPT + b"\n"), "shipped"),
+        ("plain", field(bytes_code=1), "bytes_code"),
+        ("plain", write_code("exec(open('model_code.py').read())", model_code="pass"), "model_code.py"),
+        ("plain", write_code("import helper", helper="x = 1"), "helper.py"),
     ],
     "artifact": [
-        ("plain", lambda f: [write(n, bytes(8_000_000))(f) for n in ("a.ptz", "b.ptz")] and None, "model files and the code"),
-        ("plain", write("model.int8.zlib", zlib.compress(bytes(160 << 20), 1)), "expands to more"),
+        ("plain", files({"a.ptz": bytes(8_000_000), "b.ptz": bytes(8_000_000)}), "model files and the code"),
+        ("plain", write("model.int8.zlib", BOMB), "expands to more"),
         ("plain", field(bytes_total=16_000_000), "bytes_total"),
-        ("plain", write("model.int8.zlib", b"\0" * BUDGET_BYTES + b"\0"), "more than"), ("plain", write("model.int8.zlib", b"zip"), "no zlib stream"),
+        ("plain", write("model.int8.zlib", b"\0" * BUDGET_BYTES + b"\0"), "more than"),
+        ("plain", write("model.int8.zlib", b"zip"), "zlib stream"),
         ("plain", edit("train.log", r"(?<=submission size int8\+zlib: )\d+", "16000000"), "16,000,000"),
         ("plain", field(bytes_model_int8_zlib=1), "model"),
-        ("plain", lambda f: write("model.int8.zlib", (f / "model.int8.zlib").read_bytes() + b"x")(f), "after its end"),
+        ("plain", append_to_model, "after its end"),
     ],
     "logs": [
-        ("plain", copy_log, "is a copy of"), ("plain", edit("train_seed1.log", '"seed": 1', '"seed": 4'), "seed 4"),
-        ("plain", write("train.log", b"nothing\n"), "no line of a training run"), ("plain", write("train.log", b"\xff\xfe"), "UTF-8"),
-        ("plain", edit("train.log", "step_avg", "step_avg\0"), "NUL"), ("plain", remove("train_seed1.log"), "declared and has no log"),
+        ("plain", copy_log, "is a copy of"),
+        ("plain", edit("train_seed1.log", '"seed": 1', '"seed": 4'), "seed 4"),
+        ("plain", write("train.log", b"nothing\n"), "no line of a training run"),
+        ("plain", write("train.log", b"\xff\xfe"), "UTF-8"),
+        ("plain", edit("train.log", "step_avg", "step_avg\0"), "NUL"),
+        ("plain", remove("train_seed1.log"), "declared and has no log"),
         ("plain", edit("train.log", r"step:598/", "step:5/"), "out of order"),
         ("plain", edit("train.log", r"train_loss:\S+", "train_loss:nan"), "finite"),
         ("plain", edit("train.log", r"(?<=code: bytes:)(\d+) sha256:\w+", "99 sha256:00"), "of train_gpt.py"),
-        ("plain", edit("train.log", r"(?m)^(final_\S+_exact .*)$", "final_int8_zlib_roundtrip_exact val_loss:1 val_bpb:1 partial:9/99"), "partial"),
+        ("plain", edit("train.log", r"(?m)^(final_\S+_exact .*)$", PARTIAL), "partial"),
         ("plain", write("train_seed7.log", b"x" * (5 << 20)), "more than"),
         ("plain", edit("train.log", "status=capped", "status=nonfinite"), "nonfinite"),
     ],
     "score": [
-        ("plain", field(val_bpb=1.8299), "1.8299 claimed"), ("plain", field(val_loss=1.0), "val_loss"),
+        ("plain", field(val_bpb=1.8299), "1.8299 claimed"),
+        ("plain", field(val_loss=1.0), "val_loss"),
         ("plain", field(pre_quant_val_bpb=1.0), "pre_quant"),
         ("plain", bpb("0e1"), "0 claimed"),
-        ("plain", bpb("0e99999999"), "0 claimed"), ("plain", field(val_bpb=2), "2 claimed"),
+        ("plain", bpb("0e99999999"), "0 claimed"),
+        ("plain", field(val_bpb=2), "2 claimed"),
         ("plain", edit("train.log", "data/pydoc_sp1024", "data/FineWeb10B_sp1024", 9), "of FineWeb"),
         ("plain", edit("train.log", r"scored: tokens:\d+", "scored: tokens:99999"), "imply"),
         ("plain", edit("train.log", "final_", "last_", 9), "no final"),
         ("record", edit("train.log", r"scored: tokens:\d+ bytes:\d+\n", "val_tokens: 45508608\n"), "FineWeb"),
-        ("plain", field(val_bpb_std=0.5), "val_bpb_std"), ("plain", field(seed_results={"1": {"val_bpb": 1.25}}), "of seed 1"),
+        ("plain", field(val_bpb_std=0.5), "val_bpb_std"),
+        ("plain", field(seed_results={"1": {"val_bpb": 1.25}}), "of seed 1"),
         ("plain", write("README.md", "Some other data, MAX_WALLCLOCK_SECONDS=600"), "does not say"),
     ],
     "clock": [
         ("record", edit("train.log", r"train_time:\d+ms step:5998", "train_time:700000ms step:5998"), "over"),
         ("plain", edit("train.log", r"train_time:\d+ms", "train_time:nanms", 99), "no training time"),
-        ("plain", edit("train.log", r"step_avg:100.00ms", "step_avg:90.00ms"), "90.0 ms a step"),
+        ("plain", edit("train.log", r"step_avg:100.00ms", "step_avg:90.00ms"), "90.0 ms per step"),
         ("plain", field(wallclock_seconds=5.0), "wallclock"),
-        ("plain", field(step_stop=5), "step_stop"), ("record", edit("train.log", r"eval_time:\d+", "eval_time:600001"), "evaluation took"),
+        ("plain", field(step_stop=5), "step_stop"),
+        ("record", edit("train.log", r"eval_time:\d+", "eval_time:600001"), "evaluation took"),
         ("record", edit("train.log", r"evaluation: time:1.0s", "evaluation: time:600.1s"), "evaluation took 600.1 s"),
         ("plain", write("README.md", "Trained on pydoc_sp1024 for a while"), "the compute is not stated"),
     ],
 }
+CASES = [(check, number) for check, cases in FAILING.items() for number in range(len(cases))]
 
 
 @pytest.mark.parametrize("kind", ["plain", "record"])
@@ -175,7 +232,7 @@ def test_a_packed_folder_passes(made, kind):
     assert exit_code([result]) == 0 and list(result) == list(NAMES)
 
 
-@pytest.mark.parametrize(("check", "number"), [(check, n) for check, cases in FAILING.items() for n in range(len(cases))])
+@pytest.mark.parametrize(("check", "number"), CASES)
 def test_a_spoiled_folder_fails_the_check(copy_of, check, number):
     kind, spoil, words = FAILING[check][number]
     folder = copy_of(kind)
@@ -187,7 +244,9 @@ def test_a_spoiled_folder_fails_the_check(copy_of, check, number):
 
 
 @pytest.mark.parametrize(("source", "words"), [
-    ("import urllib.request", "network"), ("import subprocess", "other processes"), ("import torch\ntorch.load('x')", "pickle"),
+    ("import urllib.request", "network"),
+    ("import subprocess", "other processes"),
+    ("import torch\ntorch.load('x')", "pickle"),
     ("import os\nos.system('ls')", "os.system"), ("for x in val_tokens:\n    def f(): pass\n", None),
     ("def adapt():\n    for chunk in val_tokens:\n        loss(chunk).backward()\n", "before they are trained on"),
     (wrapped(b"import socket"), "(unwrapped)"),
@@ -201,14 +260,25 @@ def test_hazards_are_reported_with_file_and_line(copy_of, source, words):
 
 
 def test_wrapped_source_is_opened_and_reported(copy_of):
-    from records.folder import open_folder
     folder = copy_of("plain")
     write("train_gpt.py", wrapped(SCRIPT))(folder)
     code, failure = read_code(open_folder(folder))
-    found = code["train_gpt.py"]
-    assert not failure and f"hold {len(SCRIPT):,} bytes" in found["wrapped"][0] and not found["error"]
-    assert found["source_sha256"] == hashlib.sha256(SCRIPT).hexdigest()
-    assert status_of(verify_folder(folder)["compile"]) == "WARN"
+    assert not failure and f"hold {len(SCRIPT):,} bytes" in code["train_gpt.py"]["wrapped"][0]
+    assert not code["train_gpt.py"]["error"]
+    assert code["train_gpt.py"]["source_sha256"] == hashlib.sha256(SCRIPT).hexdigest()
+    found = verify_folder(folder)["compile"]
+    assert status_of(found) == "PASS" and "a wrapper, opened" in found[0].observed
+
+
+def test_logs_name_the_source_inside_a_wrapper(copy_of):
+    folder = open_folder(copy_of("plain"))
+    code = {"train_gpt.py": {"source_sha256": folder.logs[0].code_sha256}}
+    assert not list(check_logs(folder, RULESETS["strict"], code))
+    code["train_gpt.py"]["source_sha256"] = "0" * 64
+    [finding] = check_logs(folder, RULESETS["strict"], code)
+    assert (finding.status, finding.expected) == ("FAIL", "000000000000 of train_gpt.py")
+    [finding] = check_logs(folder, RULESETS["strict"], {})
+    assert (finding.status, finding.observed) == ("NOT VERIFIED", "its source could not be read")
 
 
 def inspected(folder, source):
@@ -321,7 +391,8 @@ def test_significance_needs_runs_a_margin_and_independent_logs(copy_of, tmp_path
 
 def test_only_an_earlier_record_that_passes_is_to_be_beaten(copy_of):
     folder = copy_of("record")
-    assert "2026-05-01_before" in verify_folder(folder)["significance"][0].observed + verify_folder(folder)["significance"][0].expected
+    finding = verify_folder(folder)["significance"][0]
+    assert "2026-05-01_before" in finding.observed + finding.expected
     for name in ("2026-05-01_false", ".2026-05-01_x", "2026-05-01"):
         false = shutil.copytree(folder.with_name("2026-05-01_before"), folder.with_name(name))
         field(val_bpb=0.5)(false)
@@ -330,18 +401,19 @@ def test_only_an_earlier_record_that_passes_is_to_be_beaten(copy_of):
 
 def test_other_spellings_and_what_the_challenge_accepted(copy_of):
     folder = copy_of("record")
-    fields = json.loads((folder / "submission.json").read_text())
-    fields["mean_val_bpb"], fields["artifact_bytes"] = fields.pop("val_bpb"), fields.pop("bytes_total")
-    del fields["step_stop"]
-    (folder / "submission.json").write_text(json.dumps(fields))
+    claims = json.loads((folder / "submission.json").read_text())
+    claims["mean_val_bpb"] = claims.pop("val_bpb")
+    claims["artifact_bytes"] = claims.pop("bytes_total")
+    del claims["step_stop"]
+    (folder / "submission.json").write_text(json.dumps(claims))
     (folder / "train_gpt.py").write_bytes(SCRIPT + b"\n")
     strict, upstream = verify_folder(folder), verify_folder(folder, "upstream-2026-04")
-    assert {f.observed for f in strict["schema"]} >= {"spelled mean_val_bpb", "spelled artifact_bytes", "without step_stop"}
+    observed = {f.observed for f in strict["schema"]}
+    assert observed >= {"spelled mean_val_bpb", "spelled artifact_bytes", "without step_stop"}
     assert exit_code([strict]) == 1 and status_of(upstream["schema"]) == status_of(upstream["code bytes"]) == "WARN"
 
 
 def test_a_log_like_the_challenges_is_read():
-    from records.logs import read_log
     text = """print(f"final_int8_zlib_roundtrip_exact val_loss:{q_val_loss:.8f} val_bpb:{q_val_bpb:.8f}")
     final_int8_zlib_roundtrip_exact val_loss:9.0 val_bpb:9.0
 # step:1/2 train_loss:9.0 train_time:1ms step_avg:1.00ms
@@ -368,26 +440,29 @@ final_int6_sliding_window_exact val_loss:2.50771838 val_bpb:1.08982552
     assert [row[0] for row in log.train] == [10, 20, 30] and log.train[-1][2] == 3000 and not log.problems
     assert (log.seed, log.cap_seconds, log.val_tokens, log.stop, log.code_bytes, log.model_bytes, log.total_bytes) == \
         (42, 600.0, 45_508_608, (5449, 590_088.0), 24_584, 15_968_168, 15_992_752)
-    assert log.pre_quant == (2.52391662, 1.09686509) and list(log.scores) == ["final_int6_roundtrip", "final_int6_sliding_window"]
+    assert log.pre_quant == (2.52391662, 1.09686509)
+    assert list(log.scores) == ["final_int6_roundtrip", "final_int6_sliding_window"]
     assert log.score() == (2.50771838, 1.08982552) and log.scores["final_int6_sliding_window"][2] == 76_573.0
 
 
 def test_a_vocabulary_that_is_not_set_is_the_tokenizers(made, capsys):
     assert '"vocab_size"' not in (made["plain"] / "train.log").read_text()
     assert status_of(verify_folder(made["plain"])["artifact"]) == "PASS"
-    assert main(["reproduce", str(made["plain"])]) == 0 and "--vocab-size 260 --out data/pydoc_sp260" in capsys.readouterr().out
+    assert main(["reproduce", str(made["plain"])]) == 0
+    assert "--vocab-size 260 --out data/pydoc_sp260" in capsys.readouterr().out
 
 
 def test_a_log_that_was_resumed_and_one_of_an_older_run_are_read(made):
-    from common.runlog import log_line
-    from records.logs import read_log
     lines = (made["plain"] / "train.log").read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("step:897/"))
     again = [log_line("checkpoint", step=598, bytes=9, seconds=0.1), *lines[first:first + 3],
              log_line("status", status="interrupted", reason="", hint=""),
-             *lines[:8], log_line("preflight", free=1, need=1, memory=1, memory_need=1), log_line("resume", step=598, ms=59_800, path="runs/x")]
-    whole, resumed = read_log("a", "\n".join(lines).encode()), read_log("a", "\n".join(lines[:first] + again + lines[first:]).encode())
-    assert not resumed.problems and (resumed.train, resumed.val, resumed.scores) == (whole.train, whole.val, whole.scores)
+             *lines[:8], log_line("preflight", free=1, need=1, memory=1, memory_need=1),
+             log_line("resume", step=598, ms=59_800, path="runs/x")]
+    whole = read_log("a", "\n".join(lines).encode())
+    resumed = read_log("a", "\n".join(lines[:first] + again + lines[first:]).encode())
+    assert not resumed.problems
+    assert (resumed.train, resumed.val, resumed.scores) == (whole.train, whole.val, whole.scores)
     assert resumed.status == "capped" == read_log("a", b"status=capped reason=the wall-clock cap was reached").status
     assert read_log("a", "\n".join(lines[:first + 3] + lines[first:]).encode()).problems
 
@@ -412,14 +487,16 @@ def test_findings_are_bounded_and_the_worst_come_first(copy_of):
         (folder / f"{i}.zip").write_bytes(b"x")
     (folder / "README.md").unlink()
     found = verify_folder(folder)["layout"]
-    assert len(found) == 21 and found[0].where == "README.md" and (found[20].status, found[20].observed) == ("FAIL", "and 11 more")
+    assert len(found) == 21 and found[0].where == "README.md"
+    assert (found[20].status, found[20].observed) == ("FAIL", "and 11 more")
 
 
 def test_logs_of_odd_numbers_end_in_findings(copy_of, capsys, tmp_path):
     folder = copy_of("plain")
     for log in folder.glob("*.log"):
         text = re.sub(r"(step:5998/\d+ val_loss:)\S+ val_bpb:\S+", r"\1nan val_bpb:nan", log.read_text())
-        log.write_text(re.sub(r"(?m)^(Code size|stopping_early).*\n", "", text.replace("train_time:598ms", "train_time:nanms")))
+        text = text.replace("train_time:598ms", "train_time:nanms")
+        log.write_text(re.sub(r"(?m)^(Code size|stopping_early).*\n", "", text))
     assert main(["leaderboard", "--records", str(folder.parents[1])]) == 0 and main(["reproduce", str(folder)]) == 0
     (folder / "train_gpt.py").unlink()
     capsys.readouterr()
@@ -502,20 +579,23 @@ def test_output_as_json_is_the_same_twice(made, capsys):
         assert main(["verify", "--json", str(made["plain"])]) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1] and list(json.loads(printed[0])[str(made["plain"])]["checks"]) == sorted(NAMES)
-    assert main(["verify", str(made["plain"] / "no")]) == 2 and main(["verify", str(made["plain"]), "--backend", "mlx"]) == 2
+    assert main(["verify", str(made["plain"] / "no")]) == 2
+    assert main(["verify", str(made["plain"]), "--backend", "mlx"]) == 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_real_run_is_packed_smoked_and_scored_again_on_both_backends(tmp_path, data_path, capsys, backend):
-    done = run_script([ROOT / BACKENDS[backend]], tmp_path, environment(data_path, run_id="real", compute_dtype="float32"))
+    env = environment(data_path, run_id="real", compute_dtype="float32")
+    done = run_script([ROOT / BACKENDS[backend]], tmp_path, env)
     assert done.returncode == 0, done.stderr
-    given = ["pack", str(tmp_path / "runs/real"), "--track", "non-record", "--name", "Real", "--author", "a", "--github-id", "a"]
-    assert main([*given, "--records", str(tmp_path)]) == 1
+    words = ["--track", "non-record", "--name", "Real", "--author", "a", "--github-id", "a", "--records", str(tmp_path)]
+    assert main(["pack", str(tmp_path / "runs/real"), *words]) == 1
     [folder] = tmp_path.glob("track_non_record_16mb/*")
     readme = folder / "README.md"
     readme.write_text(readme.read_text().replace(PLACEHOLDER, "Written"))
     result = verify_folder(folder, smoke=True, data=data_path)
-    assert exit_code([result]) == 0 and result["re-evaluation"][0].status == result["smoke run"][0].status == "PASS", table(folder, result)
+    assert exit_code([result]) == 0, table(folder, result)
+    assert result["re-evaluation"][0].status == result["smoke run"][0].status == "PASS", table(folder, result)
     other = {"torch": "mlx", "mlx": "torch"}[backend]
     assert main(["verify", str(folder), "--data", str(data_path), "--backend", other]) == 0, capsys.readouterr()
     edit("train.log", r"(?<=roundtrip_exact val_loss:)(\S+) val_bpb:\S+", "2.00000000 val_bpb:1.00000000")(folder)
@@ -538,10 +618,12 @@ def test_what_scores_again_has_the_evaluation_of_the_log(backend, tmp_path, docu
         [finding] = check_evaluation(open_folder(run.path), documents, other)
         assert finding.status == "PASS", finding
     for old, new, words in (
-            ('"eval_stride": 12', '"eval_stride": 48', "off by"), ('"ttt_lr": 0.5', '"ttt_lr": 0.0', "off by"),
+            ('"eval_stride": 12', '"eval_stride": 48', "off by"),
+            ('"ttt_lr": 0.5', '"ttt_lr": 0.0', "off by"),
             ('"eval_stride": 12', '"eval_stride": 49', "EVAL_STRIDE=49 would leave"),
             ('"eval_stride": 12', '"eval_stride": -1', "not a whole"),
-            ('"ttt_lr": 0.5', '"ttt_lr": -0.5', "TTT_LR=-0.5 is not a number"), ('"100d"', '"d"', "TTT_CHUNK=d is neither"),
+            ('"ttt_lr": 0.5', '"ttt_lr": -0.5', "TTT_LR=-0.5 is not a number"),
+            ('"100d"', '"d"', "TTT_CHUNK=d is neither"),
             ('"eval_seq_len": 48', '"eval_seq_len": 8192', "928 times the work of plain windows"),
             ('"eval_seq_len": 48', '"eval_seq_len": 17000', "rows of 17,000 tokens")):
         log = run.path / "train.log"

@@ -1,4 +1,7 @@
-"""Hostile record folders end in a failed check, in bounded time and memory; the sandbox holds: `python -m pytest tests/test_records_hostile.py`."""
+"""Hostile record folders end in a failed check, in bounded time and memory; the sandbox holds.
+
+Run: `python -m pytest tests/test_records_hostile.py`.
+"""
 import contextlib
 import json
 import os
@@ -39,34 +42,53 @@ def deep(folder):
         folder.mkdir()
 
 
+def file(name, data):
+    """Writes a file, in place of what was there."""
+    return lambda folder: (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+def large(name):
+    """100 MB of nothing."""
+    return lambda folder: sparse(folder / name, 100 << 20)
+
+
+def pipe(name):
+    return lambda folder: (folder / name).unlink() or os.mkfifo(folder / name)
+
+
+def link(name, target):
+    return lambda folder: (folder / name).unlink(missing_ok=True) or (folder / name).symlink_to(target)
+
+
+TEMPTING = [b"Total submission size" + b" a" * 9000, *[b"val_loader:" + b" tokens" * 2000] * 200]
+MANY_KEYS = "{" + "".join(f'"{i}":0,' for i in range(60_000)) + '"a":1,"a":2}'
+CODE_BOMB = f"import zlib\nexec(zlib.decompress(bytes.fromhex('{zlib.compress(bytes(16 << 20), 1).hex()}')))"
+DEEP_CALLS = "f(" * 150 + ")" * 150 + "\n" + "a." * 200_000 + "b"
 HOSTILE = {  # name -> (check that must fail, what spoils the folder)
-    "log of 100 MB": ("logs", lambda f: sparse(f / "train.log", 100 << 20)),
-    "log of long lines": ("logs", lambda f: (f / "train.log").write_bytes(b"step:" + b"1" * (3 << 20))),
-    "log that tempts a regular expression": ("logs", lambda f: (f / "train.log").write_bytes(b"Total submission size" + b" a" * 9000 + b"\n") or
-                                             (f / "train.log").write_bytes(b"\n".join([b"val_loader:" + b" tokens" * 2000] * 200))),
-    "numbers without end": ("schema", lambda f: (f / "submission.json").write_text('{"val_bpb": ' + "9" * 9000 + "}")),
-    "json of 100 MB": ("schema", lambda f: sparse(f / "submission.json", 100 << 20)),
-    "json of nested lists": ("schema", lambda f: (f / "submission.json").write_text("[" * 500_000)),
-    "json of 60,000 keys": ("schema", lambda f: (f / "submission.json").write_text(
-        "{" + "".join(f'"{i}":0,' for i in range(60_000)) + '"a":1,"a":2}')),
-    "json of lone surrogates": ("schema", lambda f: (f / "submission.json").write_text('{"author": "\\udc80"}')),
-    "json that is a pipe": ("schema", lambda f: (f / "submission.json").unlink() or os.mkfifo(f / "submission.json")),
-    "log that is a pipe": ("logs", lambda f: (f / "train.log").unlink() or os.mkfifo(f / "train.log")),
-    "json that is a device": ("schema", lambda f: (f / "submission.json").unlink() or (f / "submission.json").symlink_to("/dev/zero")),
-    "README that is a link out": ("layout", lambda f: (f / "README.md").unlink() or (f / "README.md").symlink_to("/etc/hostname")),
-    "link in a circle": ("layout", lambda f: (f / "loop").symlink_to("loop")),
-    "link to the root": ("layout", lambda f: (f / "root").symlink_to("/")),
+    "log of 100 MB": ("logs", large("train.log")),
+    "log of long lines": ("logs", file("train.log", b"step:" + b"1" * (3 << 20))),
+    "log that tempts a regular expression": ("logs", file("train.log", b"\n".join(TEMPTING))),
+    "numbers without end": ("schema", file("submission.json", '{"val_bpb": ' + "9" * 9000 + "}")),
+    "json of 100 MB": ("schema", large("submission.json")),
+    "json of nested lists": ("schema", file("submission.json", "[" * 500_000)),
+    "json of 60,000 keys": ("schema", file("submission.json", MANY_KEYS)),
+    "json of lone surrogates": ("schema", file("submission.json", '{"author": "\\udc80"}')),
+    "json that is a pipe": ("schema", pipe("submission.json")),
+    "log that is a pipe": ("logs", pipe("train.log")),
+    "json that is a device": ("schema", link("submission.json", "/dev/zero")),
+    "README that is a link out": ("layout", link("README.md", "/etc/hostname")),
+    "link in a circle": ("layout", link("loop", "loop")),
+    "link to the root": ("layout", link("root", "/")),
     "folders without end": ("layout", deep),
-    "5,000 files": ("layout", lambda f: [(f / f"{i}.txt").touch() for i in range(5000)]),
-    "name that is no text": ("layout", lambda f: open(os.fsencode(f) + b"/\xff\n", "w").close()),
-    "code of 100 MB": ("compile", lambda f: sparse(f / "train_gpt.py", 100 << 20)),
-    "code nested too deeply": ("compile", lambda f: (f / "train_gpt.py").write_text("-" * 900_000 + "1")),
-    "code of deep calls": ("compile", lambda f: (f / "train_gpt.py").write_text("f(" * 150 + ")" * 150 + "\n" + "a." * 200_000 + "b")),
-    "code that is a bomb": ("compile", lambda f: (f / "train_gpt.py").write_text(
-        f"import zlib\nexec(zlib.decompress(bytes.fromhex('{zlib.compress(bytes(16 << 20), 1).hex()}')))")),
-    "code in another coding": ("compile", lambda f: (f / "train_gpt.py").write_bytes(b"# coding: utf-7\n+AGE-\xff")),
-    "model that is a bomb": ("artifact", lambda f: (f / "model.int8.zlib").write_bytes(zlib.compress(bytes(160 << 20), 1))),
-    "model of another layout": ("artifact", lambda f: (f / "model.int8.zlib").write_bytes(zlib.compress(b"\xff" * 8 + b"{}"))),
+    "5,000 files": ("layout", lambda folder: [(folder / f"{i}.txt").touch() for i in range(5000)]),
+    "name that is not text": ("layout", lambda folder: open(os.fsencode(folder) + b"/\xff\n", "w").close()),
+    "code of 100 MB": ("compile", large("train_gpt.py")),
+    "code nested too deeply": ("compile", file("train_gpt.py", "-" * 900_000 + "1")),
+    "code of deep calls": ("compile", file("train_gpt.py", DEEP_CALLS)),
+    "code that is a bomb": ("compile", file("train_gpt.py", CODE_BOMB)),
+    "code in another coding": ("compile", file("train_gpt.py", b"# coding: utf-7\n+AGE-\xff")),
+    "model that is a bomb": ("artifact", file("model.int8.zlib", zlib.compress(bytes(160 << 20), 1))),
+    "model of another layout": ("artifact", file("model.int8.zlib", zlib.compress(b"\xff" * 8 + b"{}"))),
 }
 
 
@@ -85,7 +107,8 @@ def judged(clean, tmp_path_factory):
     done = subprocess.run(given, env=environment, capture_output=True, check=False, timeout=300)
     assert (done.returncode, done.stderr) == (1, b""), done.stderr
     found = json.loads(done.stdout)
-    return {name: {check: found[str(path)]["checks"][check]["status"] for check in NAMES} for name, path in folders.items()}
+    checks = {name: found[str(path)]["checks"] for name, path in folders.items()}
+    return {name: {check: made[check]["status"] for check in NAMES} for name, made in checks.items()}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -112,9 +135,13 @@ SCORE = "\nprint('final_int8_zlib_roundtrip_exact val_loss:1.0 val_bpb:1.0')"
 
 
 @pytest.mark.parametrize(("source", "words"), [
-    ("import os\nwhile True: os.fork()", "too many processes"), ("while True: pass", "still running"), ("raise SystemExit(3)", "exit code 3"),
-    ("import time, sys\nsys.stdout.close()\nwhile True: time.sleep(1)", "still running"), ("x = 1", "without a final score"),
-    ("while True: print('x' * 1000000)", "exit code"), ("import os; os.kill(1, 9); os.kill(os.getppid(), 9)\nraise SystemExit(4)", "exit code"),
+    ("import os\nwhile True: os.fork()", "too many processes"),
+    ("while True: pass", "still running"),
+    ("raise SystemExit(3)", "exit code 3"),
+    ("import time, sys\nsys.stdout.close()\nwhile True: time.sleep(1)", "still running"),
+    ("x = 1", "without a final score"),
+    ("while True: print('x' * 1000000)", "exit code"),
+    ("import os; os.kill(1, 9); os.kill(os.getppid(), 9)\nraise SystemExit(4)", "exit code"),
 ])
 def test_scripts_that_loop_fork_or_flood_are_ended(try_script, source, words):
     status, observed = try_script(source, 3 if words == "still running" else 20)
@@ -124,7 +151,9 @@ def test_scripts_that_loop_fork_or_flood_are_ended(try_script, source, words):
 def test_memory_is_bounded(try_script, monkeypatch):
     monkeypatch.setattr(sandbox, "MEMORY", 300 << 20)
     monkeypatch.setattr(sandbox.run_jailed, "__defaults__", (sandbox.SECONDS, 300 << 20))
-    status, observed = try_script("x = [bytearray(1 << 24) for _ in range(60)]\nx = [bytes(1 << 24).replace(b'\\0', b'x') for _ in range(60)]")
+    status, observed = try_script("""
+x = [bytearray(1 << 24) for _ in range(60)]
+x = [bytes(1 << 24).replace(b"\\0", b"x") for _ in range(60)]""")
     assert status == "FAIL" and "of memory" in observed
 
 
@@ -150,14 +179,16 @@ for path in ({str(tmp_path / 'mine')!r}, {str(ROOT / 'README.md')!r}):
 try: socket.create_connection({server.getsockname()!r}, 2); raise SystemExit(6)
 except OSError: pass
 here = socket.create_server(("127.0.0.1", 0)); socket.create_connection(here.getsockname(), 2)
-assert "SECRET" not in os.environ and os.environ["ITERATIONS"] == "2" and os.path.isfile("smoke_data/smoke_val_000000.bin")
+assert "SECRET" not in os.environ and os.environ["ITERATIONS"] == "2"
+assert os.path.isfile("smoke_data/smoke_val_000000.bin")
 open("mine", "w").write("in the copy"){SCORE}""")
     server.close()
     assert (status, observed) == ("PASS", "") and (tmp_path / "mine").read_text() == "mine"
 
 
 def test_the_kernel_cannot_be_set_and_no_device_or_socket_outside_is_there(try_script):
-    with tempfile.TemporaryDirectory(dir="/run" if os.access("/run", os.W_OK) else "/tmp") as folder, socket.socket(socket.AF_UNIX) as server:
+    outside = "/run" if os.access("/run", os.W_OK) else "/tmp"
+    with tempfile.TemporaryDirectory(dir=outside) as folder, socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{folder}/s")
         server.listen()
         assert try_script(f"""
@@ -177,7 +208,7 @@ def test_only_the_last_line_can_ask_for_a_gpu(try_script, last, status):
     assert try_script(f"print('cuda available')\nraise SystemExit({last!r})")[0] == status
 
 
-def test_a_probe_that_hangs_is_no_sandbox(monkeypatch):
+def test_a_probe_that_hangs_is_not_a_sandbox(monkeypatch):
     monkeypatch.setattr(sandbox, "UNSHARE", ("sh", "-c", "exec sleep 9"))
     monkeypatch.setattr(sandbox, "PROBE_SECONDS", 0.2)
     assert "did not answer" in sandbox.can_sandbox()

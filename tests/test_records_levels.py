@@ -58,11 +58,12 @@ def test_the_score_is_that_of_each_file(tmp_path, data_path, capsys):
     from common.artifact import decode_model
     from common.bpb import evaluate
     from common.dataset import open_data
-    from records.evaluation import scoring_settings, trainer_class
+    from parity.trainers import load_trainer
+    from records.evaluation import scoring_settings
     model = write_model(tmp_path / "m", "5")
     assert main(["levels", str(model), "--data-path", str(data_path), "--val-tokens-limit", "200"]) == 0
     found = rows(capsys.readouterr().out)
-    kind = trainer_class("torch")
+    kind = load_trainer("torch")
     settings, weights = decode_model(model.read_bytes())
     own = scoring_settings(kind, settings, data_path, compile=False, val_tokens_limit=200)
     data, trainer = open_data(own), kind(own, weights)

@@ -71,7 +71,9 @@ def test_booleans(text, value):
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_has_a_meaning_and_a_check_that_its_default_passes(name):
     field, rule = FIELDS[name], FIELDS[name].metadata
-    assert issubclass(field.type, (bool, int, float, str)) and isinstance(field.default, str if issubclass(field.type, str) else field.type)
+    assert issubclass(field.type, (bool, int, float, str)) and isinstance(
+        field.default, str if issubclass(field.type, str) else field.type
+    )
     assert rule["kind"] in KINDS
     assert rule["meaning"] and "\n" not in rule["meaning"]
     assert parse_setting(field, str(field.default)) == field.default
@@ -89,18 +91,30 @@ def test_every_field_has_a_meaning_and_a_check_that_its_default_passes(name):
         assert parse_setting(field, choice) == choice
 
 
-@pytest.mark.parametrize("name, text, words", [
-    ("ITERATIONS", "ten", "not a whole number"), ("ITERATIONS", "1.5", "not a whole number"),
-    ("ITERATIONS", "1e3", "not a whole number"), ("ITERATIONS", "", "not a whole number"),
-    ("ITERATIONS", "nan", "not a whole number"), ("ITERATIONS", "True", "not a whole number"),
-    ("ITERATIONS", "9" * 5000, "not a whole number"), ("ITERATIONS", "-1", "not a whole number from 0 to 1000000000"),
-    ("SEED", str(2**63), "not a whole number from 0 to 9223372036854775807"), ("VOCAB_SIZE", "65537", "not a whole number from 0 to 65536"),
-    ("MATRIX_LR", "fast", "not a number"), ("MATRIX_LR", "", "not a number"),
-    ("MATRIX_LR", "-0.1", "not a number from 0 to 100"),
-    ("MATRIX_LR", "nan", "not a number from"), ("MATRIX_LR", "1e999", "not a number from"),
-    ("ADAM_EPS", "0", "not a number from 1e-30 to 1"),
-    ("COMPILE", "2", "not 0 or 1"), ("COMPILE", "", "not 0 or 1"), ("DEVICE", "tpu", "not one of auto, cpu, gpu"),
-])
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("ITERATIONS", "ten", "not a whole number"),
+        ("ITERATIONS", "1.5", "not a whole number"),
+        ("ITERATIONS", "1e3", "not a whole number"),
+        ("ITERATIONS", "", "not a whole number"),
+        ("ITERATIONS", "nan", "not a whole number"),
+        ("ITERATIONS", "True", "not a whole number"),
+        ("ITERATIONS", "9" * 5000, "not a whole number"),
+        ("ITERATIONS", "-1", "not a whole number from 0 to 1000000000"),
+        ("SEED", str(2**63), "not a whole number from 0 to 9223372036854775807"),
+        ("VOCAB_SIZE", "65537", "not a whole number from 0 to 65536"),
+        ("MATRIX_LR", "fast", "not a number"),
+        ("MATRIX_LR", "", "not a number"),
+        ("MATRIX_LR", "-0.1", "not a number from 0 to 100"),
+        ("MATRIX_LR", "nan", "not a number from"),
+        ("MATRIX_LR", "1e999", "not a number from"),
+        ("ADAM_EPS", "0", "not a number from 1e-30 to 1"),
+        ("COMPILE", "2", "not 0 or 1"),
+        ("COMPILE", "", "not 0 or 1"),
+        ("DEVICE", "tpu", "not one of auto, cpu, gpu"),
+    ],
+)
 def test_a_bad_value_is_named(name, text, words):
     [problem] = problems(**{name: text})
     assert problem.startswith(f"{name}={text} is {words}")
@@ -134,60 +148,115 @@ def test_a_near_miss_in_the_environment_is_warned_of():
     assert len(warnings) == 2
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"num_heads": 3, "num_kv_heads": 1}, "MODEL_DIM=512 must be a multiple of NUM_HEADS=3"),
-    ({"num_kv_heads": 3}, "NUM_HEADS=8 must be a multiple of NUM_KV_HEADS=3"),
-    ({"num_kv_heads": 16}, "NUM_HEADS=8 must be a multiple of NUM_KV_HEADS=16"),
-    ({"model_dim": 24}, "MODEL_DIM=24 / NUM_HEADS=8 must be even"),
-    ({"train_seq_len": 1000}, "TRAIN_BATCH_TOKENS=524288 must be a multiple of TRAIN_SEQ_LEN=1000"),
-    ({"train_batch_tokens": 512}, "TRAIN_BATCH_TOKENS=512 must be a multiple of TRAIN_SEQ_LEN=1024"),
-    ({"micro_batch_tokens": 1023}, "MICRO_BATCH_TOKENS=1023 is less than one row"),
-    ({"val_tokens_limit": 1}, "VAL_TOKENS_LIMIT=1 leaves nothing"),
-    ({"loss_chunk": 1023}, "LOSS_CHUNK=1023 cuts MICRO_BATCH_TOKENS or EVAL_SEQ_LEN into more than 64 chunks, each of them compiled: use 1024"),
-    ({"loss_chunk": 1024, "eval_seq_len": 131072}, "LOSS_CHUNK=1024 cuts"),
-    ({"eval_stride": 1025}, "EVAL_STRIDE=1025 would leave tokens out between windows of 1024"),
-    ({"eval_stride": 65, "eval_seq_len": 64}, "EVAL_STRIDE=65 would leave tokens out between windows of 64"),
-    *[({"ttt_chunk": chunk}, f"TTT_CHUNK={chunk} is neither tokens")
-      for chunk in ("", "0", "d", "05", "64s", "64dd", "-64", "6.4", "1" * 10)],
-    ({"ttt_chunk": "64\n"}, r"TTT_CHUNK=64\n is neither tokens"),
-    *[({"checkpoint_every": every}, f"CHECKPOINT_EVERY={every} is neither steps") for every in ("", "s", "5m", "-1", "1.5")],
-    *[({"loop_layers": blocks}, f"LOOP_LAYERS={blocks} {words}") for blocks, words in (
-        ("3", "is not a range"), ("a-b", "is not a range"), ("5-3", "is reversed"), ("3-9", "is outside the model: NUM_LAYERS=9 has blocks 0-8"))],
-    ({"loop_count": 3}, "LOOP_COUNT=3 has no effect without LOOP_LAYERS"),
-    ({"quant_levels": "1"}, "QUANT_LEVELS=1: 1 is not a whole number from 2 to 127, int3 to int8, fp16 or auto"),
-    *[({"quant_levels": value}, f"QUANT_LEVELS={value}: {words}") for value, words in (
-        ("", "nothing is not"), ("128", "128 is not"), ("7.5", "7.5 is not"), ("-5", "-5 is not"), ("matrix=", "nothing is not"),
-        ("matrix=1,embed=5", "1 is not"), ("matrix=5,", "nothing is not"), ("scalar=5", "scalar is not one of matrix, embed"),
-        ("=5", "nothing is not one"),
-        ("head=5", "head is not one of matrix, embed: the head is the embedding, unless TIE_EMBEDDINGS=0"),
-        ("5,6", "give one value"), ("5,matrix=5", "give one value"), ("matrix=5,6", "give one value"), ("matrix=5,matrix=5", "give one value"))],
-    ({"quant_levels": "matrix=auto", "qat_start": 0.5}, "QAT_START=0.5 needs to know what to round to"),
-    ({"compute_dtype": "float64", "device": "gpu"}, "COMPUTE_DTYPE=float64 runs on the CPU"),
-    *[({"run_id": run_id}, f"RUN_ID={run_id} must be a plain folder name")
-      for run_id in ("..", ".a", "a/b", "/a", "a b", "a\\b", "a\n")],
-])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"num_heads": 3, "num_kv_heads": 1}, "MODEL_DIM=512 must be a multiple of NUM_HEADS=3"),
+        ({"num_kv_heads": 3}, "NUM_HEADS=8 must be a multiple of NUM_KV_HEADS=3"),
+        ({"num_kv_heads": 16}, "NUM_HEADS=8 must be a multiple of NUM_KV_HEADS=16"),
+        ({"model_dim": 24}, "MODEL_DIM=24 / NUM_HEADS=8 must be even"),
+        ({"train_seq_len": 1000}, "TRAIN_BATCH_TOKENS=524288 must be a multiple of TRAIN_SEQ_LEN=1000"),
+        ({"train_batch_tokens": 512}, "TRAIN_BATCH_TOKENS=512 must be a multiple of TRAIN_SEQ_LEN=1024"),
+        ({"micro_batch_tokens": 1023}, "MICRO_BATCH_TOKENS=1023 is less than one row"),
+        ({"val_tokens_limit": 1}, "VAL_TOKENS_LIMIT=1 leaves nothing"),
+        (
+            {"loss_chunk": 1023},
+            "LOSS_CHUNK=1023 cuts MICRO_BATCH_TOKENS or EVAL_SEQ_LEN into more than 64 chunks, each of them compiled: "
+            "use 1024",
+        ),
+        ({"loss_chunk": 1024, "eval_seq_len": 131072}, "LOSS_CHUNK=1024 cuts"),
+        ({"eval_stride": 1025}, "EVAL_STRIDE=1025 would leave tokens out between windows of 1024"),
+        ({"eval_stride": 65, "eval_seq_len": 64}, "EVAL_STRIDE=65 would leave tokens out between windows of 64"),
+        *[
+            ({"ttt_chunk": chunk}, f"TTT_CHUNK={chunk} is neither tokens")
+            for chunk in ("", "0", "d", "05", "64s", "64dd", "-64", "6.4", "1" * 10)
+        ],
+        ({"ttt_chunk": "64\n"}, r"TTT_CHUNK=64\n is neither tokens"),
+        *[
+            ({"checkpoint_every": every}, f"CHECKPOINT_EVERY={every} is neither steps")
+            for every in ("", "s", "5m", "-1", "1.5")
+        ],
+        *[
+            ({"loop_layers": blocks}, f"LOOP_LAYERS={blocks} {words}")
+            for blocks, words in (
+                ("3", "is not a range"),
+                ("a-b", "is not a range"),
+                ("5-3", "is reversed"),
+                ("3-9", "is outside the model: NUM_LAYERS=9 has blocks 0-8"),
+            )
+        ],
+        ({"loop_count": 3}, "LOOP_COUNT=3 has no effect without LOOP_LAYERS"),
+        ({"quant_levels": "1"}, "QUANT_LEVELS=1: 1 is not a whole number from 2 to 127, int3 to int8, fp16 or auto"),
+        *[
+            ({"quant_levels": value}, f"QUANT_LEVELS={value}: {words}")
+            for value, words in (
+                ("", "nothing is not"),
+                ("128", "128 is not"),
+                ("7.5", "7.5 is not"),
+                ("-5", "-5 is not"),
+                ("matrix=", "nothing is not"),
+                ("matrix=1,embed=5", "1 is not"),
+                ("matrix=5,", "nothing is not"),
+                ("scalar=5", "scalar is not one of matrix, embed"),
+                ("=5", "nothing is not one"),
+                ("head=5", "head is not one of matrix, embed: the head is the embedding, unless TIE_EMBEDDINGS=0"),
+                ("5,6", "give one value"),
+                ("5,matrix=5", "give one value"),
+                ("matrix=5,6", "give one value"),
+                ("matrix=5,matrix=5", "give one value"),
+            )
+        ],
+        ({"quant_levels": "matrix=auto", "qat_start": 0.5}, "QAT_START=0.5 needs to know what to round to"),
+        ({"compute_dtype": "float64", "device": "gpu"}, "COMPUTE_DTYPE=float64 runs on the CPU"),
+        *[
+            ({"run_id": run_id}, f"RUN_ID={run_id} must be a plain folder name")
+            for run_id in ("..", ".a", "a/b", "/a", "a b", "a\\b", "a\n")
+        ],
+    ],
+)
 def test_what_cannot_hold_together(values, words):
     [problem] = problems(*[f"--{name}={value}" for name, value in values.items()])
     assert problem.startswith(words)
 
 
-@pytest.mark.parametrize("values", [
-    {"loss_chunk": 1024}, {"quant_levels": "auto"}, {"quant_levels": "matrix=15, embed = fp16"}, {"quant_levels": "head=2", "tie_embeddings": False},
-    {"run_id": "2026-03-18_a.b"}, {"compute_dtype": "float64"}, {"micro_batch_tokens": 1024}, {"val_tokens_limit": 2},
-    {"eval_stride": 1024}, {"eval_stride": 2048, "eval_seq_len": 2048}, {"eval_seq_len": 2**20},
-    {"ttt_lr": 0.1, "ttt_chunk": "1"}, {"ttt_chunk": "2048d"},
-    {"model_dim": 4, "num_heads": 2, "num_kv_heads": 2}, {"train_batch_tokens": 1024},
-])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"loss_chunk": 1024},
+        {"quant_levels": "auto"},
+        {"quant_levels": "matrix=15, embed = fp16"},
+        {"quant_levels": "head=2", "tie_embeddings": False},
+        {"run_id": "2026-03-18_a.b"},
+        {"compute_dtype": "float64"},
+        {"micro_batch_tokens": 1024},
+        {"val_tokens_limit": 2},
+        {"eval_stride": 1024},
+        {"eval_stride": 2048, "eval_seq_len": 2048},
+        {"eval_seq_len": 2**20},
+        {"ttt_lr": 0.1, "ttt_chunk": "1"},
+        {"ttt_chunk": "2048d"},
+        {"model_dim": 4, "num_heads": 2, "num_kv_heads": 2},
+        {"train_batch_tokens": 1024},
+    ],
+)
 def test_what_can(values):
     assert load(*[f"--{name}={value}" for name, value in values.items()]) == Settings(**values)
 
 
 def test_levels_of_each_group():
     assert group_levels(Settings()) == {"matrix": 127, "embed": 127}
-    assert group_levels(Settings(quant_levels="fp16", tie_embeddings=False)) == dict.fromkeys(("matrix", "embed", "head"), "fp16")
+    assert group_levels(Settings(quant_levels="fp16", tie_embeddings=False)) == dict.fromkeys(
+        ("matrix", "embed", "head"), "fp16"
+    )
     assert group_levels(Settings(quant_levels="matrix=int4,embed=int8")) == {"matrix": 7, "embed": 127}
-    assert group_levels(Settings(quant_levels="int6", tie_embeddings=False)) == dict.fromkeys(("matrix", "embed", "head"), 31)
-    assert group_levels(Settings(quant_levels="head=auto, matrix=15", tie_embeddings=False)) == {"matrix": 15, "embed": 127, "head": "auto"}
+    assert group_levels(Settings(quant_levels="int6", tie_embeddings=False)) == dict.fromkeys(
+        ("matrix", "embed", "head"), 31
+    )
+    assert group_levels(Settings(quant_levels="head=auto, matrix=15", tie_embeddings=False)) == {
+        "matrix": 15,
+        "embed": 127,
+        "head": "auto",
+    }
 
 
 def test_changed_settings():

@@ -79,7 +79,7 @@ def test_write_into_no_folder(tmp_path):
     (shard_bytes([1], count=-1), "-1 tokens"),
     (shard_bytes([1], count=2**31 - 1), "truncated"),
 ])
-def test_refuses_what_is_no_whole_shard(tmp_path, data, message):
+def test_refuses_what_is_not_a_whole_shard(tmp_path, data, message):
     (tmp_path / "a.bin").write_bytes(data)
     with pytest.raises(UserError, match=f"a.bin.*{message}"):
         open_shard(tmp_path / "a.bin")

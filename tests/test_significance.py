@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from records.__main__ import main
-from records.challenge import SP1024_NATS_PER_BPB
+from records.rules import SP1024_NATS_PER_BPB
 from records.significance import (
     MIN_RUNS,
     Side,

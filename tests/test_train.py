@@ -56,25 +56,46 @@ def in_folder(tmp_path, monkeypatch, data_path):
     def call(backend, **changes):
         values = TINY | {"data_path": data_path} | changes
         flags = ["--preflight"] * bool(values.pop("preflight", False))
-        flags += [f"--{name.replace('_', '-')}={int(value) if isinstance(value, bool) else value}" for name, value in values.items()]
+        flags += [
+            f"--{name.replace('_', '-')}={int(value) if isinstance(value, bool) else value}"
+            for name, value in values.items()
+        ]
         monkeypatch.setattr(sys, "argv", [BACKENDS[backend], *flags])
         return main(trainer_class(backend), ROOT / BACKENDS[backend])
 
     return call
 
 
-# a run -----------------------------------------------------------------------------------------------------------------
+# a run
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_learns_and_accounts_for_itself(backend, tmp_path, data_path):
     lines, model, done = train_alone(backend, tmp_path / "a", data_path, iterations=60, val_loss_every=30)
     [path] = (tmp_path / "a" / "runs").iterdir()
-    assert {p.name for p in path.iterdir()} == {"train.log", "settings.json", "status.json", "model.int8.zlib", BACKENDS[backend]}
+    assert {p.name for p in path.iterdir()} == {
+        "train.log",
+        "settings.json",
+        "status.json",
+        "model.int8.zlib",
+        BACKENDS[backend],
+    }
     # every line of the log is known, and once but for steps and validations
     text = (path / "train.log").read_text()
     assert len(parse_log(text)) == len(text.splitlines())
     assert {kind for kind, found in lines.items() if len(found) > 1} == {"step", "val"}
-    assert {"run", "versions", "command", "settings", "data", "tokenizer", "code", "params", "memory", "throughput"} < set(lines)
+    assert {
+        "run",
+        "versions",
+        "command",
+        "settings",
+        "data",
+        "tokenizer",
+        "code",
+        "params",
+        "memory",
+        "throughput",
+    } < set(lines)
     assert [v["step"] for v in lines["val"]] == [0, 30, 60]
     assert abs(lines["val"][0]["val_loss"] - np.log(260)) < 0.1
     # learnt: below the entropy of single bytes
@@ -87,7 +108,10 @@ def test_a_run_learns_and_accounts_for_itself(backend, tmp_path, data_path):
     assert code == bundle(ROOT / BACKENDS[backend])
     assert lines["code_size"][0]["bytes"] == len(code) and lines["model"][0]["bytes"] == len(model)
     assert lines["total"][0]["bytes"] == len(code) + len(model)
-    assert lines["code"][0]["sha256"] == hashlib.sha256(code).hexdigest() and lines["model"][0]["sha256"] == hashlib.sha256(model).hexdigest()
+    assert (
+        lines["code"][0]["sha256"] == hashlib.sha256(code).hexdigest()
+        and lines["model"][0]["sha256"] == hashlib.sha256(model).hexdigest()
+    )
     assert lines["scored"] == [{"tokens": 1499, "bytes": 1499, "partial": ""}]
     assert json.loads((path / "status.json").read_text()) == {
         "status": "finished", "reason": "all steps were made", "hint": "", "step": 60}
@@ -118,28 +142,46 @@ def test_twice_and_from_the_bundle_the_same_bytes(backend, tmp_path, data_path):
                               (("first", None), ("second", None), ("bundled", alone)))
     assert first[1] == second[1] == bundled[1]
     timed = {"run", "preflight", "checkpoint", "command", "warmup", "params", "memory", "throughput", "final"}
-    exact = [[(kind, {k: v for k, v in values.items() if k not in ("ms", "avg", "rate", "seconds")})
-              for kind, found in lines.items() if kind not in timed for values in found] for lines, *_ in (first, bundled)]
+    exact = [
+        [
+            (kind, {k: v for k, v in values.items() if k not in ("ms", "avg", "rate", "seconds")})
+            for kind, found in lines.items()
+            if kind not in timed
+            for values in found
+        ]
+        for lines, *_ in (first, bundled)
+    ]
     assert exact[0] == exact[1]
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_one_artifact_in_reference_mode(tied, tmp_path, data_path):
-    """200 steps: torch and MLX, compiled or not, 1 to 8 ranks, any micro-batch, with warm-up or without, tied or untied. At the default
-    learning rates so small a model learns its text by heart and magnifies a difference in the last digit a hundred thousand times."""
+    """200 steps: torch and MLX, compiled or not, 1 to 8 ranks, any micro-batch, with warm-up or without, tied or
+    untied. At the default learning rates so small a model learns its text by heart and magnifies a difference in the
+    last digit a hundred thousand times."""
     calm = {"matrix_lr": 0.01, "tied_embed_lr": 0.01, "embed_lr": 0.05, "scalar_lr": 0.01}
-    launchers = {"torch": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
-                 "mlx": [sysconfig.get_path("scripts") + "/mlx.launch", "-n", "2", "--backend", "ring", "--", sys.executable]}
+    launchers = {
+        "torch": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+        "mlx": [sysconfig.get_path("scripts") + "/mlx.launch", "-n", "2", "--backend", "ring", "--", sys.executable],
+    }
     ways = [("torch", 1, {}), ("mlx", 1, {}), ("torch", 8, {"micro_batch_tokens": 64})]
     if tied:
-        ways += [("torch", 4, {"micro_batch_tokens": 64}), ("torch", 1, {"compile": 1}), ("torch", 1, {"micro_batch_tokens": 128, "warmup_steps": 1}),
-                 ("mlx", 1, {"compile": 1, "micro_batch_tokens": 32})]
+        ways += [
+            ("torch", 4, {"micro_batch_tokens": 64}),
+            ("torch", 1, {"compile": 1}),
+            ("torch", 1, {"micro_batch_tokens": 128, "warmup_steps": 1}),
+            ("mlx", 1, {"compile": 1, "micro_batch_tokens": 32}),
+        ]
         ways += [(backend, launch, {"micro_batch_tokens": 64}) for backend, launch in launchers.items()]
     else:
         ways.append(("mlx", 2, {"micro_batch_tokens": 64}))
     models = {}
     for i, (backend, how, changes) in enumerate(ways):
-        values = {"compute_dtype": "float64", "iterations": 200, "tie_embeddings": tied, "checkpoint_every": "60s"} | calm | changes
+        values = (
+            {"compute_dtype": "float64", "iterations": 200, "tie_embeddings": tied, "checkpoint_every": "60s"}
+            | calm
+            | changes
+        )
         if how in launchers.values():
             models[f"{backend} {i}"] = train_alone(backend, tmp_path / str(i), data_path, launch=how, **values)[1]
         else:
@@ -150,8 +192,17 @@ def test_one_artifact_in_reference_mode(tied, tmp_path, data_path):
     assert set(digests.values()) == {digests["torch 0"]}, digests
 
 
-@pytest.mark.parametrize("changes", [{"tie_embeddings": False}, {"num_layers": 1}, {"num_layers": 2, "num_kv_heads": 4}, {"grad_clip_norm": 0.1},
-                                     {"logit_softcap": 100.0}, {"train_seq_len": 128, "train_batch_tokens": 256}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tie_embeddings": False},
+        {"num_layers": 1},
+        {"num_layers": 2, "num_kv_heads": 4},
+        {"grad_clip_norm": 0.1},
+        {"logit_softcap": 100.0},
+        {"train_seq_len": 128, "train_batch_tokens": 256},
+    ],
+)
 def test_twins_agree_in_reference_mode(changes, data_path):
     stream = TokenStream([open_shard(data_path / "text_train_000000.bin")])
     seen = {}
@@ -162,8 +213,11 @@ def test_twins_agree_in_reference_mode(changes, data_path):
             trainer.train_step(step_rows(stream, s, step), 0.5, 0.9)
         tokens = step_rows(stream, s, 3)
         loss, grads = trainer.gradients(tokens)
-        seen[backend] = {"loss": loss, "logits": trainer.logits(tokens[:, :-1]), "nats": trainer.token_nats(tokens)} | grads | {
-            f"w {k}": v for k, v in trainer.state().items()}
+        seen[backend] = (
+            {"loss": loss, "logits": trainer.logits(tokens[:, :-1]), "nats": trainer.token_nats(tokens)}
+            | grads
+            | {f"w {k}": v for k, v in trainer.state().items()}
+        )
     assert set(seen["torch"]) == set(seen["mlx"])
     for name, value in seen["torch"].items():
         assert np.shape(value) == np.shape(seen["mlx"][name])
@@ -208,7 +262,8 @@ def test_the_cap_is_kept_and_validation_is_not_training(backend, in_folder, monk
     assert in_folder(backend, run_id="now", max_wallclock_seconds=8, val_loss_every=2, iterations=1000) == 0
     lines, _ = trained(tmp_path)
     [stop] = lines["stop"]
-    # training ends before the cap, with less than two steps to spare (a step takes 1.5 s by this clock, and so may one more)
+    # training ends before the cap, with less than two steps to spare (a step takes 1.5 s by this clock, and so may one
+    # more)
     assert 5000 <= stop["ms"] <= 8000
     assert [v["ms"] for v in lines["step"]] == sorted({v["ms"] for v in lines["step"]})
     assert json.loads((tmp_path / "runs" / "now" / "status.json").read_text())["status"] == "capped"
@@ -223,7 +278,8 @@ def test_a_partial_validation_says_so_wherever_it_shows(backend, in_folder, caps
     assert label in [line for line in capsys.readouterr().out.splitlines() if line.startswith("  final")][0]
 
 
-# what goes wrong -------------------------------------------------------------------------------------------------------
+# what goes wrong
+# -------------------------------------------------------------------------------------------------------
 
 
 def copy_data(data_path, folder):
@@ -290,15 +346,28 @@ def no_shards(folder):
         path.unlink()
 
 
-@pytest.mark.parametrize("damage, says", [
-    (cut_shard, ["text_train_000001.bin", "truncated"]), (foreign_shard, ["text_val_000000.bin", "magic"]),
-    (high_id, ["text_train_000000.bin", "token 100", "260"]), (short_validation, ["32 tokens", "TRAIN_SEQ_LEN=32"]),
-    (other_tokenizer, ["not the one", "TOKENIZER_PATH"]), (broken_manifest, ["manifest.json"]), (no_manifest, ["set TOKENIZER_PATH"]),
-    (no_shards, ["python -m common.data pydoc", "python -m common.data fineweb"]),
-    (lost_shard, ["text_train_000000.bin is missing", "1 of 2 shards"]),
-    (cut_to(500), ["text_train_000001.bin", "500 bytes"]), (cut_to(-1), ["truncated"]), (damaged(0, 7), ["magic 7"]),
-    (damaged(1, 2), ["version 2"]), (damaged(2, -5), ["-5 tokens"]), (damaged(2, 0), ["0 tokens"]), (damaged(2, 5001), ["truncated"]),
-    (damaged(2, 4999), ["too long"])])
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (cut_shard, ["text_train_000001.bin", "truncated"]),
+        (foreign_shard, ["text_val_000000.bin", "magic"]),
+        (high_id, ["text_train_000000.bin", "token 100", "260"]),
+        (short_validation, ["32 tokens", "TRAIN_SEQ_LEN=32"]),
+        (other_tokenizer, ["not the one", "TOKENIZER_PATH"]),
+        (broken_manifest, ["manifest.json"]),
+        (no_manifest, ["set TOKENIZER_PATH"]),
+        (no_shards, ["python -m common.data pydoc", "python -m common.data fineweb"]),
+        (lost_shard, ["text_train_000000.bin is missing", "1 of 2 shards"]),
+        (cut_to(500), ["text_train_000001.bin", "500 bytes"]),
+        (cut_to(-1), ["truncated"]),
+        (damaged(0, 7), ["magic 7"]),
+        (damaged(1, 2), ["version 2"]),
+        (damaged(2, -5), ["-5 tokens"]),
+        (damaged(2, 0), ["0 tokens"]),
+        (damaged(2, 5001), ["truncated"]),
+        (damaged(2, 4999), ["too long"]),
+    ],
+)
 def test_bad_data_is_named(damage, says, backend, in_folder, capsys, tmp_path, data_path):
     folder = copy_data(data_path, tmp_path)
     damage(folder)
@@ -364,7 +433,8 @@ def test_over_the_cap_the_file_is_kept(backend, in_folder, capsys, monkeypatch, 
 
 
 def test_levels_that_fit_the_budget(backend, in_folder, capsys, monkeypatch, tmp_path):
-    """A run over the cap goes on with QUANT_LEVELS=auto from its last checkpoint: the file is the one that was fitted."""
+    """A run over the cap goes on with QUANT_LEVELS=auto from its last checkpoint: the file is the one that was
+    fitted."""
     code = len(bundle(ROOT / BACKENDS[backend]))
     monkeypatch.setattr(common.finish, "BUDGET_BYTES", code + 20_000)
     assert in_folder(backend, run_id="r") == 2
@@ -393,8 +463,22 @@ def test_preflight_says_what_a_run_would_meet_and_writes_nothing(backend, in_fol
     assert in_folder(backend, preflight=True, max_wallclock_seconds=50, iterations=10**9) == 0
     text = capsys.readouterr().out
     names = [line.split()[0] for line in text.splitlines()]
-    assert names == ["settings", "device", "model", "data", "folder", "memory", "step", "run", "artifact", "keeps", "all"]
-    assert "12,000 tokens for training, 1,500 for validation" in text and "VOCAB_SIZE=260" in text and "cap: 50 s" in text
+    assert names == [
+        "settings",
+        "device",
+        "model",
+        "data",
+        "folder",
+        "memory",
+        "step",
+        "run",
+        "artifact",
+        "keeps",
+        "all",
+    ]
+    assert (
+        "12,000 tokens for training, 1,500 for validation" in text and "VOCAB_SIZE=260" in text and "cap: 50 s" in text
+    )
     code = len(bundle(ROOT / BACKENDS[backend]))
     assert f"code {code:,} of 16,000,000" in text and list(tmp_path.iterdir()) == []
     assert in_folder(backend, preflight=True, vocab_size=300) == 2
@@ -425,14 +509,25 @@ def test_an_interrupt_is_told_without_a_traceback(backend, in_folder, capsys, mo
 
 def test_a_backend_that_is_not_installed(backend, tmp_path, data_path):
     (tmp_path / f"{backend}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{backend}'\")")
-    done = run_script(["-c", f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); sys.path.insert(1, {str(ROOT)!r}); "
-                             f"runpy.run_path({str(ROOT / BACKENDS[backend])!r}, run_name='__main__')"], tmp_path, environment(data_path))
+    done = run_script(
+        [
+            "-c",
+            f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); sys.path.insert(1, {str(ROOT)!r}); "
+            f"runpy.run_path({str(ROOT / BACKENDS[backend])!r}, run_name='__main__')",
+        ],
+        tmp_path,
+        environment(data_path),
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"make install BACKEND={backend}" in done.stderr and f".[{backend}]" in done.stderr
 
 
 def test_ranks_that_cannot_share_the_rows(tmp_path, data_path):
-    done = run_script(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", ROOT / "train_gpt.py"], tmp_path, environment(data_path))
+    done = run_script(
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", ROOT / "train_gpt.py"],
+        tmp_path,
+        environment(data_path),
+    )
     assert done.returncode != 0 and done.stderr.count("error: TRAIN_BATCH_TOKENS=256 is 8 rows") == 1
 
 
