@@ -10,11 +10,11 @@ import sys
 import numpy as np
 import pytest
 
-from common.challenge import VAL_BYTES, VAL_TOKENS
 from common.data import __main__ as command
 from common.data import check, documents, folder, stats
 from common.data.folder import read_documents
 from common.dataset import open_data
+from common.published import VAL_BYTES, VAL_TOKENS
 from common.settings import Settings, UserError
 from common.shards import open_shard, write_shard
 from tests.conftest import ROOT

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.challenge import VAL_BYTES, VAL_BYTES_TOLERANCE, VAL_TOKENS
 from common.data.documents import add_input, find_files, read_blocks
 from common.data.encode import encode_block, place_documents, progress
 from common.data.folder import (
@@ -27,6 +26,7 @@ from common.data.folder import (
 )
 from common.data.tokenizers import cached_tokenizer, decode_ids, is_lossless, tokenizer_entry
 from common.data.workers import add_workers, in_order, worker_pool
+from common.published import VAL_BYTES, VAL_BYTES_TOLERANCE, VAL_TOKENS
 from common.settings import UserError
 from common.shards import check_ids, find_shards, open_shard
 from common.tokenizer import count_bytes

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from common.challenge import VAL_DOCUMENTS
 from common.data.documents import add_input, find_files, read_blocks
 from common.data.encode import (
     Encoded,
@@ -31,6 +30,7 @@ from common.data.folder import alone, file_sha256, manifest_named, write_manifes
 from common.data.tokenizers import parse_tokenizer, tokenizer_entry, train_tokenizer
 from common.data.workers import add_workers, in_order, worker_pool
 from common.files import read_json, write_file
+from common.published import VAL_DOCUMENTS
 from common.settings import UserError
 from common.shards import write_shard
 from common.tokenizer import TOKENIZER_KINDS, load_tokenizer

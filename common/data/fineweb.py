@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.challenge import VAL_BYTES, VAL_BYTES_TOLERANCE, VAL_TOKENS
 from common.data.folder import WINDOW_TOKENS, alone, file_sha256, in_whole_windows, manifest_named, write_manifest
 from common.data.tokenizers import tokenizer_entry, try_model
+from common.published import VAL_BYTES, VAL_BYTES_TOLERANCE, VAL_TOKENS
 from common.settings import UserError
 from common.shards import check_ids, open_shard
 from common.tokenizer import count_bytes, load_tokenizer
