@@ -13,18 +13,20 @@ import os
 import sys
 import time
 
-from common.openblas import lazy_symbols, load_openblas
+from common.openblas import load_openblas
 
+flags = sys.getdlopenflags()
+sys.setdlopenflags(os.RTLD_LAZY)  # so that OpenBLAS can still take the place of MLX's own BLAS when the trainer starts
 try:
-    with lazy_symbols():  # so that OpenBLAS can still take the place of MLX's own BLAS when the trainer starts
-        import mlx.core as mx
-        from mlx import nn
-        from mlx.utils import tree_flatten, tree_unflatten
+    import mlx.core as mx
+    from mlx import nn
+    from mlx.utils import tree_flatten, tree_unflatten
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
         raise
     sys.stderr.write(f"error: {missing}: `make install BACKEND=mlx` or `pip install '.[mlx]'` provides MLX\n")
     sys.exit(2)
+sys.setdlopenflags(flags)
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows
@@ -33,12 +35,13 @@ from common.params import check_weights, layer_order, num_skips, param_table, ro
 from common.quantize import tensor_levels
 from common.run import main
 from common.schedule import adam_lrs
-from common.settings import Settings, UserError, with_default
+from common.settings import Settings, UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class MlxSettings(Settings):
-    micro_batch_tokens: int = with_default("micro_batch_tokens", 8192)  # for a Mac with 16 GB
+    metadata = Settings.__dataclass_fields__["micro_batch_tokens"].metadata
+    micro_batch_tokens: int = dataclasses.field(default=8192, metadata=metadata)  # for a Mac with 16 GB
 
 
 # ----------------------------------------------------------------------------------------------------------------------

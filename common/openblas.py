@@ -6,30 +6,14 @@ plain names from a few lines for the C++ compiler, which mx.compile needs too.
 import contextlib
 import ctypes
 import functools
-import os
+import platform
 import subprocess
 import sys
 import tempfile
 
-# MLX calls cblas_sgemm; in the wheel of OpenBLAS it is scipy_cblas_sgemm
-PLAIN_NAMES = """
-#define GEMM(name, real) \\
-  void scipy_##name(int, int, int, int, int, int, real, const real*, int, const real*, int, real, real*, int); \\
-  void name(int o, int s, int t, int m, int n, int k, real x, const real* a, int i, const real* b, int j, real y, \\
-            real* c, int l) { scipy_##name(o, s, t, m, n, k, x, a, i, b, j, y, c, l); }
-extern "C" { GEMM(cblas_sgemm, float) GEMM(cblas_dgemm, double) }
-"""
-
-
-@contextlib.contextmanager
-def lazy_symbols():
-    """Libraries imported inside look a function up when it is first called."""
-    flags = sys.getdlopenflags()
-    sys.setdlopenflags(os.RTLD_LAZY)
-    try:
-        yield
-    finally:
-        sys.setdlopenflags(flags)
+# MLX calls cblas_sgemm; in the wheel of OpenBLAS it is scipy_cblas_sgemm. A jump leaves the arguments where they are.
+JUMP = "jmp" if platform.machine() == "x86_64" else "b"
+PLAIN_NAMES = "".join(f'asm(".globl cblas_{x}gemm; cblas_{x}gemm: {JUMP} scipy_cblas_{x}gemm");' for x in "sd")
 
 
 @functools.cache

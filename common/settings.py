@@ -183,11 +183,6 @@ class Settings:
                 object.__setattr__(self, f.name, f.type(getattr(self, f.name)))  # text becomes a value with fields
 
 
-def with_default(name, default):
-    """The field `name` of Settings with another default, for a trainer's own settings class."""
-    return dataclasses.field(default=default, metadata=Settings.__dataclass_fields__[name].metadata)
-
-
 def settings_of(*kinds, of=Settings):
     """dict name -> field of the settings of these kinds, in a settings class or object."""
     return {f.name: f for f in dataclasses.fields(of) if f.metadata["kind"] in kinds}

@@ -153,7 +153,6 @@ def scaled(function):
 Two "paragraphs".
 """
 import json
-import math
 from dataclasses import dataclass
 
 
@@ -212,7 +211,7 @@ if __name__ == "__main__":
 
 
 def test_source(tmp_path):
-    """Word for word, but for the imports between the files and the main block of a module."""
+    """Word for word, but for the imports between the files, those made before, and the main block of a module."""
     script = project(tmp_path, SCRIPT, shapes=SHAPES, units=UNITS)
     assert bundle_source(script) == SOURCE
     code = bundle(script)
@@ -571,6 +570,7 @@ def test_all_of_common_fits_in_one_file(tmp_path):
     for path in sorted((ROOT / "common").glob("[!_]*.py")):
         nodes = ast.parse(path.read_bytes()).body
         names = [node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        names += [node.targets[0].id for node in nodes if isinstance(node, ast.Assign)]
         names = ["bundle", "bundle_source"] if path.stem == "bundle" else names
         lines.append(f"from common.{path.stem} import {', '.join(names)}\n")
     assert "from common.bundle import bundle, bundle_source\n" in lines and len(lines) > 10
