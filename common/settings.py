@@ -218,50 +218,48 @@ def group_levels(s):
 
 def model_conflicts(s):
     """list[str]: what cannot hold together in the settings of the model."""
-    return [text for wrong, text in (
-        not_a_multiple(s, "model_dim", "num_heads"),
-        not_a_multiple(s, "num_heads", "num_kv_heads"),
-        (s.model_dim // s.num_heads % 2,
-         f"MODEL_DIM={s.model_dim} / NUM_HEADS={s.num_heads} must be even: rotary embedding turns pairs"),
-        (s.loop_layers.last >= s.num_layers,
-         f"LOOP_LAYERS={s.loop_layers} is outside the model: NUM_LAYERS={s.num_layers} has blocks "
-         f"0-{s.num_layers - 1}"),
-        (not s.loop_layers and s.loop_count != Settings.loop_count,
-         f"LOOP_COUNT={s.loop_count} has no effect without LOOP_LAYERS: name blocks, as in LOOP_LAYERS=3-5"),
-    ) if wrong]
+    wrong = not_a_multiple(s, "model_dim", "num_heads") + not_a_multiple(s, "num_heads", "num_kv_heads")
+    if s.model_dim // s.num_heads % 2:
+        wrong.append(f"MODEL_DIM={s.model_dim} / NUM_HEADS={s.num_heads} must be even: rotary embedding turns pairs")
+    if s.loop_layers.last >= s.num_layers:
+        wrong.append(f"LOOP_LAYERS={s.loop_layers} is outside the model: NUM_LAYERS={s.num_layers} has blocks "
+                     f"0-{s.num_layers - 1}")
+    if not s.loop_layers and s.loop_count != Settings.loop_count:
+        wrong.append(f"LOOP_COUNT={s.loop_count} has no effect without LOOP_LAYERS: name blocks, as in LOOP_LAYERS=3-5")
+    return wrong
 
 
 def setting_conflicts(s):
     """list[str]: what cannot hold together."""
-    window, chunk = s.eval_seq_len or s.train_seq_len, -(-max(s.micro_batch_tokens, s.eval_seq_len) // 64)
-    return model_conflicts(s) + [text for wrong, text in (
-        not_a_multiple(s, "train_batch_tokens", "train_seq_len"),
-        (s.micro_batch_tokens < s.train_seq_len,
-         f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} is less than one row (TRAIN_SEQ_LEN={s.train_seq_len})"),
-        (0 < s.loss_chunk < chunk,
-         f"LOSS_CHUNK={s.loss_chunk} cuts MICRO_BATCH_TOKENS or EVAL_SEQ_LEN into more than 64 chunks, each of them "
-         f"compiled: use {chunk} or more"),
-        (s.val_tokens_limit == 1, "VAL_TOKENS_LIMIT=1 leaves nothing to score: use 0 (all) or more"),
-        (s.eval_stride > window,
-         f"EVAL_STRIDE={s.eval_stride} would leave tokens out between windows of {window} (EVAL_SEQ_LEN, else "
-         f"TRAIN_SEQ_LEN): use 1 to {window}, or a longer EVAL_SEQ_LEN"),
-        (not re.fullmatch(r"(?!\.)[\w.-]{0,60}", s.run_id),
-         f"RUN_ID={s.run_id} must be a plain folder name: at most 60 letters, digits, _ - ."),
-        (s.compute_dtype == "float64" and s.device == "gpu",
-         "COMPUTE_DTYPE=float64 runs on the CPU: use DEVICE=cpu or auto"),
-        ("head" in s.quant_levels.by_group and s.tie_embeddings,
-         f"QUANT_LEVELS={s.quant_levels}: head is not one of matrix, embed: the head is the embedding, unless "
-         "TIE_EMBEDDINGS=0"),
-        (s.qat_start < 1 and "auto" in group_levels(s).values(),
-         f"QAT_START={s.qat_start} needs to know what to round to: instead of auto in QUANT_LEVELS={s.quant_levels} "
-         "give numbers, such as those that --preflight or a run without QAT_START finds"),
-    ) if wrong]
+    wrong = model_conflicts(s) + not_a_multiple(s, "train_batch_tokens", "train_seq_len")
+    if s.micro_batch_tokens < s.train_seq_len:
+        wrong.append(f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} is less than one row (TRAIN_SEQ_LEN="
+                     f"{s.train_seq_len})")
+    if 0 < s.loss_chunk < (least := -(-max(s.micro_batch_tokens, s.eval_seq_len) // 64)):
+        wrong.append(f"LOSS_CHUNK={s.loss_chunk} cuts MICRO_BATCH_TOKENS or EVAL_SEQ_LEN into more than 64 chunks, each "
+                     f"of them compiled: use {least} or more")
+    if s.val_tokens_limit == 1:
+        wrong.append("VAL_TOKENS_LIMIT=1 leaves nothing to score: use 0 (all) or more")
+    if s.eval_stride > (window := s.eval_seq_len or s.train_seq_len):
+        wrong.append(f"EVAL_STRIDE={s.eval_stride} would leave tokens out between windows of {window} (EVAL_SEQ_LEN, "
+                     f"else TRAIN_SEQ_LEN): use 1 to {window}, or a longer EVAL_SEQ_LEN")
+    if not re.fullmatch(r"(?!\.)[\w.-]{0,60}", s.run_id):
+        wrong.append(f"RUN_ID={s.run_id} must be a plain folder name: at most 60 letters, digits, _ - .")
+    if s.compute_dtype == "float64" and s.device == "gpu":
+        wrong.append("COMPUTE_DTYPE=float64 runs on the CPU: use DEVICE=cpu or auto")
+    if "head" in s.quant_levels.by_group and s.tie_embeddings:
+        wrong.append(f"QUANT_LEVELS={s.quant_levels}: head is not one of matrix, embed: the head is the embedding, "
+                     "unless TIE_EMBEDDINGS=0")
+    if s.qat_start < 1 and "auto" in group_levels(s).values():
+        wrong.append(f"QAT_START={s.qat_start} needs to know what to round to: instead of auto in QUANT_LEVELS="
+                     f"{s.quant_levels} give numbers, such as those that --preflight or a run without QAT_START finds")
+    return wrong
 
 
 def not_a_multiple(s, a, b):
-    """(whether it is wrong, text) of two settings by name."""
+    """list[str]: empty, or what is wrong with two settings by name."""
     one, other = getattr(s, a), getattr(s, b)
-    return one % other, f"{a.upper()}={one} must be a multiple of {b.upper()}={other}"
+    return [f"{a.upper()}={one} must be a multiple of {b.upper()}={other}"] if one % other else []
 
 
 def read_settings(kind, flags, environment, warn):
