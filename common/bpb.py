@@ -49,10 +49,9 @@ def eval_chunks(stream, num_tokens, length, bos_id):
 
 
 def eval_plan(stream, num_tokens, seq_len, stride, chunk=0, bos_id=None):
-    """What an evaluation does in turn: ("score", windows), ("train", starts of rows of seq_len inputs), ("restore",
-    None). chunk: targets scored between two steps; 0: all. bos_id: restore the weights after each document; None:
-    never. Rows end with the chunk; the first may begin before it. A step without a whole row, or the last, is left
-    out."""
+    """What an evaluation does: ("score", windows), ("train", starts of rows of seq_len inputs), ("restore", None).
+    chunk: targets scored between two steps; 0: all. bos_id: restore the weights after each document; None: never. Rows
+    end with the chunk; the first may begin before it. A step without a whole row, or the last, is left out."""
     pending, adapted = [], False
     for first, end, border in eval_chunks(stream, num_tokens, chunk or num_tokens, bos_id):
         pending.append(eval_windows(end, seq_len, stride, first))

@@ -2,9 +2,8 @@
 
 Format 1. A file step-00000120.checkpoint is a safetensors file, followed by the SHA-256 of its bytes (32 bytes). The
 tensors are those of Trainer.state(), wider dtypes first, then by name. The header has one metadata key, "parity_golf":
-JSON with sorted keys, {"format": 1, "step": 120, "elapsed": seconds, "identity": {...}}. The identity is what must be
-the same for a run to go on. The two newest files are kept. The reader takes untrusted files: it executes nothing,
-bounds memory by the size that the settings imply, and refuses any flipped bit.
+JSON with sorted keys, {"format": 1, "step": 120, "elapsed": seconds, "identity": {...}}. The reader takes untrusted
+files: it executes nothing, bounds memory by the size that the settings imply, and refuses any flipped bit.
 """
 import hashlib
 import json

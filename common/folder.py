@@ -99,7 +99,7 @@ def check_lock(path, log, how):
 
 
 class RunFolder:
-    """Rank 0's hold on the folder. Raises UserError where it is taken, in use or not writable, or the disk too full."""
+    """Rank 0's hold on the folder. Raises UserError as check_free does."""
 
     def __init__(self, path, settings):
         check_free(path, settings)
@@ -136,7 +136,7 @@ def checkpoints_bytes(settings):
 
 
 def disk_need(settings):
-    """Bytes that a run may write: three checkpoints (two are kept, one is being written), the model file, the rest."""
+    """Bytes that a run may write: two checkpoints and one being written, the model file, the rest."""
     return 3 * checkpoints_bytes(settings) + 2 * count_params(settings) + (64 << 20)
 
 

@@ -46,8 +46,8 @@ def param_table(s):
 
 
 def layer_order(s):
-    """list[int]: the blocks as they are applied. LOOP_LAYERS are applied LOOP_COUNT times as a whole: four blocks with
-    1-2 and 2 give 0, 1, 2, 1, 2, 3 (as in the Universal Transformer, arXiv:1807.03819)."""
+    """list[int]: the blocks as they are applied: four with LOOP_LAYERS=1-2 and LOOP_COUNT=2 give 0, 1, 2, 1, 2, 3 (as
+    in the Universal Transformer, arXiv:1807.03819)."""
     order = list(range(s.num_layers))
     if not s.loop_layers:
         return order
@@ -109,10 +109,10 @@ def flops_per_token(s):
 
 
 def training_bytes(s, rows, itemsize, score_rows=0):
-    """Bytes of device memory that a run takes, roughly: weights, gradients, two moments and a copy during the update;
-    an average with EMA_DECAY, a rounded copy with QAT_START; and what the backward pass keeps of one micro-batch of
-    `rows` rows, or of one longer window, in a dtype of `itemsize` bytes. score_rows: queries per row whose attention
-    scores are in memory at once: all in every layer (plain attention), some in one layer (blocks), or 0 (fused)."""
+    """Bytes of device memory that a run takes, roughly: weights, gradients, two moments, an average, copies during the
+    update and for QAT_START; and what the backward pass keeps of one micro-batch of `rows` rows, or of one longer
+    window, in a dtype of `itemsize` bytes. score_rows: queries per row whose attention scores are in memory at once:
+    all in every layer (plain attention), some in one layer (blocks), or 0 (fused)."""
     width = max(4, itemsize)
     positions = max(rows * s.train_seq_len, s.eval_seq_len)
     layers = len(layer_order(s))

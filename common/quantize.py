@@ -9,8 +9,8 @@ number of levels, a real number of at least 2:
 
 Stored are NAME.scale, the step as float16, and NAME, q as int8. Where rint(L) > 127, q = NAME * 2**k + low with the
 smallest k for which NAME fits int8. The numbers low, from 0 to 2**k - 1, are in NAME.low: uint8, k bits each, highest
-bit first, rows padded with 0. So a Huffman code of bytes is efficient at any L. There the step is rounded up, or the
-largest weights would be clipped. A group that is "fp16" has only NAME, as float16.
+bit first, rows padded with 0. There the step is rounded up, or the largest weights would be clipped. A group that is
+"fp16" has only NAME, as float16.
 """
 import numpy as np
 
@@ -21,7 +21,7 @@ MOST_LEVELS = 32767
 
 
 def tensor_levels(settings, levels=None):
-    """dict name -> levels of the tensors that are rounded when they are stored. levels: as for quantize_weights."""
+    """dict name -> levels of the tensors that are rounded. levels: as for quantize_weights."""
     levels = levels or group_levels(settings)
     return {name: levels[p.group] for name, p in param_table(settings).items() if p.group != "scalar"}
 
@@ -44,12 +44,12 @@ def dequantize_rows(q, scale):
 
 
 def low_bits(levels):
-    """k of the rule above: the bits of a code that are in NAME.low, 0 where there is none."""
+    """k of the rule above: bits of a code in NAME.low."""
     return max(0, round(levels).bit_length() - 7)
 
 
 def store_matrix(name, weight, levels):
-    """dict of the stored tensors of one float32 matrix. levels: a number, "fp16", or None to keep it."""
+    """dict of the stored tensors of a float32 matrix. levels: a number, "fp16", or None to keep it."""
     if levels is None:
         return {name: weight}
     if levels == "fp16":
@@ -63,7 +63,7 @@ def store_matrix(name, weight, levels):
 
 
 def load_matrix(name, stored, levels):
-    """The float32 matrix of stored tensors of the right kinds. Raises ValueError if a code or the padding is wrong."""
+    """The float32 matrix of stored tensors. Raises ValueError if a code or the padding is wrong."""
     if levels in (None, "fp16"):
         return stored[name].astype(np.float32)
     q, top = stored[name], round(levels)
@@ -79,8 +79,8 @@ def load_matrix(name, stored, levels):
 
 
 def unstorable(settings, weights, levels=None):
-    """Name of the first tensor with a value that is not finite or too large to be stored, else None: 8e6 at 127 levels,
-    in proportion at fewer, for the scale to be a float16; 8e6 / 127 with fp16."""
+    """Name of the first tensor with a value that is not finite or too large, else None: 8e6 at 127 levels, in
+    proportion at fewer, for the scale to be a float16; 8e6 / 127 with fp16."""
     levels = tensor_levels(settings, levels)
     for name in param_table(settings):
         number = levels.get(name, 127)

@@ -73,9 +73,9 @@ class Interrupt:
 
 class RankWatch:
     """Reports a rank that died, failed or hangs, and ends this process, which may be waiting for it in a call that
-    nothing interrupts. Each rank locks FOLDER/rank<r>, a lock that goes when the process does, and writes its heartbeat
-    there twice a second: how far it is. The lowest rank in order reports. A rank whose file is not visible, on another
-    machine, is not watched."""
+    nothing interrupts. Each rank locks FOLDER/rank<r>, until it dies, and writes its heartbeat there twice a second:
+    how far it is. The lowest rank in order reports. A rank whose file is not visible, on another machine, is not
+    watched."""
 
     def __init__(self, path, rank, world_size, timeout):
         self.path, self.rank, self.timeout, self.steps = path, rank, timeout, 0  # steps made

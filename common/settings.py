@@ -8,8 +8,7 @@ import dataclasses
 import difflib
 import re
 
-# What a setting decides. The model file carries those of the model, the verifier repeats those of the evaluation, and a
-# run may be continued with others of the last three kinds.
+# What a setting decides. The model file carries those of the model; a run may go on with others of the last three.
 KINDS = {
     "model": "the model",
     "training": "training",
@@ -53,7 +52,7 @@ class LayerRange(str):
 
 
 class ChunkLength(str):
-    """A number of tokens, as in 32768; per_document: chunks end with their document, as in 2048d."""
+    """Tokens, as in 32768; per_document: chunks end with their document, as in 2048d."""
 
     def __init__(self, text):
         if not re.fullmatch(r"[1-9]\d{0,8}d?", text, re.ASCII):
@@ -62,7 +61,7 @@ class ChunkLength(str):
 
 
 class Interval(str):
-    """A number of steps, as in 500, or of seconds, as in 60s."""
+    """Steps, as in 500, or seconds, as in 60s."""
 
     def __init__(self, text):
         if not re.fullmatch(r"\d{1,9}|\d{1,9}(\.\d{1,9})?s", text, re.ASCII):
@@ -93,8 +92,8 @@ class Levels(str):
 
 
 def setting(default, meaning, low=None, high=None, choices=None, kind="training", sparse=False):
-    """One dataclass field. low and high are inclusive; kind: one of KINDS; sparse: the model file names it only where
-    it is not the default, so that older files keep their bytes."""
+    """One field. low and high are inclusive; sparse: the model file names it only where it is not the default, so that
+    older files keep their bytes."""
     rules = {"meaning": meaning, "low": low, "high": high, "choices": choices, "kind": kind, "sparse": sparse}
     return dataclasses.field(default=default, metadata=rules)
 
@@ -236,8 +235,8 @@ def setting_conflicts(s):
         wrong.append(f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} is less than one row (TRAIN_SEQ_LEN="
                      f"{s.train_seq_len})")
     if 0 < s.loss_chunk < (least := -(-max(s.micro_batch_tokens, s.eval_seq_len) // 64)):
-        wrong.append(f"LOSS_CHUNK={s.loss_chunk} cuts MICRO_BATCH_TOKENS or EVAL_SEQ_LEN into more than 64 chunks, each "
-                     f"of them compiled: use {least} or more")
+        wrong.append(f"LOSS_CHUNK={s.loss_chunk} cuts MICRO_BATCH_TOKENS or EVAL_SEQ_LEN into more than 64 chunks, "
+                     f"each of them compiled: use {least} or more")
     if s.val_tokens_limit == 1:
         wrong.append("VAL_TOKENS_LIMIT=1 leaves nothing to score: use 0 (all) or more")
     if s.eval_stride > (window := s.eval_seq_len or s.train_seq_len):
@@ -289,7 +288,7 @@ def read_settings(kind, flags, environment, warn):
 
 
 def parse_settings(kind, texts, wrong=()):
-    """Settings of class `kind` from a dict name -> text. Raises UserError with all problems, those in `wrong` first."""
+    """Settings of class `kind` from a dict name -> text. Raises UserError with `wrong` and all other problems."""
     wrong, values = list(wrong), {}
     for field in dataclasses.fields(kind):
         try:

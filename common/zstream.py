@@ -152,7 +152,7 @@ def _entropy_bits(counts):
 
 
 def _merge_chunks(cuts, counts):
-    """Join neighbours, best gains first, while a header of their own would cost more than it saves."""
+    """Join neighbours, best gains first, while a header costs more than it saves."""
     bits = _entropy_bits(counts)
     while len(bits) > 1:
         joint = _entropy_bits(counts[:-1] + counts[1:])
@@ -169,7 +169,7 @@ def _merge_chunks(cuts, counts):
 
 
 def _move_cuts(symbols, cuts, counts):
-    """Move each border to where the codes on its two sides cost least, if the exact size falls. (cuts, codes)."""
+    """Move each border to where its two codes cost least, if the exact size falls. (cuts, codes)."""
     cuts, codes = cuts.tolist(), [_block_code(row) for row in counts]
     for i in [*range(1, len(codes))] * 2:  # two passes
         low, high = max(cuts[i - 1] + 1, cuts[i] - _MOVE_BYTES), min(cuts[i + 1] - 1, cuts[i] + _MOVE_BYTES)
