@@ -159,7 +159,7 @@ def attend(q, k, v):
     """Causal attention (B, H, T, D); query head h uses kv head h // G."""
     B, H, T, D = q.shape
     if q.device.type == "cpu" and T <= 512:
-        # Plain products beat the CPU's flash kernel on short rows. The queries of one kv head share a product.
+        # Plain products beat the CPU's flash kernel on short rows. Queries of one kv head share a product.
         q = q.view(B, -1, H // k.shape[1] * T, D)  # (B, K, G * T, D)
         scores = (q @ k.transpose(-2, -1)).view(B, -1, T, T).to(wide(q.dtype)) * D**-0.5
         past = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
@@ -331,7 +331,7 @@ class TorchTrainer:
 
     def token_nats(self, tokens):
         model = self.forward.module if self.world_size > 1 else self.forward
-        # On the CPU the graph for training serves, since to compile one without gradients would take 10 s.
+        # On the CPU the graph for training serves: to compile one without gradients takes 10 s.
         with torch.set_grad_enabled(self.s.compile and self.device.type == "cpu"):
             return model(self.to_device(tokens)).detach().cpu().numpy()
 

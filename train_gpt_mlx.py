@@ -16,7 +16,7 @@ import time
 from common.openblas import load_openblas
 
 flags = sys.getdlopenflags()
-sys.setdlopenflags(os.RTLD_LAZY)  # so that OpenBLAS can still take the place of MLX's own BLAS when the trainer starts
+sys.setdlopenflags(os.RTLD_LAZY)  # so that OpenBLAS can still take the place of MLX's BLAS
 try:
     import mlx.core as mx
     from mlx import nn
@@ -48,7 +48,7 @@ class MlxSettings(Settings):
 # Model. Shapes: B rows, T positions, V vocabulary, C width, H query heads, K kv heads, G = H / K, D = C / H
 # ----------------------------------------------------------------------------------------------------------------------
 
-LONG = 1024  # positions of the longest row whose scores are all kept for the backward pass
+LONG = 1024  # positions of the longest row whose scores are all kept
 
 
 class Attention(nn.Module):
@@ -116,7 +116,7 @@ class GPT(nn.Module):
         if not s.tie_embeddings:
             self.lm_head = nn.Linear(s.model_dim, s.vocab_size, bias=False)
         longest = max(s.train_seq_len, s.eval_seq_len)
-        # the underscore: MLX takes an array under a plain name for a parameter
+        # MLX takes an array under a plain name for a parameter
         self._cos, self._sin = (mx.array(t, dtype=wide(dtype)) for t in rope_tables(s, longest))
 
     def features(self, tokens_BT):
@@ -186,15 +186,15 @@ def attend(q, k, v):
         last = first + rows.shape[2]
         return attend_last(rows, k[:, :, :last], v[:, :, :last])
 
-    # On the CPU the exponentials cost most: a block of queries skips the keys that none of its queries can see.
+    # On the CPU the exponentials cost most: a block of queries skips the keys that it cannot see.
     block = max(64, min(T, LONG) // 4)
-    if T > LONG:  # on Metal too: the backward pass of its fused kernel keeps all scores
+    if T > LONG:  # on Metal too, whose fused kernel keeps all scores for the backward pass
         return in_turn(part, block, q, k, v)
     return mx.concatenate([part(first, q[:, :, first:first + block], k, v) for first in range(0, T, block)], axis=2)
 
 
 def attend_last(q, k, v):
-    """The same for the last N of T positions: q (B, H, N, D). The queries of one kv head share a product."""
+    """The same for the last N of T positions: q (B, H, N, D). Queries of one kv head share a product."""
     if mx.default_device() == mx.gpu:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1]**-0.5, mask="causal")
     B, H, N, D = q.shape
@@ -303,7 +303,7 @@ class MlxTrainer:
         self.rank, self.world_size = self.world.rank(), self.world.size()
         rank_rows(s, self.rank, self.world_size)  # raises where the ranks cannot share the rows
         if self.world_size > 1 and mx.default_device() == mx.cpu and (set_threads := load_openblas()):
-            set_threads(max(1, os.cpu_count() // self.world_size))  # or the processes fight for the cores
+            set_threads(max(1, os.cpu_count() // self.world_size))  # or they fight for the cores
         self.dtype = pick_dtype(s)
         self.model = GPT(s, self.dtype)
         check_weights(s, dict(tree_flatten(self.model.parameters())))  # the table names the parameters of the model
@@ -330,7 +330,7 @@ class MlxTrainer:
         return self.model(tokens)
 
     def loss_with(self, params, tokens, scale):
-        # summed row by row: float32 keeps two more digits
+        # row by row: float32 keeps two more digits
         return self.forward_with(params, tokens).sum(axis=-1).sum() * scale
 
     # one optimizer step -----------------------------------------------------------------------------------------------
@@ -368,9 +368,9 @@ class MlxTrainer:
             loss = part if loss is None else loss + part
             grads = {name: g + grads[name] if grads else g for name, g in more.items()}
             if len(tokens) > rows:
-                mx.eval(loss, grads)  # or all micro-batches would be in memory at once
+                mx.eval(loss, grads)  # or all would be in memory at once
         if ranks > 1:
-            # one message: on a network each one costs a round trip
+            # one message, as each costs a round trip
             parts = [loss, *grads.values()]
             flat = mx.distributed.all_sum(mx.concatenate([part.reshape(-1) for part in parts]), group=self.world)
             ends = list(itertools.accumulate(part.size for part in parts))

@@ -3,7 +3,7 @@
 Format 1. The file is one zlib stream (RFC 1950) of a safetensors file of the tensors of quantize.py, in the order of
 the safetensors library (dtype, then name). Its header has one metadata key, "parity_golf": JSON with sorted keys and no
 spaces, {"format": 1, "settings": {the model's, sparse ones only where they are not the default}}. "levels": {"embed":
-"fp16", "matrix": 18.342} names groups whose levels are not 127, a whole number without a point. The reader refuses
+"fp16", "matrix": 18.342} names groups whose levels are not 127 (whole numbers without a point). The reader refuses
 every payload but the one that these determine.
 """
 import json

@@ -20,7 +20,7 @@ class TokenStream:
         self.length = self.ends[-1]
 
     def read(self, start, count):
-        """int32 (count,): tokens [start, start + count) of the endless repetition of the stream."""
+        """int32 (count,): tokens [start, start + count) of the endless stream."""
         parts = [np.empty(0, np.int32)]
         while count:
             start %= self.length
@@ -46,7 +46,7 @@ def rank_rows(settings, rank, world_size):
 
 
 def step_rows(stream, settings, step, rank=0, world_size=1):
-    """int32 (rows, train_seq_len + 1): this rank's rows at a step. Inputs are [:, :-1], targets [:, 1:]."""
+    """int32 (rows, train_seq_len + 1): this rank's rows. Inputs are [:, :-1], targets [:, 1:]."""
     first, rows = rank_rows(settings, rank, world_size)
     length = settings.train_seq_len
     tokens = stream.read(step * settings.train_batch_tokens + first * length, rows * length + 1)

@@ -1,8 +1,8 @@
 """Validation: which windows are scored, how many raw UTF-8 bytes they stand for, and bits per byte.
 
 The final evaluation may slide its windows, use longer ones, and train at test time: the targets are cut into chunks,
-each is scored, and only then does SGD step on it. What a score depends on (windows, weights, the cut itself) never
-depends on the scored token or a later one, so that the probabilities of all tokens at a position sum to 1.
+and SGD steps on each after it is scored. What a score depends on (windows, weights, cuts) never depends on the scored
+token or a later one, so that the probabilities of all tokens at a position sum to 1.
 """
 import math
 
@@ -106,7 +106,7 @@ def evaluate(trainer, settings, stream, tokenizer, num_tokens, each=iter, final=
 
 
 def own_part(plan, rank, world_size, rows):
-    """The acts of a plan that one rank makes: of the windows its own, at most `rows` at a time; the rest all."""
+    """The part of a plan for one rank: its own windows, at most `rows` at a time, and all the rest."""
     dealt = 0
     for act, what in plan:
         if act == "score":

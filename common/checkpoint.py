@@ -128,7 +128,7 @@ def read_checkpoint(folder, identity, expected, warn):
 
 
 def resume(trainer, folder, identity, warn):
-    """As read_checkpoint, without the arrays, which the trainer then has. Raises UserError."""
+    """As read_checkpoint, but the trainer then has the arrays. Raises UserError."""
     expected = {name: (array.shape, str(array.dtype)) for name, array in trainer.state().items()}
     step, elapsed, arrays, damaged = read_checkpoint(folder, identity, expected, warn)
     if arrays:

@@ -18,8 +18,8 @@ LOOSE = 0.001  # of the budget: what may be left of it
 
 def search_levels(size, budget, slope):
     """The largest number of levels, to 5 digits, with size(levels) <= budget; up to LOOSE of the budget may be left.
-    None where even LEAST_LEVELS do not fit. slope: bytes that one more bit in the levels costs, roughly."""
-    low, high = math.log2(LEAST_LEVELS), math.log2(MOST_LEVELS)  # x, log2 of the levels, is searched between these
+    None where LEAST_LEVELS do not fit. slope: bytes that one more bit in the levels costs, roughly."""
+    low, high = math.log2(LEAST_LEVELS), math.log2(MOST_LEVELS)  # bounds of x, log2 of the levels
     fits = over = last = None  # the most levels that fit; whether `high` was too large; (x, bytes) of the last pass
     x = math.log2(127)
     for number in range(1, PASSES + 2):

@@ -33,13 +33,13 @@ class Run:
     step: int = 0  # optimizer steps made
     seconds: float = 0.0  # training time, without validation: that of rank 0, on every rank
     started: float = 0.0  # clock when the program began with it
-    damage: tuple = ()  # what was wrong with checkpoints that were passed over
+    damage: tuple = ()  # what was wrong with newer checkpoints
 
     def __post_init__(self):
         self.first_step, self.clock = self.step, self.started
-        self.pending = []  # (step, tokens, loss) of the steps whose loss was not looked at
+        self.pending = []  # (step, tokens, loss) of steps whose loss was not looked at
         self.val = None  # (val_loss, val_bpb) of the last validation
-        self.shown = -math.inf  # training time when the progress bar was last drawn
+        self.shown = -math.inf  # seconds when the progress bar was last drawn
 
     def log(self, kind, **values):
         if self.folder:
@@ -69,7 +69,7 @@ class Run:
             self.saver.save(self.step, self.seconds, self.trainer)
 
     def batch(self):
-        """This rank's rows of the next step. Raises UserError where a token is not in the vocabulary."""
+        """This rank's rows of the next step. Raises UserError if a token is not in the vocabulary."""
         s, trainer = self.settings, self.trainer
         with failing_as("bad_data"):
             tokens = step_rows(self.data.train, s, self.step, trainer.rank, trainer.world_size)
@@ -145,7 +145,7 @@ def validate(run, last):
 
 
 def after_step(run, tokens, loss, bar):
-    """Look at the losses, save, stop and log, as is due after a step. Raises Agreed where the run stops."""
+    """Save, stop and log, as is due after a step. Raises Agreed where the run stops."""
     s = run.settings
     run.pending.append((run.step, tokens, loss))
     check_losses(run, run.trainer.steps_ahead)

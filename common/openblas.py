@@ -1,7 +1,7 @@
 """A fast BLAS for MLX on Linux, where its wheel links the reference BLAS (1 to 4 GFLOP/s on 2 cores).
 
 OpenBLAS (70 to 200 GFLOP/s) takes its place if it is loaded globally before MLX looks the functions up. They get their
-plain names from a few lines for the C++ compiler, which mx.compile needs too.
+plain names by way of the C++ compiler, which mx.compile needs too.
 """
 import contextlib
 import ctypes
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 
-# MLX calls cblas_sgemm; in the wheel of OpenBLAS it is scipy_cblas_sgemm. A jump leaves the arguments where they are.
+# MLX calls cblas_sgemm; in the wheel of OpenBLAS it is scipy_cblas_sgemm. A jump leaves the arguments in place.
 JUMP = "jmp" if platform.machine() == "x86_64" else "b"
 PLAIN_NAMES = "".join(f'asm(".globl cblas_{x}gemm; cblas_{x}gemm: {JUMP} scipy_cblas_{x}gemm");' for x in "sd")
 

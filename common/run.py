@@ -1,4 +1,4 @@
-"""The training run: settings, data, folder, training (loop.py), model and score (finish.py), and every way to end."""
+"""The training run: settings, data, folder, training (loop.py), model and score (finish.py), and its end."""
 import contextlib
 import dataclasses
 import errno
@@ -66,7 +66,7 @@ def main(trainer_class, script):
 
 
 def open_run(trainer_class, settings, script, interrupt):
-    """Run with its folder, at the step that it goes on from. Raises UserError before it changes a folder."""
+    """Run at the step that it goes on from. Raises UserError before it changes a folder."""
     started = time.perf_counter()
     with failing_as("bad_data"):
         data = open_data(settings)
@@ -123,8 +123,7 @@ def complete(run, script):
 
 
 def fail(error, run, rank, silent):
-    """Report a run that ended with an error, once: rank 0 does, and other ranks what it cannot know. Whether the error
-    is a defect of the program."""
+    """Report an error, once: rank 0 does, and other ranks what it cannot know. Whether the program is wrong."""
     status, reason, defect = explain(error)
     silent = silent or (rank > 0 and isinstance(error, (Agreed, KeyboardInterrupt)))
     if run:
@@ -145,7 +144,7 @@ def fail(error, run, rank, silent):
 
 
 def explain(error):
-    """(status, reason, whether it is a defect of the program) of whatever ended a run."""
+    """(status, reason, whether the program is wrong) of an error."""
     if isinstance(error, UserError):
         return error.status, str(error), False
     if isinstance(error, KeyboardInterrupt):

@@ -10,7 +10,7 @@ def run_progress(settings, step, elapsed_seconds):
 
 
 def lr_scale(settings, progress):
-    """Factor of every learning rate: 1, then falling linearly to 0 over the last `warmdown_fraction` of the run."""
+    """Factor of every learning rate: 1, then linearly to 0 over the last `warmdown_fraction` of the run."""
     return min(1.0, (1.0 - progress) / settings.warmdown_fraction) if settings.warmdown_fraction else 1.0
 
 
