@@ -27,8 +27,8 @@ def eval_windows(num_tokens, seq_len, stride, first=1):
 
 
 def eval_batch(stream, windows, rows, seq_len):
-    """(tokens int32 (rows, seq_len + 1), scored bool (rows, seq_len)) for at most `rows` windows. The rest is token 0
-    and not scored, so that all batches have one shape; a causal model cannot see it."""
+    """(tokens int32 (rows, seq_len + 1), scored bool (rows, seq_len)) of at most `rows` windows. The rest is token 0,
+    which is not scored: all batches have one shape."""
     tokens, scored = np.zeros((rows, seq_len + 1), np.int32), np.zeros((rows, seq_len), bool)
     for row, (start, count, last) in enumerate(windows):
         tokens[row, :count + 1] = stream.read(start, count + 1)
@@ -37,8 +37,8 @@ def eval_batch(stream, windows, rows, seq_len):
 
 
 def eval_chunks(stream, num_tokens, length, bos_id):
-    """(first, end, whether a document ends there) of each chunk of at most `length` targets [first, end). The BOS of a
-    document ends a chunk: else weights would be restored because of a token that is yet to be scored."""
+    """(first, end, whether a document ends there) of each chunk of at most `length` targets [first, end). A BOS ends a
+    chunk: else weights would be restored because of a token that is yet to be scored."""
     first = 1
     while first < num_tokens:
         borders, end = [], min(first + length, num_tokens)

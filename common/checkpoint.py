@@ -47,8 +47,7 @@ def write_checkpoint(folder, step, elapsed, identity, arrays):
     safetensors library would stop the training thread while it copies all of them."""
     meta = {"format": CHECKPOINT_FORMAT, "step": step, "elapsed": elapsed, "identity": identity}
     header, parts, end = {"__metadata__": {"parity_golf": json.dumps(meta, sort_keys=True)}}, [], 0
-    for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):
-        array = arrays[name]
+    for name, array in sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])):
         parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         place = end, end + array.nbytes
         header[name] = {"dtype": f"F{8 * array.itemsize}", "shape": array.shape, "data_offsets": place}
@@ -141,20 +140,20 @@ class Saver:
     training and earlier checkpoints are not affected."""
 
     def __init__(self, folder, identity, every, log, step=0, elapsed=0.0, damaged=()):
-        self.folder, self.identity, self.log, self.damaged = folder, identity, log, damaged
-        self.number, self.by_time = every.number, every.in_seconds
-        self.saved, self.last, self.pending = step or -1, elapsed if self.by_time else step, None
+        self.folder, self.identity, self.every, self.log, self.damaged = folder, identity, every, log, damaged
+        self.saved, self.last, self.pending = step or -1, elapsed if every.in_seconds else step, None
         self.thread = ThreadPoolExecutor(1)
 
     def due(self, step, elapsed):
         self.collect(False)
-        return 0 < self.number <= (elapsed if self.by_time else step) - self.last and not self.pending
+        now = elapsed if self.every.in_seconds else step
+        return 0 < self.every.number <= now - self.last and not self.pending
 
     def save(self, step, elapsed, trainer):
         if step != self.saved:
             self.collect()
             arrays = trainer.state()  # a signal here leaves the step unsaved; whoever handles it saves
-            self.saved, self.last = step, elapsed if self.by_time else step
+            self.saved, self.last = step, elapsed if self.every.in_seconds else step
             self.pending = self.thread.submit(self.write, step, elapsed, arrays)
 
     def write(self, step, elapsed, arrays):

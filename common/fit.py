@@ -65,9 +65,9 @@ def fit_levels(settings, weights, budget):
     def size(number):
         levels = with_auto(groups, number)
         stored = quantize_weights(settings, weights, levels)
-        tried[number] = (levels, zlib_size(pack_payload(settings, stored, levels)),
-                         relative_error(settings, weights, dequantize_weights(settings, stored, levels)))
-        return tried[number][1]
+        found = zlib_size(pack_payload(settings, stored, levels))
+        tried[number] = levels, found, relative_error(settings, weights, dequantize_weights(settings, stored, levels))
+        return found
 
     chosen = search_levels(size, budget, bit_bytes(settings, groups))
     if chosen is None:

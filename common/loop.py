@@ -171,7 +171,7 @@ def after_step(run, tokens, loss, bar):
 
 
 def check_losses(run, ahead=0):
-    """Raises Agreed where a loss is not finite. The last `ahead` steps may still be running: those are left."""
+    """Raises Agreed if a loss is not finite, but for the last `ahead` steps, which may still be running."""
     while len(run.pending) > ahead:
         step, tokens, loss = run.pending.pop(0)
         if not math.isfinite(value := float(loss)):
@@ -180,7 +180,7 @@ def check_losses(run, ahead=0):
 
 
 def nonfinite_reason(run, tokens, step, value):
-    """Names the ranks whose own rows cause it, and these rows; all ranks where only the sum is not finite."""
+    """Names the ranks whose own rows cause it, and these rows; all ranks if only the sum is not finite."""
     s, trainer, world = run.settings, run.trainer, run.trainer.world_size
     alone = np.ones(world)
     if world > 1:

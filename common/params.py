@@ -76,7 +76,7 @@ def initial_weights(s):
 
 
 def rope_tables(s, length):
-    """(cos, sin), float64 (length, head_dim / 2), of the angles position * base^(-2i / head_dim) (RoFormer, eq. 15)."""
+    """(cos, sin), float64 (length, head_dim / 2), of position * base^(-2i / head_dim) (RoFormer, eq. 15)."""
     half = s.model_dim // s.num_heads // 2
     angles = np.outer(np.arange(length), s.rope_base ** (-np.arange(half) / half))
     return np.cos(angles), np.sin(angles)

@@ -33,7 +33,7 @@ def agree(trainer, seconds=0.0, failed=False):
 
 
 def together(trainer, act):
-    """The result of act(). Raises UserError or OSError on every rank where act() raises it on one."""
+    """The result of act(). Raises UserError or OSError on every rank if act() does on one."""
     made = problem = None
     try:
         made = act()
@@ -93,8 +93,8 @@ class RankWatch:
             end = time.monotonic() + 10 * BEAT_SECONDS
             while not try_lock(self.file):
                 if time.monotonic() > end:
-                    raise UserError(f"rank {self.rank} of an earlier run in {self.path} still lives: stop that process,"
-                                    " then go on")
+                    raise UserError(f"rank {self.rank} of an earlier run in {self.path} still lives: stop that "
+                                    "process, then go on")
                 time.sleep(BEAT_SECONDS / 10)
             self.beat()
 
@@ -114,7 +114,7 @@ class RankWatch:
             self.beat()
 
     def each(self, far, place, limit):
-        """A function that passes on the items of an iterable and marks each, counted behind `far`."""
+        """A function that passes on items and marks each, counted behind `far`."""
         def marked(items):
             for number, item in enumerate(items):
                 self.mark([*far, number], place, limit)
@@ -179,8 +179,7 @@ class RankWatch:
         return None
 
     def late_ranks(self, now):
-        """The same of the ranks that are the furthest behind, for longer than they may be: the others may only be
-        waiting for them."""
+        """The same of the ranks that are the furthest behind for too long: the others may only wait for them."""
         since = {}
         for rank, state in self.states.items():
             far, seen = self.since.get(rank, (None, now))
@@ -198,7 +197,7 @@ class RankWatch:
         return late
 
     def leave(self, wrong):
-        """Report the ranks that are not in order, end those that hang, and end this process."""
+        """Report these ranks, end those that hang, and this process."""
         status, reasons = next(iter(wrong.values()))[0], [reason for _, reason in wrong.values()]
         others = [rank for rank, state in self.states.items() if rank not in wrong and not state["ended"]]
         if self.rank != min(others or self.states):

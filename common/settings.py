@@ -70,8 +70,7 @@ class Interval(str):
 
 
 class Levels(str):
-    """The largest integer code of a stored weight, for all groups or each: 31, matrix=int6,embed=fp16.
-    by_group: dict group -> 2 to 127, "auto" or "fp16"; "": every group that is not named."""
+    """31, or matrix=int6,embed=fp16. by_group: dict group -> 2 to 127, "auto" or "fp16"; "": every other group."""
 
     GROUPS = "matrix", "embed", "head"
     NAMED = {"auto": "auto", "fp16": "fp16"} | {f"int{bits}": 2 ** (bits - 1) - 1 for bits in range(3, 9)}
@@ -209,7 +208,7 @@ def parse_setting(field, text):
 
 
 def group_levels(s):
-    """dict group -> 2 to 127, "auto" or "fp16"; 127 if QUANT_LEVELS does not name it. Only an untied head is one."""
+    """dict group -> 2 to 127, "auto" or "fp16"; 127 if not named. Only an untied head is a group."""
     given = s.quant_levels.by_group
     groups = Levels.GROUPS if not s.tie_embeddings else Levels.GROUPS[:2]
     return {group: given.get(group, given.get("", 127)) for group in groups}
@@ -263,7 +262,7 @@ def not_a_multiple(s, a, b):
 
 def read_settings(kind, flags, environment, warn):
     """(dict name -> text, list of problems) of the settings of class `kind` in the environment and the flags, which
-    win. warn(text) is called for near misses in the environment."""
+    win. warn(text) is called for near misses."""
     names = [f.name for f in dataclasses.fields(kind)]
     known = {name.upper(): name for name in names}
     texts = {known[name]: value for name, value in environment.items() if name in known}
