@@ -162,7 +162,8 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
         ("plain", write_code(CODE_BOMB), "expands to more"),
     ],
     "code bytes": [
-        ("plain", write_code("import importlib\nimportlib.import_module('helper')", helper="x = 1"), "reaches helper.py"),
+        ("plain", write_code("from importlib import import_module\nimport_module('helper')", helper="x = 1"),
+         "reaches helper.py"),
         ("plain", files({"train_gpt.py": "import p.a", "p/a.py": "from . import b", "p/b.py": "x = 1"}),
          "reaches p/a.py, p/b.py"),
         ("plain", write("table.bin", b"12345"), "5 bytes in table.bin that no check"),
@@ -275,7 +276,7 @@ def test_logs_name_the_source_inside_a_wrapper(copy_of):
     code = {"train_gpt.py": {"source_sha256": folder.logs[0].code_sha256}}
     assert not list(check_logs(folder, RULESETS["strict"], code))
     code["train_gpt.py"]["source_sha256"] = "0" * 64
-    [finding] = check_logs(folder, RULESETS["strict"], inspected)
+    [finding] = check_logs(folder, RULESETS["strict"], code)
     assert (finding.status, finding.expected) == ("FAIL", "000000000000 of train_gpt.py")
     [finding] = check_logs(folder, RULESETS["strict"], {})
     assert (finding.status, finding.observed) == ("NOT VERIFIED", "its source could not be read")
