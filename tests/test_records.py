@@ -162,7 +162,8 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
         ("plain", write_code(CODE_BOMB), "expands to more"),
     ],
     "code bytes": [
-        ("plain", write_code("import importlib\nimportlib.import_module('helper')", helper="x = 1"), "reaches helper.py"),
+        ("plain", write_code("from importlib import import_module\nimport_module('helper')", helper="x = 1"),
+         "reaches helper.py"),
         ("plain", files({"train_gpt.py": "import p.a", "p/a.py": "from . import b", "p/b.py": "x = 1"}),
          "reaches p/a.py, p/b.py"),
         ("plain", write("table.bin", b"12345"), "5 bytes in table.bin that no check"),
