@@ -6,8 +6,8 @@
 `bundle_source` joins the sources word for word: the modules first, each after those that it imports, the trainer last.
 Two things are left out: the imports between these files, and the `if __name__ == "__main__":` block of a module.
 `bundle` compresses that text into a short file that unpacks and runs it. A bundle imports nothing from common/, so it
-is its own bundle. OTHERS takes the place of two modules in it: this one, and the one of --preflight, which is for before
-one pays for a run, and whose bytes would count.
+is its own bundle. OTHERS takes the place of two modules in it: this one, and the one of --preflight, which is for
+before one pays for a run, and whose bytes would count.
 """
 import argparse
 import ast

@@ -338,6 +338,7 @@ def test_a_wrapper_that_may_run_something_else_is_a_hazard(tmp_path, more):
         found = inspected(tmp_path, source.replace(f"\n{start}", f"\n{more}\n{start}"))
         assert EXEC in [text for _, text in found["hazards"]] and not found["error"]
         assert not found["wrapped"] or found["hazards"][-1] == SOCKET  # it is opened all the same if it can be
+        assert found["source_sha256"] != hashlib.sha256(INNER.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(("old", "new"), [
