@@ -1,4 +1,5 @@
-"""Times optimizer steps of both trainers at the demonstration's size, on this machine's CPU: `python -m tests.bench_step`."""
+"""Times optimizer steps of both trainers at the demonstration's size, on this machine's CPU: `python -m
+tests.bench_step`."""
 import dataclasses
 import os
 import statistics
