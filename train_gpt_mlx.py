@@ -1,7 +1,7 @@
-"""Train the best language model that fits in 16,000,000 bytes: MLX (Metal on a Mac; CUDA or CPU elsewhere).
+"""Train the best language model that fits in 16,000,000 bytes: MLX (Metal on a Mac, CUDA, CPU).
 
     python train_gpt_mlx.py --help                              all settings
-    mlx.launch -n 2 --backend ring -- python train_gpt_mlx.py   two processes, or hosts
+    mlx.launch -n 2 --backend ring -- python train_gpt_mlx.py   two processes
 
 Its twin is train_gpt.py: same sections, same names. What touches no device is written once, in common/.
 """
@@ -153,7 +153,7 @@ class GPT(nn.Module):
     def nats(self, x, weight, targets):
         """(..., 1) nats of targets (...) after features x (..., C); weight: of the head."""
         logits = self.head_logits(x, weight)
-        # with a softcap of at most 80 the sum of the exponentials cannot overflow
+        # with a softcap of at most 80 the sum cannot overflow
         top = 0 if self.s.logit_softcap <= 80 else mx.stop_gradient(mx.max(logits, axis=-1, keepdims=True))
         total = mx.log(mx.sum(exp(logits - top), axis=-1, keepdims=True)) + top
         return total - mx.take_along_axis(logits, targets[..., None], axis=-1)
@@ -251,7 +251,7 @@ class Muon:
         self.momentum = {f"{shape}": mx.stack([zeros[name] for name in names]) for shape, names in self.groups.items()}
 
     def step(self, params, grads, state, lr, momentum):
-        """New params and state; state maps each shape to the momentum (n, rows, columns) of its matrices."""
+        """New params and state, a dict of each shape's momentum (n, rows, columns)."""
         params, state = dict(params), dict(state)
         for shape, names in self.groups.items():
             g = mx.stack([grads[name] for name in names])
@@ -270,11 +270,11 @@ class Adam:
 
     def __init__(self, params, lrs, s):
         self.lrs, self.s = lrs, s
-        keys = "exp_avg", "exp_avg_sq"
-        self.moments = {f"{name}.{key}": mx.zeros_like(p) for name, p in params.items() for key in keys}
+        self.moments = {f"{name}.{key}": mx.zeros_like(p) for name, p in params.items()
+                        for key in ("exp_avg", "exp_avg_sq")}
 
     def step(self, params, grads, state, lr_scale, correction1, correction2):
-        """New params and state; the corrections are 1 - beta1^t and sqrt(1 - beta2^t)."""
+        """New params and state; corrections: 1 - beta1^t and sqrt(1 - beta2^t)."""
         params, state, s = dict(params), dict(state), self.s
         for name, lr in self.lrs.items():
             g = grads[name]
@@ -330,8 +330,7 @@ class MlxTrainer:
         return self.model(tokens)
 
     def loss_with(self, params, tokens, scale):
-        # row by row: float32 keeps two more digits
-        return self.forward_with(params, tokens).sum(axis=-1).sum() * scale
+        return self.forward_with(params, tokens).sum(axis=-1).sum() * scale  # by rows: float32 keeps two more digits
 
     # one optimizer step -----------------------------------------------------------------------------------------------
 
@@ -360,7 +359,7 @@ class MlxTrainer:
     def backward(self, tokens, params, alone=False):
         """(loss, gradients) of the global mean loss; alone: of the mean over this rank's rows."""
         ranks = 1 if alone else self.world_size
-        scale = self.scalar(1.0 / (tokens[:, 1:].size * ranks))
+        scale = self.scalar(1 / (tokens[:, 1:].size * ranks))
         rows = micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1)
         loss, grads = None, {}
         for first in range(0, len(tokens), rows):
@@ -370,8 +369,7 @@ class MlxTrainer:
             if len(tokens) > rows:
                 mx.eval(loss, grads)  # or all would be in memory at once
         if ranks > 1:
-            # one message, as each costs a round trip
-            parts = [loss, *grads.values()]
+            parts = [loss, *grads.values()]  # in one message, as each costs a round trip
             flat = mx.distributed.all_sum(mx.concatenate([part.reshape(-1) for part in parts]), group=self.world)
             ends = list(itertools.accumulate(part.size for part in parts))
             loss, *summed = (part.reshape(like.shape) for part, like in zip(mx.split(flat, ends[:-1]), parts))
@@ -399,15 +397,15 @@ class MlxTrainer:
         return {name: np.array(p) for name, p in (self.average if averaged else self.params).items()}
 
     def optimizer_tensors(self):
-        """dict of what optimizers and average keep, but for the number of steps."""
+        """dict of what optimizers and average keep, without adam_step."""
         tensors = self.adam.moments | {f"{name}.ema": mean for name, mean in self.average.items()}
         for shape, names in self.muon.groups.items():
             tensors |= {f"{name}.momentum": row for name, row in zip(names, self.muon.momentum[f"{shape}"])}
         return tensors
 
     def state(self):
-        tensors = self.params | self.optimizer_tensors()
-        return {name: np.array(x) for name, x in tensors.items()} | {"adam_step": np.float32(self.adam_step)}
+        tensors = self.params | self.optimizer_tensors() | {"adam_step": np.float32(self.adam_step)}
+        return {name: np.array(x) for name, x in tensors.items()}
 
     def load_state(self, state):
         rest = self.optimizer_tensors().keys() | {"adam_step"}
@@ -446,7 +444,7 @@ class MlxTrainer:
     def matmul_flops(self):
         n = 4096 if mx.default_device() == mx.gpu else 1024
         x = mx.ones((n, n), dtype=self.dtype)
-        best = float("inf")
+        best = math.inf
         for _ in range(6):
             mx.eval(x)
             start = time.perf_counter()
@@ -521,8 +519,7 @@ def nats_in_chunks(model, x, targets):
 
 def in_turn(f, size, x, *others):
     """f(first, x[..., first:first + size, :], *others) for every first, joined along that axis: the backward pass
-    computes each call again. Each waits for the one before, or MLX would have up to 20 in memory (as with
-    mx.checkpoint)."""
+    computes each again. One waits for another, or MLX would have up to 20 in memory (as with mx.checkpoint)."""
     cuts = [(first, min(first + size, x.shape[-2])) for first in range(0, x.shape[-2], size)]
 
     @mx.custom_function

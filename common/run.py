@@ -151,8 +151,10 @@ def explain(error):
         return "interrupted", "interrupted by a signal", False
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "disk_full", f"{error}: is the disk full? Free some space", False
+    if isinstance(error, PermissionError):
+        return "failed", f"{error}: is the folder yours?", False
     if isinstance(error, OSError):
-        return "failed", f"{error}{': is the folder yours?' if isinstance(error, PermissionError) else ''}", False
+        return "failed", f"{error}", False
     if isinstance(error, (RuntimeError, MemoryError)) and re.search("(?i)out of memory|allocate", str(error)):
         first = str(error).splitlines()[0]
         return "failed", f"{first}: lower MICRO_BATCH_TOKENS, which never changes the result", False
