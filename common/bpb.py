@@ -17,9 +17,9 @@ def bits_per_byte(nats, num_bytes):
 
 
 def eval_windows(num_tokens, seq_len, stride, first=1):
-    """int64 (windows, 3): start, number of inputs n, number of scored targets m of each window, which reads the inputs
-    [start, start + n) and scores the last m of the targets [start + 1, start + n]. m is at most stride. Each of the
-    tokens [first, num_tokens) is scored exactly once. All but the first begin with seq_len - stride scored inputs."""
+    """int64 (windows, 3): start, n, m of each window, which reads the inputs [start, start + n) and scores the last m
+    of the targets [start + 1, start + n]. m is at most stride. Each of the tokens [first, num_tokens) is scored exactly
+    once. All but the first begin with seq_len - stride scored inputs."""
     targets = np.arange(first, num_tokens, stride)
     scored = np.minimum(stride, num_tokens - targets)
     starts = np.maximum(0, targets - 1 - (seq_len - stride))
@@ -75,11 +75,11 @@ def eval_lengths(settings):
 
 def evaluate(trainer, settings, stream, tokenizer, num_tokens, each=iter, final=False):
     """(nats per token, bits per byte, tokens scored, bytes) over the first num_tokens of a stream. each: passes on the
-    parts of the work as they begin. final: as EVAL_SEQ_LEN, EVAL_STRIDE, TTT_LR and TTT_CHUNK say. Every rank makes all
-    test-time steps (GPUs sum in any order, so weights may differ in their last digits), which are undone at the end."""
+    parts of the work. final: as EVAL_SEQ_LEN, EVAL_STRIDE, TTT_LR and TTT_CHUNK say. Every rank makes all test-time
+    steps (GPUs sum in any order, so their last digits may differ), which are undone at the end."""
     seq_len, stride = eval_lengths(settings) if final else (settings.train_seq_len, settings.train_seq_len)
     chunk, bos_id = 0, None
-    # as many as in training, so that no other shape is compiled
+    # as in training, so that no other shape is compiled
     rows = micro_batch_rows(settings, rank_rows(settings, trainer.rank, trainer.world_size)[1])
     if seq_len != settings.train_seq_len:
         rows = max(1, rows * settings.train_seq_len // seq_len)

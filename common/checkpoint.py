@@ -107,7 +107,7 @@ def decode_checkpoint(file, identity, expected):
 
 def read_checkpoint(folder, identity, expected, warn):
     """(step, elapsed, arrays, damaged paths) of the newest whole file in a folder; warn(text) is called for damaged
-    ones. Without files, step 0 and no arrays. Raises UserError if none is whole, or if it is of another run."""
+    ones. Without files: step 0, no arrays. Raises UserError if none is whole, or of another run."""
     damaged = []
     if not checkpoints(folder):
         stored = read_json(folder / "settings.json").get("identity")

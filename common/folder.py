@@ -33,7 +33,7 @@ def resume_hint(path):
 
 
 def end_run(path, status, reason, hint, step):
-    """Write the last line of train.log, and status.json: what became of a run, why, and how to go on. The line."""
+    """Write status.json, and the last line of train.log, which it returns."""
     line = log_line("status", status=status, reason=reason, hint=hint)
     (path / ".reserve").unlink(missing_ok=True)  # room on a full disk, where one may fail and the other not
     with contextlib.suppress(OSError), open(path / "train.log", "a", encoding="utf-8") as file:
@@ -44,8 +44,8 @@ def end_run(path, status, reason, hint, step):
 
 
 def resume_folder(resume, run_id, backend):
-    """The folder that RESUME names, as text. For auto it is runs/RUN_ID or, without one, this backend's newest run with
-    a checkpoint that has not ended; empty: there is none. Raises UserError."""
+    """The folder that RESUME names, as text. For auto: runs/RUN_ID or, without one, this backend's newest run with a
+    checkpoint that has not ended; empty: none. Raises UserError."""
     if resume == "auto" and not run_id:
         runs = [path for path in Path("runs").glob("*") if path.is_dir()]
         for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
@@ -64,7 +64,7 @@ def resume_folder(resume, run_id, backend):
 
 
 def run_status(path):
-    """What status.json says of a run; empty where there is none."""
+    """What status.json says of a run, or empty."""
     return read_json(path / "status.json").get("status") or ""
 
 
@@ -78,7 +78,7 @@ def stored_settings(folder):
 
 
 def check_free(path, settings):
-    """Raises UserError where a run cannot use this folder: taken, in use, not writable, or the disk too full."""
+    """Raises UserError if the folder is taken, in use or not writable, or the disk too full."""
     above = existing_parent(path)
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"{path} cannot be written: {above} is not a folder that is yours: start in one that is")
@@ -130,7 +130,7 @@ class RunFolder:
 
 
 def checkpoints_bytes(settings):
-    """Bytes of one checkpoint, at most: the weights, two moments and the average."""
+    """Bytes of one checkpoint, at most: weights, two moments, average."""
     width = 8 if settings.compute_dtype == "float64" else 4
     return (3 + (settings.ema_decay > 0)) * width * count_params(settings)
 

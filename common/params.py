@@ -1,7 +1,7 @@
 """The parameter table: name -> shape, initial value, optimizer group. Both models must match it.
 
-Initial values come from numpy's Philox generator keyed by (seed, crc32 of the name), so they are the same on every
-backend, and a new tensor does not change the others.
+Initial values come from numpy's Philox generator keyed by (seed, crc32 of the name): the same on every backend, and a
+new tensor does not change the others.
 """
 import dataclasses
 import math
@@ -12,8 +12,8 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Param:
-    """init: zeros, ones, uniform (+-1/sqrt(fan_in)), normal (with std), gain or mix. group: matrix is updated by Muon;
-    embed, head and scalar by Adam. All but scalar are rounded when stored (quantize.py)."""
+    """init: zeros, ones, uniform (+-1/sqrt(fan_in)), normal (with std), gain or mix. group: matrix (updated by Muon),
+    embed, head or scalar (by Adam). All but scalar are rounded when stored."""
     shape: tuple
     init: str = "ones"
     group: str = "scalar"
@@ -102,8 +102,8 @@ def count_params(s):
 
 def flops_per_token(s):
     """Floating-point operations of training on one token, forward and backward: 6 per weight of every matrix product,
-    and 6 * layers * length * width for causal attention (PaLM, appendix B, whose 12 is halved). With the head, without
-    the embedding look-up and recomputation. A block counts each time it is applied."""
+    and 6 * layers * length * width for causal attention (half of PaLM's, appendix B). With the head, without the
+    embedding look-up and recomputation. A block counts each time it is applied."""
     block = sum(math.prod(p.shape) for p in param_table(s).values() if p.group == "matrix") // s.num_layers
     return 6 * (len(layer_order(s)) * (block + s.model_dim * s.train_seq_len) + s.model_dim * s.vocab_size)
 

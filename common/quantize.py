@@ -27,7 +27,7 @@ def tensor_levels(settings, levels=None):
 
 
 def quantize_rows(weight, levels=127):
-    """(q (rows, columns) int8, or int16 above 127; scale (rows,) float16) of a float32 matrix, by the rule above."""
+    """(q (rows, columns) int8, or int16 above 127; scale (rows,) float16) of a float32 matrix."""
     top = round(levels)
     exact = np.abs(weight).max(axis=1) / np.float32(levels)
     scale = exact.astype(np.float16)

@@ -123,7 +123,7 @@ class RankWatch:
         return marked
 
     def close(self, status, reason, doubtful=False):
-        """This rank ends, and says why. doubtful: another rank may be the cause, and is then reported instead."""
+        """This rank ends, and says why. doubtful: another rank may be the cause, and is then reported."""
         if self.thread:
             if doubtful:
                 self.thread.join(4 * BEAT_SECONDS)
@@ -144,7 +144,7 @@ class RankWatch:
                 self.leave(found)
             before, clock = found, time.monotonic()
             time.sleep(BEAT_SECONDS)
-            if time.monotonic() - clock > 5 * BEAT_SECONDS:  # the machine stood still, and the others with it
+            if time.monotonic() - clock > 5 * BEAT_SECONDS:  # the machine stood still
                 self.since, self.peers = {}, {rank: [peer[0], b"", 0.0] for rank, peer in self.peers.items()}
 
     def look(self):

@@ -20,7 +20,7 @@ BOOLS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no":
 
 
 class UserError(Exception):
-    """A problem that the user can fix: the message names the value and the remedy. status: as in status.json."""
+    """A problem that the user can fix: the message says how. status: for status.json."""
 
     def __init__(self, message, status="failed"):
         super().__init__(message)
@@ -182,7 +182,7 @@ class Settings:
 
 
 def settings_of(*kinds, of=Settings):
-    """dict name -> field of the settings of these kinds, in a settings class or object."""
+    """dict name -> field of the settings of these kinds."""
     return {f.name: f for f in dataclasses.fields(of) if f.metadata["kind"] in kinds}
 
 

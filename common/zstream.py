@@ -48,7 +48,7 @@ def zlib_size(data):
 
 
 def _blocks(data):
-    """The blocks of a stream: list of (start, stop, code), where code is as in _block_code."""
+    """list of (start, stop, code as in _block_code)."""
     n = len(data)
     symbols = np.frombuffer(data, np.uint8)
     cuts = np.append(np.arange(0, max(n, 1), _CHUNK_BYTES), n)
@@ -115,7 +115,7 @@ def _field(value, size):
 
 
 def _block_code(counts):
-    """(bits, head, code lengths) of the smallest block with this histogram. The head of stored bytes is empty."""
+    """(bits, head, code lengths) of the smallest block of this histogram. Stored bytes have no head."""
     n = int(counts.sum())
     stored = 8 * n + 42 * max(1, -(-n // _STORED_BYTES)), "", np.full(257, 8)  # up to 7 of the 42 pad to a byte
     if not n:
