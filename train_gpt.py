@@ -39,7 +39,7 @@ from common.settings import Settings, UserError
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries, RMS-normed queries and keys, rotary positions and a gain per head."""
+    """Causal self-attention with grouped queries, RMS-normed queries and keys, rotary positions, a gain per head."""
 
     def __init__(self, s):
         super().__init__()
@@ -89,8 +89,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The outputs of the first half of the blocks (encoder) are added to the inputs of the second (decoder), last
-    first."""
+    """Outputs of the first half of the blocks (encoder) are added to inputs of the second (decoder), last first."""
 
     def __init__(self, s, dtype, device):
         super().__init__()
@@ -128,7 +127,7 @@ class GPT(nn.Module):
         return self.s.logit_softcap * torch.tanh(logits / self.s.logit_softcap)
 
     def forward(self, tokens):
-        """(B, T) nats of each target; tokens (B, T + 1) are the inputs and, shifted by one, the targets."""
+        """(B, T) nats; tokens (B, T + 1) are the inputs and, shifted by one, the targets."""
         tokens = tokens.long()
         x, targets = self.features(tokens[:, :-1]), tokens[:, 1:]
         if 0 < self.s.loss_chunk < targets.numel():
@@ -181,8 +180,8 @@ def wide(dtype):
 
 
 def newton_schulz(g, steps):
-    """Roughly the nearest orthogonal matrix to each of g (n, rows, columns): a quintic iteration that pulls singular
-    values towards 1 (Keller Jordan, "Muon", 2024)."""
+    """Roughly the nearest orthogonal matrix to each of g (n, rows, columns), by a quintic iteration (Keller Jordan,
+    "Muon", 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[1] > g.shape[2]
     x = g.transpose(1, 2) if tall else g
@@ -194,8 +193,8 @@ def newton_schulz(g, steps):
 
 
 class Muon:
-    """Nesterov momentum, then Newton-Schulz, all matrices of one shape at once. Every rank computes all updates: that
-    is a few percent of a step, and keeps the ranks bit-identical."""
+    """Nesterov momentum, then Newton-Schulz, all matrices of one shape at once. Every rank computes all updates, a few
+    percent of a step, and so stays bit-identical."""
 
     def __init__(self, params, dtype, steps):
         self.dtype, self.steps = dtype, steps

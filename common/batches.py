@@ -35,7 +35,7 @@ class TokenStream:
 
 
 def rank_rows(settings, rank, world_size):
-    """(first row, number of rows) of this rank in a step's batch. Raises UserError if ranks cannot share the rows."""
+    """(first row, number of rows) of this rank in a batch. Raises UserError if ranks cannot share the rows."""
     rows = settings.train_batch_tokens // settings.train_seq_len
     if rows % world_size:
         raise UserError(f"TRAIN_BATCH_TOKENS={settings.train_batch_tokens} is {rows} rows of TRAIN_SEQ_LEN="
@@ -54,7 +54,7 @@ def step_rows(stream, settings, step, rank=0, world_size=1):
 
 
 def micro_batch_rows(settings, rows, seq_len=0):
-    """Rows per forward and backward pass: the largest divisor of a rank's rows, so that all have one shape, that
-    micro_batch_tokens allows. seq_len: tokens per row; 0: train_seq_len."""
+    """Rows per forward and backward pass: the largest divisor of a rank's rows (for one shape) that MICRO_BATCH_TOKENS
+    allows. seq_len: tokens per row; 0: train_seq_len."""
     most = max(1, settings.micro_batch_tokens // (seq_len or settings.train_seq_len))
     return max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)

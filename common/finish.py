@@ -1,4 +1,4 @@
-"""The end of a run: the model file, the score of what is read back from it, and the bytes."""
+"""The end of a run: the model file, its score and its bytes."""
 import hashlib
 import math
 import time

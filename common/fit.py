@@ -48,7 +48,7 @@ def with_auto(groups, levels):
 
 
 def levels_text(levels):
-    """The text of a dict group -> number or "fp16": matrix=18.342,embed=fp16."""
+    """matrix=18.342,embed=fp16 of a dict group -> number or "fp16"."""
     return ",".join(f"{group}={value if value == 'fp16' else f'{value:.5g}'}" for group, value in levels.items())
 
 
@@ -58,8 +58,8 @@ def bit_bytes(settings, groups):
 
 
 def fit_levels(settings, weights, budget):
-    """(levels, tried): the dict group -> number or "fp16" with which the file of float32 weights has at most `budget`
-    bytes, and a list of (levels, bytes, relative error), the chosen one last. Raises UserError."""
+    """(levels, tried): dict group -> number or "fp16" with which the file has at most `budget` bytes, and a list of
+    (levels, bytes, relative error), the chosen one last. Raises UserError."""
     groups, tried = group_levels(settings), {}
 
     def size(number):

@@ -31,7 +31,7 @@ class Run:
     watch: RankWatch
     interrupt: Interrupt
     step: int = 0  # optimizer steps made
-    seconds: float = 0.0  # training time, without validation: that of rank 0, on every rank
+    seconds: float = 0.0  # training time, without validation, by the clock of rank 0
     started: float = 0.0  # clock when the program began with it
     damage: tuple = ()  # what was wrong with newer checkpoints
 
@@ -46,7 +46,7 @@ class Run:
             self.folder.log(kind, **values)
 
     def tick(self, asked=False):
-        """Add the time since the last tick to the training time. Whether any rank asks for a stop."""
+        """Add the time since the last tick. Whether any rank asks for a stop."""
         now = time.perf_counter()
         self.seconds, asked = agree(self.trainer, self.seconds + now - self.clock, asked)
         self.clock = now
@@ -80,7 +80,7 @@ class Run:
 
 
 def warm_up(run):
-    """Compile what the run will use. Leaves no trace in the state or the clock."""
+    """Compile what the run will use, without a trace in its state or clock."""
     steps, trainer = run.settings.warmup_steps, run.trainer
     if steps:
         state, tokens = trainer.state(), run.batch()

@@ -91,8 +91,8 @@ def unstorable(settings, weights, levels=None):
 
 
 def quantize_weights(settings, weights, levels=None):
-    """dict of float32 weights -> dict of stored tensors, by the rule above; scalars stay float32. levels: dict group ->
-    number or "fp16", by default those of the settings. Raises ValueError if a weight is not finite or too large."""
+    """dict of float32 weights -> dict of stored tensors; scalars stay float32. levels: dict group -> number or "fp16",
+    by default those of the settings. Raises ValueError if a weight is not finite or too large."""
     if name := unstorable(settings, weights, levels):
         raise ValueError(f"{name} holds a value that is not finite, or too large for a float16 scale")
     levels, stored = tensor_levels(settings, levels), {}

@@ -31,7 +31,7 @@ from common.settings import UserError, changed_settings, failing_as, parse_setti
 
 
 def main(trainer_class, script):
-    """Exit code of a trainer script: 0; 2 after one message and a line status=...; 1 with a traceback after both."""
+    """Exit code of a trainer: 0; 2 after one message and a line status=...; 1 with a traceback after both."""
     kind, flags = trainer_class.settings_class, sys.argv[1:]
     if {"--help", "-h"} & set(flags):
         print(settings_help(kind, f"usage: python {Path(script).name} [--preflight | --source] [--setting value ...]"))

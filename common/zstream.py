@@ -9,17 +9,17 @@ from functools import cache
 
 import numpy as np
 
-_CHUNK_BYTES = 512  # grid of the first search for block borders
+_CHUNK_BYTES = 512  # grid of the first block borders
 _MOVE_BYTES = 1 << 14  # how far a border may then move
 _PIECE_BYTES = 1 << 18  # packed at a time, to bound memory
 _STORED_BYTES = 65_535  # limit of a stored block
-_HEADER_BITS = 600  # 270 to 610 in practice; the high end gives better borders
+_HEADER_BITS = 600  # 270 to 610 in practice; more gives better borders
 _LENGTH_ORDER = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
 
 
 def zlib_encode(data):
     """The zlib stream of bytes (less than 2 GiB), at most 6 bytes longer, plus 6 per 65,535 bytes begun."""
-    bits = bytearray()  # one per byte, its lowest bit, so that the digits 0 and 1 serve too
+    bits = bytearray()  # the lowest of each byte, so that the digits 0 and 1 serve too
     for start, stop, (_, head, lengths) in _blocks(data):
         bits.append(stop == len(data))
         if head:
@@ -95,8 +95,8 @@ def _huffman_lengths(counts, limit):
 
 
 def _dynamic_head(lengths):
-    """The head of a dynamic block after its first bit, as text. Its one distance code of 0 bits means that all symbols
-    are literals (RFC 1951, section 3.2.7)."""
+    """The head of a dynamic block after its first bit, as text. One distance code of 0 bits: all symbols are literals
+    (RFC 1951, section 3.2.7)."""
     text = "".join(chr(65 + length) for length in [*lengths, 0])
     tokens = []  # (symbol, its extra bits)
     for run in re.finditer(r"A{11,138}|A{3,10}|(?<=(.))\1{3,6}(?!\1{1,2}(?!\1))|.", text):  # 7 repeats as 4 + 3
