@@ -213,7 +213,7 @@ def wide(dtype):
 
 
 def exp(x):
-    """e^x. On the CPU mx.exp computes float64 in float32, and takes 2.5 times as long as mx.power."""
+    """e^x. On the CPU mx.exp computes float64 in float32, and takes 2.5 times as long."""
     if mx.default_device() == mx.gpu:
         return mx.exp(x)
     return mx.power(mx.array(math.e, dtype=x.dtype), x)

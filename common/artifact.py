@@ -99,7 +99,7 @@ def decode_model(data, max_payload=1 << 28):
 
 
 def read_model(data, max_payload=1 << 28):
-    """As decode_model: (Settings, dict group -> levels, stored tensors, float32 weights). Raises UserError."""
+    """The same, with more: (Settings, dict group -> levels, stored tensors, float32 weights)."""
     try:
         payload = inflate_bounded(data, max_payload)
         settings, levels = read_header(payload)

@@ -106,7 +106,7 @@ def evaluate(trainer, settings, stream, tokenizer, num_tokens, each=iter, final=
 
 
 def own_part(plan, rank, world_size, rows):
-    """The part of a plan for one rank: its own windows, at most `rows` at a time, and all the rest."""
+    """A rank's part of a plan: its windows, at most `rows` at a time, and all the rest."""
     dealt = 0
     for act, what in plan:
         if act == "score":

@@ -25,7 +25,7 @@ from pathlib import Path
 from common.settings import UserError
 
 SOURCE_LIMIT = 4 << 20  # bytes of the readable program in a bundle: a small payload can expand to gigabytes
-LINE = 800  # characters of payload: few lines cost few bytes, and editors still cope
+LINE = 2000  # characters of payload: few lines cost few bytes, and editors still cope
 
 OTHERS = {"bundle.py": '''\
 import linecache
@@ -38,7 +38,7 @@ def bundle(path):
 
 
 def bundle_source(path):
-    """The text of this program. If this file is compressed, its first lines have given the text to linecache."""
+    """The text of this program, which the first lines of a compressed file have given to linecache."""
     return "".join(linecache.getlines(f"{path} --source") or linecache.getlines(str(path)))
 ''', "preflight.py": '''\
 from common.settings import UserError
@@ -48,10 +48,10 @@ def preflight(*run):
     raise UserError("--preflight is not part of the one-file trainer: use it in the repository")
 '''}
 WRAPPER = """\
-# A Parity Golf trainer in one file: `python FILE --source` prints its source.
+# A trainer in one file: `python FILE --source` prints its source.
 import bz2
+import io
 import linecache
-from io import StringIO
 
 
 {unpack}
@@ -60,7 +60,7 @@ PAYLOAD = r'''
 {payload}'''
 SOURCE = bz2.decompress(unpack(PAYLOAD)).decode()[::-1]
 NAME = __file__ + " --source"  # no such file: tracebacks take its lines from linecache
-linecache.cache[NAME] = len(SOURCE), None, [*StringIO(SOURCE)], NAME
+linecache.cache[NAME] = len(SOURCE), None, [*io.StringIO(SOURCE)], NAME
 exec(compile(SOURCE, NAME, "exec"))
 """
 

@@ -43,8 +43,8 @@ def check_identity(identity, theirs, where=""):
 
 
 def write_checkpoint(folder, step, elapsed, identity, arrays):
-    """Path of the new file in a folder, in which one older file is kept. Raises OSError. Written array by array: the
-    safetensors library would stop the training thread while it copies all of them."""
+    """Path of the new file in a folder, where one older file is kept. Raises OSError. The safetensors library would
+    stop the training thread while it copies all arrays."""
     meta = {"format": CHECKPOINT_FORMAT, "step": step, "elapsed": elapsed, "identity": identity}
     header, parts, end = {"__metadata__": {"parity_golf": json.dumps(meta, sort_keys=True)}}, [], 0
     for name, array in sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])):
@@ -71,8 +71,8 @@ def checkpoints(folder):
 
 
 def decode_checkpoint(file, identity, expected):
-    """(step, elapsed, arrays) of an open binary file; expected: name -> (shape, dtype as text). Raises ValueError if it
-    is not whole, UserError if it is of another run."""
+    """(step, elapsed, arrays) of an open file; expected: name -> (shape, dtype as text). Raises ValueError if it is not
+    whole, UserError if it is of another run."""
     size = file.seek(0, os.SEEK_END) - 32
     file.seek(0)
     digest, left = hashlib.sha256(), size
@@ -136,8 +136,7 @@ def resume(trainer, folder, identity, warn):
 
 
 class Saver:
-    """Writes checkpoints of a run while it trains on, one at a time. A write that fails, as on a full disk, is logged;
-    training and earlier checkpoints are not affected."""
+    """Writes checkpoints while the run trains on, one at a time. A write that fails is only logged."""
 
     def __init__(self, folder, identity, every, log, step=0, elapsed=0.0, damaged=()):
         self.folder, self.identity, self.every, self.log, self.damaged = folder, identity, every, log, damaged

@@ -89,7 +89,7 @@ def too_large(settings, least, budget):
 
 
 def encode_within(settings, weights, budget, log):
-    """(file bytes, payload bytes) of float32 weights, with levels for "auto" that fit the budget. Raises UserError."""
+    """(file bytes, payload bytes), with levels for "auto" that fit the budget. Raises UserError."""
     levels, tried = group_levels(settings), []
     if "auto" in levels.values():
         levels, tried = fit_levels(settings, weights, budget)

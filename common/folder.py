@@ -73,7 +73,7 @@ def run_backend(path):
 
 
 def stored_settings(folder):
-    """dict of the settings of a run as text, and of what else stands in settings.json."""
+    """dict of what settings.json says, as text."""
     return {name: str(value) for name, value in read_json(Path(folder, "settings.json")).items()} if folder else {}
 
 
@@ -136,7 +136,7 @@ def checkpoints_bytes(settings):
 
 
 def disk_need(settings):
-    """Bytes that a run may write: two checkpoints and one being written, the model file, the rest."""
+    """Bytes that a run may write: three checkpoints, the model file, the rest."""
     return 3 * checkpoints_bytes(settings) + 2 * count_params(settings) + (64 << 20)
 
 

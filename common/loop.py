@@ -53,7 +53,7 @@ class Run:
         return asked
 
     def step_limit(self):
-        """Seconds that a rank may take for its next step: as long as ten; more for the first, which may compile."""
+        """Seconds that a rank may take for its next step: as ten take; more for the first, which may compile."""
         if self.step == self.first_step:
             return PATIENCE
         return max(self.settings.rank_timeout, 10 * self.seconds / self.step)

@@ -1,7 +1,7 @@
 """A fast BLAS for MLX on Linux, where its wheel links the reference BLAS (1 to 4 GFLOP/s on 2 cores).
 
-OpenBLAS (70 to 200 GFLOP/s) takes its place if it is loaded globally before MLX looks the functions up. They get their
-plain names by way of the C++ compiler, which mx.compile needs too.
+OpenBLAS (70 to 200 GFLOP/s) takes its place if it is loaded globally before MLX looks the functions up. The C++
+compiler, which mx.compile needs too, gives them the plain names.
 """
 import contextlib
 import ctypes

@@ -83,7 +83,7 @@ def rope_tables(s, length):
 
 
 def check_weights(s, weights):
-    """Raises ValueError naming every tensor that is missing, unknown or of another shape."""
+    """Raises ValueError naming tensors that are missing, unknown or of another shape."""
     expected = {name: p.shape for name, p in param_table(s).items()}
     check_tensors(expected, {name: w.shape for name, w in weights.items()})
 
@@ -109,10 +109,10 @@ def flops_per_token(s):
 
 
 def training_bytes(s, rows, itemsize, score_rows=0):
-    """Bytes of device memory that a run takes, roughly: weights, gradients, two moments, an average, copies during the
-    update and for QAT_START; and what the backward pass keeps of one micro-batch of `rows` rows, or of one longer
-    window, in a dtype of `itemsize` bytes. score_rows: queries per row whose attention scores are in memory at once:
-    all in every layer (plain attention), some in one layer (blocks), or 0 (fused)."""
+    """Bytes of device memory that a run takes, roughly: weights, gradients, moments, average and copies; and what the
+    backward pass keeps of one micro-batch of `rows` rows, or of one longer window, in a dtype of `itemsize` bytes.
+    score_rows: queries per row whose attention scores are in memory at once: all in every layer (plain attention),
+    some in one layer (blocks), or 0 (fused)."""
     width = max(4, itemsize)
     positions = max(rows * s.train_seq_len, s.eval_seq_len)
     layers = len(layer_order(s))

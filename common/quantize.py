@@ -79,8 +79,8 @@ def load_matrix(name, stored, levels):
 
 
 def unstorable(settings, weights, levels=None):
-    """Name of the first tensor with a value that is not finite or too large, else None: 8e6 at 127 levels, in
-    proportion at fewer, for the scale to be a float16; 8e6 / 127 with fp16."""
+    """Name of a tensor with a value that is not finite or too large for a float16 scale, else None: 8e6 at 127 levels,
+    in proportion at fewer; 8e6 / 127 with fp16."""
     levels = tensor_levels(settings, levels)
     for name in param_table(settings):
         number = levels.get(name, 127)

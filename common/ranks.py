@@ -25,7 +25,7 @@ class Agreed(UserError):
 
 
 def agree(trainer, seconds=0.0, failed=False):
-    """(rank 0's seconds, whether failed is True on any rank), the same on every rank."""
+    """(rank 0's seconds, whether failed is True on any rank), on every rank."""
     if trainer.world_size == 1:
         return seconds, failed
     total = trainer.all_sum(np.array([seconds if trainer.rank == 0 else 0.0, float(failed)]))
@@ -73,9 +73,8 @@ class Interrupt:
 
 class RankWatch:
     """Reports a rank that died, failed or hangs, and ends this process, which may be waiting for it in a call that
-    nothing interrupts. Each rank locks FOLDER/rank<r>, until it dies, and writes its heartbeat there twice a second:
-    how far it is. The lowest rank in order reports. A rank whose file is not visible, on another machine, is not
-    watched."""
+    nothing interrupts. Each rank locks FOLDER/rank<r> until it dies, and writes its heartbeat there twice a second: how
+    far it is. The lowest rank in order reports. Ranks on machines that do not share the folder are not watched."""
 
     def __init__(self, path, rank, world_size, timeout):
         self.path, self.rank, self.timeout, self.steps = path, rank, timeout, 0  # steps made

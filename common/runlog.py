@@ -1,8 +1,8 @@
 """Every line of a training log: templates for the writer and for the parser (readlog.py).
 
 {name:d} is a whole number, {name:.4f} a number, {name:s} a word and {name:*} the rest of the line, which may be empty.
-Lines of the challenge's own scripts keep their spelling, so its tools can read our logs. `partial` is empty or says
-which part of the validation split was scored.
+Lines of the challenge's own scripts keep their spelling, for its tools. `partial` is empty or says which part of the
+validation split was scored.
 """
 import string
 

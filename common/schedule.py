@@ -1,8 +1,8 @@
-"""Learning rate, momentum and the decay of the average: pure functions of the settings, the step and the time."""
+"""Learning rate, momentum and decay of the average: pure functions of settings, step and time."""
 
 
 def run_progress(settings, step, elapsed_seconds):
-    """Fraction of the run that is done, 0 to 1: of the steps or of the time cap, whichever is larger."""
+    """Fraction of the run that is done, 0 to 1: of the steps or the time cap, the larger one."""
     done = step / settings.iterations if settings.iterations else 1.0
     if settings.max_wallclock_seconds > 0:
         done = max(done, elapsed_seconds / settings.max_wallclock_seconds)

@@ -1,7 +1,7 @@
 """Every setting of a run, declared once.
 
 A setting comes from its flag (--train-seq-len 512), else from the environment (TRAIN_SEQ_LEN=512), else from its
-default. All problems are reported together.
+default.
 """
 import contextlib
 import dataclasses
@@ -287,7 +287,7 @@ def read_settings(kind, flags, environment, warn):
 
 
 def parse_settings(kind, texts, wrong=()):
-    """Settings of class `kind` from a dict name -> text. Raises UserError with `wrong` and all other problems."""
+    """Settings of class `kind` from a dict name -> text. Raises UserError with all problems, and `wrong`."""
     wrong, values = list(wrong), {}
     for field in dataclasses.fields(kind):
         try:
@@ -315,7 +315,7 @@ def as_text(value):
 
 
 def changed_settings(settings):
-    """dict of the settings that differ from the defaults of their class."""
+    """dict of the settings that are not the defaults of their class."""
     return {name: value for name, value in vars(settings).items() if value != getattr(type(settings), name)}
 
 

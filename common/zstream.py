@@ -1,7 +1,7 @@
 """zlib streams (RFC 1950) with equal bytes on every machine: Huffman-coded literals, no matches.
 
-zlib and its forks write different bytes for equal input, and matches cost more than they save on int8 weights. Every
-decision is integer arithmetic, so neither libm nor the numpy version can change a bit.
+zlib and its forks write different bytes for equal input, and matches cost more than they save on int8 weights. All is
+integer arithmetic, so neither libm nor the numpy version can change a bit.
 """
 import re
 import zlib
