@@ -1,29 +1,13 @@
-"""Token shards: a header of 256 little-endian int32 (magic, version, number of tokens, zeros), then uint16 tokens."""
+"""Token shards, as common/data/folder.py writes them: a header of 256 little-endian int32 (magic, version, number of tokens, zeros), then uint16 tokens."""
 import os
 from pathlib import Path
 
 import numpy as np
 
-from common.files import write_file
 from common.settings import UserError
 
 SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_BYTES = 20240520, 1, 1024
 SHARD_CHUNK = 1 << 24  # tokens that check_ids looks at together: 32 MiB
-
-
-def write_shard(path, tokens) -> None:
-    """Write ids 0 to 65535 of shape (tokens,). The file is complete or as it was. UserError: unfit ids or folder."""
-    path, tokens = Path(path), np.asarray(tokens)
-    if tokens.ndim != 1 or not 0 < tokens.size < 2**31:
-        raise UserError(f"{path}: a shard holds 1 to {2**31 - 1} tokens in one row, not shape {tokens.shape}")
-    if tokens.dtype.kind not in "iu" or tokens.min() < 0 or tokens.max() > 65535:
-        raise UserError(f"{path}: a shard holds integers 0 to 65535, not {tokens.dtype} {tokens.min()}..{tokens.max()}")
-    header = np.zeros(SHARD_HEADER_BYTES // 4, "<i4")
-    header[:3] = SHARD_MAGIC, SHARD_VERSION, tokens.size
-    try:
-        write_file(path, header, tokens.astype("<u2"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def open_shard(path):

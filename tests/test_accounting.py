@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from common.data import __main__ as command
 from common.data import check, pydoc
 from common.data.documents import Block, block_texts
+from common.data.folder import write_shard
 from common.data.tokenizers import encode_document, is_lossless, train_tokenizer
-from common.shards import write_shard
 from common.tokenizer import TOKENIZER_KINDS, count_bytes, load_tokenizer, locate_tokenizer
 from tests.test_tokenizer import ODD, TEXT, train
 

@@ -12,11 +12,11 @@ import pytest
 
 from common.data import __main__ as command
 from common.data import check, documents, folder, stats
-from common.data.folder import read_documents
+from common.data.folder import read_documents, write_shard
 from common.dataset import open_data
 from common.published import VAL_BYTES, VAL_TOKENS
 from common.settings import Settings, UserError
-from common.shards import open_shard, write_shard
+from common.shards import open_shard
 from tests.conftest import ROOT
 from tests.test_export import texts, write_jsonl
 from tests.test_tokenizer import train

@@ -15,10 +15,11 @@ import pytest
 import sentencepiece
 
 from common.data import fineweb
+from common.data.folder import write_shard
 from common.data.tokenizers import decode_ids
 from common.dataset import open_data
 from common.settings import Settings, UserError
-from common.shards import open_shard, write_shard
+from common.shards import open_shard
 from common.tokenizer import load_tokenizer
 from tests.conftest import ROOT
 from tests.hub import REPO, Hub, digest, git_digest

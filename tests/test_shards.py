@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import shards
+from common.data.folder import write_shard
 from common.settings import UserError
-from common.shards import check_ids, find_shards, open_shard, write_shard
+from common.shards import check_ids, find_shards, open_shard
 
 
 def shard_bytes(tokens, magic=20240520, version=1, count=None):

@@ -18,13 +18,14 @@ from common.artifact import decode_model, read_model
 from common.batches import TokenStream, step_rows
 from common.bpb import evaluate
 from common.bundle import bundle
+from common.data.folder import write_shard
 from common.dataset import open_data
 from common.loop import Run, warm_up
 from common.params import initial_weights
 from common.ranks import Interrupt, RankWatch
 from common.readlog import parse_log
 from common.run import main
-from common.shards import open_shard, write_shard
+from common.shards import open_shard
 from tests import faults
 from tests.conftest import BACKENDS, ROOT, TINY, environment, run_script, tiny_settings, trainer_class
 

@@ -26,13 +26,12 @@ from common.data.encode import (
     sample_documents,
     stop_at_bad,
 )
-from common.data.folder import alone, file_sha256, manifest_named, write_manifest
+from common.data.folder import alone, file_sha256, manifest_named, write_manifest, write_shard
 from common.data.tokenizers import parse_tokenizer, tokenizer_entry, train_tokenizer
 from common.data.workers import add_workers, in_order, worker_pool
 from common.files import read_json, write_file
 from common.published import VAL_DOCUMENTS
 from common.settings import UserError
-from common.shards import write_shard
 from common.tokenizer import TOKENIZER_KINDS, load_tokenizer
 
 NAME = "docs"

@@ -17,12 +17,27 @@ from common.data.tokenizers import try_model
 from common.dataset import MANIFEST_FORMAT, read_manifest
 from common.files import try_lock, write_file
 from common.settings import UserError
-from common.shards import find_shards, open_shard
+from common.shards import SHARD_HEADER_BYTES, SHARD_MAGIC, SHARD_VERSION, find_shards, open_shard
 from common.tokenizer import Tokenizer, load_tokenizer, locate_tokenizer
 
 PIECE_TOKENS = 1 << 20
 DOCUMENT_TOKENS = 1 << 24  # so many tokens without a BOS are not documents
 WINDOW_TOKENS = 1024  # of the windows in which the challenge's numbers count validation
+
+
+def write_shard(path, tokens) -> None:
+    """Write ids 0 to 65535 of shape (tokens,). The file is complete or as it was. UserError: unfit ids or folder."""
+    path, tokens = Path(path), np.asarray(tokens)
+    if tokens.ndim != 1 or not 0 < tokens.size < 2**31:
+        raise UserError(f"{path}: a shard holds 1 to {2**31 - 1} tokens in one row, not shape {tokens.shape}")
+    if tokens.dtype.kind not in "iu" or tokens.min() < 0 or tokens.max() > 65535:
+        raise UserError(f"{path}: a shard holds integers 0 to 65535, not {tokens.dtype} {tokens.min()}..{tokens.max()}")
+    header = np.zeros(SHARD_HEADER_BYTES // 4, "<i4")
+    header[:3] = SHARD_MAGIC, SHARD_VERSION, tokens.size
+    try:
+        write_file(path, header, tokens.astype("<u2"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def add_folder(parser) -> None:

@@ -20,11 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.folder import file_sha256, manifest_named, write_manifest
+from common.data.folder import file_sha256, manifest_named, write_manifest, write_shard
 from common.data.stats import unigram_bits
 from common.data.tokenizers import encode_document, tokenizer_entry, train_tokenizer
 from common.settings import UserError
-from common.shards import write_shard
 from common.tokenizer import load_tokenizer
 
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
