@@ -1,4 +1,5 @@
-"""Token shards, as common/data/folder.py writes them: a header of 256 little-endian int32 (magic, version, number of tokens, zeros), then uint16 tokens."""
+"""Token shards: a header of 256 little-endian int32 (magic, version, number of tokens, zeros), then uint16 tokens.
+common/data/folder.py writes them."""
 import os
 from pathlib import Path
 
