@@ -78,6 +78,7 @@ class MLP(nn.Module):
 
     def __init__(self, s):
         super().__init__()
+        self.s = s
         self.fc = nn.Linear(s.model_dim, s.mlp_mult * s.model_dim, bias=False)
         self.proj = nn.Linear(s.mlp_mult * s.model_dim, s.model_dim, bias=False)
 

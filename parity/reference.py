@@ -1,6 +1,7 @@
-"""The model's definition: forward pass and loss in plain numpy float64, for reading and for checking both backends against.
+"""The model's definition: forward pass and loss in plain numpy float64, to read and to check both backends against.
 
-Shapes: B rows, T positions, V vocabulary, C width, H query heads, K kv heads, D = C / H. Matrices are (outputs, inputs).
+Shapes: B rows, T positions, V vocabulary, C width, H query heads, K kv heads, D = C / H. Matrices are (outputs,
+inputs).
 """
 import numpy as np
 
@@ -17,11 +18,11 @@ def reference_logits(s, weights, tokens):
     for i, layer in enumerate(order):
         if i >= encoder and skips:  # the decoder half takes the encoder's outputs, last first
             x = x + w["skip_weights"][i - encoder] * skips.pop()
-        part = {name.removeprefix(f"blocks.{layer}."): value for name, value in w.items() if name.startswith(f"blocks.{layer}.")}
+        block = f"blocks.{layer}."
+        part = {name.removeprefix(block): value for name, value in w.items() if name.startswith(block)}
         x = part["resid_mix"][0] * x + part["resid_mix"][1] * x0
         x = x + part["attn_scale"] * attention(norm(x, s), part, s)
-        hidden = np.maximum(norm(x, s) @ part["mlp.fc.weight"].T, 0) ** 2
-        x = x + part["mlp_scale"] * (hidden @ part["mlp.proj.weight"].T)
+        x = x + part["mlp_scale"] * mlp(norm(x, s), part, s)
         if i < encoder:
             skips.append(x)
     head = w["tok_emb.weight"] if s.tie_embeddings else w["lm_head.weight"]
@@ -40,6 +41,12 @@ def norm(x, s):
     return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + s.rms_norm_eps)
 
 
+def mlp(x, w, s):
+    hidden = x @ w["mlp.fc.weight"].T
+    hidden = np.maximum(hidden, 0) ** 2
+    return hidden @ w["mlp.proj.weight"].T
+
+
 def attention(x, w, s):
     B, T, C = x.shape
     D = C // s.num_heads
@@ -49,7 +56,8 @@ def attention(x, w, s):
 
     q = rotate(norm(heads("attn.c_q.weight"), s), s) * w["attn.q_gain"][:, None, None]
     k, v = rotate(norm(heads("attn.c_k.weight"), s), s), heads("attn.c_v.weight")
-    k, v = (np.repeat(y, s.num_heads // s.num_kv_heads, axis=1) for y in (k, v))  # query head h uses kv head h // (H / K)
+    # query head h uses kv head h // (H / K)
+    k, v = (np.repeat(y, s.num_heads // s.num_kv_heads, axis=1) for y in (k, v))
     scores = q @ k.swapaxes(-1, -2) / np.sqrt(D)
     scores[..., np.triu(np.ones((T, T), bool), 1)] = -np.inf
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -58,7 +66,7 @@ def attention(x, w, s):
 
 
 def rotate(x, s):
-    """Rotary positions: the pair (x[i], x[i + D/2]) is turned by -position / base^(2i / D)."""
+    """Rotary positions: rotates the pair (x[i], x[i + D/2]) by -position / base^(2i / D)."""
     T, D = x.shape[-2:]
     angle = np.arange(T)[:, None] * s.rope_base ** (-np.arange(0, D, 2) / D)
     a, b = x[..., :D // 2], x[..., D // 2:]

@@ -1,12 +1,14 @@
-"""`python -m records ablation`: what each option does to score and bytes, measured on this machine at the size of `make train` on a CPU.
+"""`python -m records ablation`: the effect of each option on score and bytes, measured on this machine, at the size of
+`make train` on a CPU.
 
-Every trial is run with the same seeds and the same data, and compared with the trial it builds on by the test of
-`python -m records significance`, and seed by seed: a seed gives both the same initial weights. Training is equal in floating-point
-operations, so that a busy machine decides nothing: an option that makes a step dearer makes fewer steps. Levels and rounding have more
-steps, for a model of 200 steps loses next to nothing with few levels. Options that come after the training share it: its last steps
-are made again from one checkpoint. Runs are kept in runs/ablation-BACKEND-TRIAL-SEED, and one that is finished is not made again: remove
-them after a change of code or data.
+Every trial runs with the same seeds and the same data, and is compared with the trial it builds on, by the test of
+`python -m records significance` and per seed: a seed gives both the same initial weights. Training is equal in
+floating-point operations, so that a busy machine decides nothing: an option that makes a step more expensive makes
+fewer steps. Levels and rounding have more steps, because a model of 200 steps loses next to nothing with few levels.
+Options that come after the training share it: its last steps are made again from one checkpoint. Runs are kept in
+runs/ablation-BACKEND-TRIAL-SEED, and a finished one is not made again: remove them after a change of code or data.
 """
+import dataclasses
 import os
 import shutil
 import signal
@@ -19,52 +21,79 @@ from pathlib import Path
 
 from common.checkpoint import checkpoints
 from common.params import flops_per_token
+from common.recipes import CPU_DEMO
 from common.readlog import parse_log
-from common.settings import Settings, UserError, load_settings, settings_of
+from common.settings import Settings, UserError, as_text, load_settings, settings_of
+from parity.options import option_settings
+from parity.trainers import SCRIPTS
 from records.significance import Side, compare
 
-STEPS, TRAINERS = 200, {"torch": "train_gpt.py", "mlx": "train_gpt_mlx.py"}
-SIZE = {"NUM_LAYERS": 4, "MODEL_DIM": 256, "NUM_HEADS": 4, "NUM_KV_HEADS": 2, "TRAIN_SEQ_LEN": 256, "TRAIN_BATCH_TOKENS": 4096,
-        "MICRO_BATCH_TOKENS": 4096, "MATRIX_LR": 0.02, "MUON_MOMENTUM_WARMUP_STEPS": 100, "VAL_LOSS_EVERY": 0, "MAX_WALLCLOCK_SECONDS": 0,
-        "CHECKPOINT_EVERY": 0}
-# name: (settings, those of the trial that it is compared with among them; that trial)
+STEPS = 200
+DEMO = dataclasses.replace(Settings(**CPU_DEMO), micro_batch_tokens=CPU_DEMO["train_batch_tokens"], val_loss_every=0,
+                           max_wallclock_seconds=0.0, checkpoint_every="0")
+SIZE = {name.upper(): getattr(DEMO, name) for name in [*CPU_DEMO, "micro_batch_tokens", "checkpoint_every"]}
+
+
+def options(*names):
+    """dict NAME -> value of rows of parity/options.py, at this size."""
+    return {name.upper(): value for name, value in option_settings(DEMO, names).items()}
+
+
+# name: (settings, among them those of the trial that it is compared with; that trial)
 TRIALS = {
     "baseline": ({}, None),
-    "stride": ({"EVAL_STRIDE": 64}, "baseline"),
-    "window-512": ({"EVAL_SEQ_LEN": 512, "EVAL_STRIDE": 256}, "baseline"),
-    "ttt": ({"TTT_LR": 0.05, "TTT_CHUNK": "4096"}, "baseline"),
-    "ttt-document": ({"TTT_LR": 0.05, "TTT_CHUNK": "1024d"}, "baseline"),
-    "ttt-stride": ({"TTT_LR": 0.05, "TTT_CHUNK": "4096", "EVAL_STRIDE": 64}, "baseline"),
-    "embed-fp16": ({"QUANT_LEVELS": "embed=fp16"}, "baseline"),
-    "loop": ({"LOOP_LAYERS": "1-2"}, "baseline"),
-    "ema": ({"EMA_DECAY": 0.95}, "baseline"),
+    "stride": (options("sliding windows"), "baseline"),
+    "window-512": (options("long windows"), "baseline"),
+    "ttt": (options("test-time training"), "baseline"),
+    "ttt-document": (options("test-time training by document"), "baseline"),
+    "ttt-stride": (options("test-time training", "sliding windows"), "baseline"),
+    "embed-fp16": (options("fp16 embedding"), "baseline"),
+    "loop": (options("loops"), "baseline"),
+    "ema": (options("average"), "baseline"),
     "rows-1024": ({"TRAIN_SEQ_LEN": 1024}, "baseline"),
     "narrow": ({"MODEL_DIM": 128}, "baseline"),
     "wide": ({"MODEL_DIM": 384}, "baseline"),
     "long": ({"ITERATIONS": 500}, "baseline"),
 }
-for name, levels in {"matrices-6-bit": "matrix=31", "matrices-5-bit": "matrix=15", "matrices-4-bit": "matrix=7", "all-5-bit": "15",
-                     "all-4-bit": "7"}.items():
-    TRIALS[name] = {"ITERATIONS": 500, "QUANT_LEVELS": levels}, "long"
-    TRIALS[f"{name}-qat"] = {**TRIALS[name][0], "QAT_START": 0.5}, name
+LEVELS = {
+    "matrices-6-bit": "matrix=31",
+    "matrices-5-bit": "matrix=15",
+    "matrices-4-bit": "matrix=7",
+    "all-5-bit": "15",
+    "all-4-bit": "7",
+}
+for name, levels in LEVELS.items():
+    fewer = TRIALS["long"][0] | {"QUANT_LEVELS": levels}
+    TRIALS[name] = fewer, "long"
+    TRIALS[f"{name}-qat"] = fewer | options("rounding in training"), name
 
 
 def trial_settings(trial, data_path):
-    """dict NAME -> text of a trial, with steps for as many operations as the baseline's."""
-    values, plain = ({name: str(value) for name, value in found.items()} for found in (SIZE | TRIALS[trial][0], SIZE))
-    cost, plain_cost = (flops_per_token(load_settings(Settings, [], found | {"VOCAB_SIZE": "1024"}, print)) for found in (values, plain))
-    return values | {"DATA_PATH": str(data_path), "ITERATIONS": str(round(int(values.get("ITERATIONS", STEPS)) * plain_cost / cost))}
+    """dict NAME -> text of a trial, with steps for as many operations as those of the baseline."""
+    plain = {name: as_text(value) for name, value in SIZE.items()}
+    values = plain | {name: as_text(value) for name, value in TRIALS[trial][0].items()}
+    steps = int(values.get("ITERATIONS", STEPS)) * operations(plain) / operations(values)
+    return values | {"DATA_PATH": str(data_path), "ITERATIONS": str(round(steps))}
+
+
+def operations(values):
+    """Floating-point operations per token of training with a dict NAME -> text."""
+    return flops_per_token(load_settings(Settings, [], values | {"VOCAB_SIZE": "1024"}, print))
 
 
 def ancestry(trial):
     """The trial and those that it builds on."""
-    return [trial, *(ancestry(TRIALS[trial][1]) if TRIALS[trial][1] else [])]
+    against = TRIALS[trial][1]
+    return [trial, *ancestry(against)] if against else [trial]
 
 
 def training(trial):
-    """The trial that trains as this one does: itself, or the one it builds on where all that it adds comes after the training."""
+    """The trial whose training this one shares: itself, or the one it builds on where all that it adds comes after the
+    training."""
     settings, against = TRIALS[trial]
-    added = {name.lower() for name in settings.keys() - TRIALS[against][0].keys()} if against else {""}
+    if not against:
+        return trial
+    added = {name.lower() for name in settings.keys() - TRIALS[against][0].keys()}
     return training(against) if added <= settings_of("evaluation", "memory", "run").keys() else trial
 
 
@@ -72,29 +101,37 @@ SHARED = {training(trial) for trial in TRIALS if training(trial) != trial}
 
 
 def outcome(folder):
-    """dict of what is shown of a finished run, or None."""
+    """dict of what the table shows of a finished run, or None."""
     path = folder / "train.log"
     lines = parse_log(path.read_text()) if path.exists() else []
     found = dict(lines)  # the last of each kind
     if found.get("status", {}).get("status") not in ("finished", "capped"):
         return None
-    return {"loss": found["final_exact"]["val_loss"], "bpb": found["final_exact"]["val_bpb"], "before": found["val"]["val_bpb"],
-            "bytes": found["total"]["bytes"], "steps": found["val"]["step"], "evaluation": found["final"]["ms"] / 1e3}
+    return {
+        "loss": found["final_exact"]["val_loss"],
+        "bpb": found["final_exact"]["val_bpb"],
+        "before": found["val"]["val_bpb"],
+        "bytes": found["total"]["bytes"],
+        "steps": found["val"]["step"],
+        "evaluation": found["final"]["ms"] / 1e3,
+    }
 
 
 def start(folder, values, backend, **more):
-    """The process of a run that goes on with what is in its folder, or begins it."""
+    """The process of a run that continues what is in its folder, or begins it."""
     named = {"RESUME": str(folder)} if folder.exists() else {"RUN_ID": folder.name}
     clean = {name: value for name, value in os.environ.items() if name.lower() not in vars(Settings())}
-    return subprocess.Popen([sys.executable, TRAINERS[backend]], env=clean | values | named | more, text=True, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, SCRIPTS[backend]], env=clean | values | named | more, text=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def trained(trial, seed, backend, data_path):
-    """Folder of a run, stopped some steps before its end."""
+    """Folder of a run that was stopped five steps before its end. Raises UserError."""
     values = trial_settings(trial, data_path) | {"SEED": str(seed)}
     folder = Path("runs") / f"ablation-{backend}-{trial}-trained-{seed}"
-    stop, made = int(values["ITERATIONS"]) - 5, int(checkpoints(folder)[0].stem[5:]) if checkpoints(folder) else 0
+    stop, made = int(values["ITERATIONS"]) - 5, 0
+    if found := checkpoints(folder):
+        made = int(found[0].stem.removeprefix("step-"))
     if made < stop:
         process = start(folder, values, backend, CHECKPOINT_EVERY=str(stop - made))
         while process.poll() is None and not (folder / f"step-{stop:08}.checkpoint").exists():
@@ -107,7 +144,7 @@ def trained(trial, seed, backend, data_path):
 
 
 def run_trial(trial, seed, backend, data_path):
-    """outcome() of one run, which is made where it is not there. Raises UserError."""
+    """outcome() of one run, which is made unless it exists. Raises UserError."""
     folder = Path("runs") / f"ablation-{backend}-{trial}-{seed}"
     if not (found := outcome(folder)):
         values = trial_settings(trial, data_path) | {"SEED": str(seed)}
@@ -127,17 +164,28 @@ def line(trial, runs):
     """One row of the table, in Markdown."""
     settings, against = TRIALS[trial]
     mean = {key: statistics.mean(run[key] for run in runs[trial]) for key in runs[trial][0]}
-    cells = [trial, " ".join(f"`{name}={value}`" for name, value in settings.items()) or "defaults",
-             f"{mean['bpb']:.4f} ± {statistics.stdev(run['bpb'] for run in runs[trial]):.4f}",
-             f"{mean['bpb'] - mean['before']:+.4f}", f"{mean['bytes']:,.0f}", f"{mean['steps']:.0f}", f"{mean['evaluation']:.1f}"]
+    cells = [
+        trial,
+        " ".join(f"`{name}={value}`" for name, value in settings.items()) or "defaults",
+        f"{mean['bpb']:.4f} ± {statistics.stdev(run['bpb'] for run in runs[trial]):.4f}",
+        f"{mean['bpb'] - mean['before']:+.4f}",
+        f"{mean['bytes']:,.0f}",
+        f"{mean['steps']:.0f}",
+        f"{mean['evaluation']:.1f}",
+    ]
     if against:
         pairs = [ours["bpb"] - theirs["bpb"] for ours, theirs in zip(runs[trial], runs[against])]
-        sides = [Side(name, [run["loss"] for run in runs[name]], [run["bpb"] for run in runs[name]]) for name in (against, trial)]
-        found = compare(*sides)
+        found = compare(side(against, runs), side(trial, runs))
         p = found["readings"]["no margin"]["p"] if "readings" in found else float("nan")
         cells += [f"{statistics.mean(pairs):+.4f} ± {statistics.stdev(pairs):.4f} against {against}",
                   f"{found['decision']}, p = {p:.2g} without margin"]
-    return "| " + " | ".join([*cells, *[""] * (9 - len(cells))]) + " |"
+    else:
+        cells += ["", ""]
+    return "| " + " | ".join(cells) + " |"
+
+
+def side(trial, runs):
+    return Side(trial, [run["loss"] for run in runs[trial]], [run["bpb"] for run in runs[trial]])
 
 
 def run(options):
@@ -149,16 +197,20 @@ def run(options):
     names = [name for name in TRIALS if any(name in ancestry(trial) for trial in names)]
     seeds = range(1337, 1337 + options.seeds)
     with ThreadPoolExecutor(options.jobs) as pool:
-        first = [pool.submit(trained, name, seed, options.backend, options.data) for name in names if name in SHARED for seed in seeds]
-        for job in first:
+        def submit(act, name):
+            return [pool.submit(act, name, seed, options.backend, options.data) for seed in seeds]
+
+        first = [submit(trained, name) for name in names if name in SHARED]
+        for job in [job for made in first for job in made]:
             job.result()
-        jobs = {name: [pool.submit(run_trial, name, seed, options.backend, options.data) for seed in seeds] for name in names}
+        jobs = {name: submit(run_trial, name) for name in names}
         try:
             runs = {name: [job.result() for job in made] for name, made in jobs.items()}
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    print("| trial | settings | val_bpb | cost of the round trip | bytes | steps | evaluation, s | seed by seed | verdict |")
+    print("| trial | settings | val_bpb | cost of the round trip | bytes | steps | evaluation, s | seed by seed "
+          "| verdict |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in runs:
         print(line(name, runs))
@@ -169,7 +221,7 @@ def add_command(subparsers):
     parser = subparsers.add_parser("ablation", help="measure what each option does to score and bytes")
     words = "run only these, and the trials that they are compared with (default: all)"
     parser.add_argument("--only", nargs="+", metavar="TRIAL", help=words)
-    parser.add_argument("--backend", choices=("torch", "mlx"), default="torch", help="(default: torch)")
+    parser.add_argument("--backend", choices=SCRIPTS, default="torch", help="(default: torch)")
     words = "data folder (default: the embedded corpus)"
     parser.add_argument("--data", type=Path, default=Path("data/pydoc_sp1024"), metavar="DIR", help=words)
     parser.add_argument("--seeds", type=int, default=3, help="runs per trial, one per seed (default: 3)")

@@ -1,5 +1,4 @@
-"""Times optimizer steps of both trainers at the demonstration's size, on this machine's CPU: `python -m
-tests.bench_step`."""
+"""Times optimizer steps of both trainers at the demonstration's size, on this CPU: `python -m tests.bench_step`."""
 import dataclasses
 import os
 import statistics
@@ -9,21 +8,19 @@ import time
 
 import numpy as np
 
-SIZE = {"vocab_size": 1024, "num_layers": 4, "model_dim": 256, "num_heads": 4, "num_kv_heads": 2, "train_seq_len": 256,
-        "train_batch_tokens": 4096, "device": "cpu"}
+from common.recipes import CPU_DEMO
 
 
 def bench(backend, dtype, steps=25):
     """Prints one row of the table."""
     started = time.perf_counter()
-    if backend == "torch":
-        from train_gpt import TorchTrainer as Trainer
-    else:
-        from train_gpt_mlx import MlxTrainer as Trainer
     from common.params import initial_weights
-    s = dataclasses.replace(Trainer.settings_class(), **SIZE, compute_dtype=dtype)
-    trainer = Trainer(s, initial_weights(s))
-    tokens = np.random.default_rng(0).integers(0, s.vocab_size, (16, s.train_seq_len + 1)).astype(np.int32)
+    from parity.trainers import load_trainer
+    kind = load_trainer(backend)
+    s = dataclasses.replace(kind.settings_class(**CPU_DEMO), vocab_size=1024, device="cpu", compute_dtype=dtype)
+    trainer = kind(s, initial_weights(s))
+    rows = s.train_batch_tokens // s.train_seq_len
+    tokens = np.random.default_rng(0).integers(0, s.vocab_size, (rows, s.train_seq_len + 1)).astype(np.int32)
     for _ in range(3):
         float(trainer.train_step(tokens, 1.0, 0.9))
     ready, times = time.perf_counter() - started, []
@@ -32,7 +29,8 @@ def bench(backend, dtype, steps=25):
         float(trainer.train_step(tokens, 1.0, 0.9))
         times.append(time.perf_counter() - start)
     median = statistics.median(times)
-    print(f"{backend:<8} {str(trainer.dtype).split('.')[-1]:<9} {1e3 * median:>7.0f} ms/step {4096 / median:>8,.0f} tokens/s   "
+    dtype, rate = str(trainer.dtype).split(".")[-1], s.train_batch_tokens / median
+    print(f"{backend:<8} {dtype:<9} {1e3 * median:>7.0f} ms/step {rate:>8,.0f} tokens/s   "
           f"{ready:>5.1f} s to the first timed step", flush=True)
 
 

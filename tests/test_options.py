@@ -8,26 +8,32 @@ import pytest
 from common.params import initial_weights
 from common.quantize import dequantize_rows, quantize_rows
 from common.schedule import ema_decay
-from common.settings import Settings
+from common.settings import Settings, settings_of
+from parity.options import OPTIONS, option_settings
 from tests.conftest import TINY, trainer_class
 from tests.faults import Run, ended
 
-TRAINING = {"average": {"ema_decay": 0.9}, "rounding": {"qat_start": 0.5}, "low rounding": {"qat_start": 0.25, "quant_levels": "matrix=7,embed=fp16"},
-            "levels": {"quant_levels": "15"}, "budget": {"quant_levels": "auto"}, "loop": {"loop_layers": "1-2", "loop_count": 3}}
-TRAINING["all"] = {**TRAINING["average"], **TRAINING["low rounding"], **TRAINING["loop"], "loss_chunk": 24, "eval_seq_len": 48, "eval_stride": 16,
-                   "ttt_lr": 0.1, "ttt_chunk": "256"}
+IN_TRAINING = settings_of("model", "training", "memory").keys() | {"quant_levels"}  # the others: test_options_eval.py
+CASES = {name: option_settings(Settings(**TINY), [name]) for name in OPTIONS if OPTIONS[name].keys() <= IN_TRAINING}
+CASES |= {
+    "all options": option_settings(Settings(**TINY)),
+    "rounding to few levels": {"qat_start": 0.25, "quant_levels": "matrix=7,embed=fp16"},
+    "levels that fit the budget": {"quant_levels": "auto"},
+}
 
 
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("name", CASES)
 def test_both_backends_train_the_same_model_with_it(name, whole):
-    """In the reference mode, to the byte; and another one than without."""
-    changes = TRAINING[name]
-    assert whole("torch", **changes) == whole("mlx", **changes) != whole("torch")
+    """In reference mode, to the byte. It is another model than without the option, unless that only saves memory."""
+    changes = CASES[name]
+    torch = whole("torch", **changes)
+    assert torch == whole("mlx", **changes)
+    assert (torch == whole("torch")) == (changes.keys() <= settings_of("memory").keys())
 
 
 def test_interrupted_and_resumed_with_two_ranks(backend, tmp_path, data_path, whole):
-    """What is averaged is part of a checkpoint, and validated without a trace in the weights."""
-    changes = TRAINING["average"] | TRAINING["rounding"]
+    """The average is part of a checkpoint, and its validation leaves no trace in the weights."""
+    changes = CASES["average"] | CASES["rounding in training"]
     run = Run(backend, tmp_path / "a", data_path, ("slow",), 2, val_loss_every=3, train_log_every=1, **changes)
     run.until_step(14)
     os.kill(run.ranks[0].pid, signal.SIGTERM)
@@ -52,16 +58,18 @@ def test_the_average_is_what_the_formula_says(backend):
     assert max(np.abs(found[name] - weights[name]).max() for name in mean) > 1e-3
 
 
-def test_the_decay_grows_to_what_was_asked_for():
+def test_the_decay_grows_to_the_one_that_is_set():
     s = Settings(ema_decay=0.99)
     assert [ema_decay(s, step) for step in (0, 10, 10_000)] == [0.1, 11 / 20, 0.99]
 
 
 @pytest.mark.parametrize("levels", [2, 7, 31, 127, "fp16"])
 def test_training_rounds_as_the_model_file_does(levels, backend):
-    """Bit for bit, with rows of zeros, rows whose scale is a subnormal float16 or none, and values half way between two codes."""
+    """Bit for bit, with rows of zeros, rows whose scale is a subnormal float16 or 0, and values halfway between two
+    codes."""
     random = np.random.Generator(np.random.Philox(0))
-    weights = random.standard_normal((64, 96)).astype(np.float32) * np.float32(10.0) ** random.integers(-7, 3, (64, 1)).astype(np.float32)
+    weights = random.standard_normal((64, 96)).astype(np.float32)
+    weights *= np.float32(10.0) ** random.integers(-7, 3, (64, 1)).astype(np.float32)
     weights[3] = 0
     weights[4] = np.arange(96) - 47.5 if levels == "fp16" else np.arange(96) % (2 * levels) - levels + 0.5
     weights[4, 0] = 2**-25 if levels == "fp16" else levels  # half of the smallest float16; a step of 1
@@ -76,5 +84,8 @@ def test_training_rounds_as_the_model_file_does(levels, backend):
         from train_gpt_mlx import round_rows
         with mx.stream(mx.cpu):
             rounded = np.array(round_rows(mx.array(weights), levels))
-    expected = weights.astype(np.float16).astype(np.float32) if levels == "fp16" else dequantize_rows(*quantize_rows(weights, levels))
+    if levels == "fp16":
+        expected = weights.astype(np.float16).astype(np.float32)
+    else:
+        expected = dequantize_rows(*quantize_rows(weights, levels))
     assert np.array_equal(rounded, expected)

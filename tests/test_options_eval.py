@@ -9,14 +9,17 @@ from common.batches import TokenStream, step_rows
 from common.dataset import open_data
 from common.params import initial_weights
 from common.readlog import parse_log
+from common.settings import Settings, settings_of
+from parity.options import OPTIONS, option_settings
 from parity.problem import full_weights
 from tests import faults
-from tests.conftest import BACKENDS, ROOT, environment, run_script, tiny_settings, trainer_class
+from tests.conftest import BACKENDS, ROOT, TINY, environment, run_script, tiny_settings, trainer_class
 
 BOS = 1
-WAYS = {"stride": {"eval_stride": 8}, "long": {"eval_seq_len": 48}, "ttt": {"ttt_lr": 0.5, "ttt_chunk": "64"},
-        "documents": {"ttt_lr": 0.5, "ttt_chunk": "40d"},
-        "all": {"eval_stride": 12, "eval_seq_len": 48, "ttt_lr": 0.5, "ttt_chunk": "100d"}}
+NAMES = [name for name in OPTIONS if OPTIONS[name].keys() <= settings_of("evaluation").keys() - {"quant_levels"}]
+WAYS = {name: option_settings(Settings(**TINY), [name]) for name in NAMES}
+ALL = option_settings(Settings(**TINY), ["long windows", "sliding windows", "test-time training by document"])
+WAYS |= {"all": ALL, "all, in chunks": option_settings(Settings(**TINY), NAMES)}
 
 
 def build(backend, data_path, weights=None, **changes):
@@ -27,12 +30,21 @@ def build(backend, data_path, weights=None, **changes):
 
 def final_scores(trainer, settings, tokens, tokenizer, monkeypatch):
     """float64 (tokens,): nats of each token in the final evaluation; NaN of the first."""
-    nats, windows = np.full(len(tokens), np.nan), []
+    nats, windows, scores = np.full(len(tokens), np.nan), [], []
     with monkeypatch.context() as patch:
-        patch.setattr(bpb, "eval_batch", lambda stream, given, *a, make=bpb.eval_batch: windows.append(given) or make(stream, given, *a))
-        patch.setattr(trainer, "token_nats", lambda tokens, make=trainer.token_nats: windows.append(make(tokens)) or windows[-1])
-        bpb.evaluate(trainer, settings, TokenStream([np.array(tokens, np.uint16)]), tokenizer, len(tokens), final=True)
-    for given, made in zip(windows[::2], windows[1::2], strict=True):
+        def eval_batch(stream, given, *more, make=bpb.eval_batch):
+            windows.append(given)
+            return make(stream, given, *more)
+
+        def token_nats(tokens, make=trainer.token_nats):
+            scores.append(make(tokens))
+            return scores[-1]
+
+        patch.setattr(bpb, "eval_batch", eval_batch)
+        patch.setattr(trainer, "token_nats", token_nats)
+        stream = TokenStream([np.array(tokens, np.uint16)])
+        bpb.evaluate(trainer, settings, stream, tokenizer, len(tokens), final=True)
+    for given, made in zip(windows, scores, strict=True):
         for row, (start, count, last) in enumerate(given):
             place = slice(start + 1 + count - last, start + 1 + count)
             assert np.isnan(nats[place]).all()
@@ -40,40 +52,48 @@ def final_scores(trainer, settings, tokens, tokenizer, monkeypatch):
     return nats
 
 
-# legal ----------------------------------------------------------------------------------------------------------------------
+# legal ----------------------------------------------------------------------------------------------------------------
 
 SMALL = {"vocab_size": 10, "num_layers": 1, "model_dim": 16, "num_heads": 2, "num_kv_heads": 1, "train_seq_len": 8,
          "train_batch_tokens": 64, "micro_batch_tokens": 16}
 TABLE = dataclasses.make_dataclass("Table", ["byte_counts", "leading_space", "boundary", "bos_id"])(
     np.ones(10, np.int32), np.zeros(10, bool), np.zeros(10, bool), BOS)
-LEGAL = {"windows": {}, "stride": {"eval_stride": 3}, "chunks": {"ttt_lr": 0.5, "ttt_chunk": "16"},
-         "documents": {"ttt_lr": 0.5, "ttt_chunk": "8d"}, "sliding chunks": {"ttt_lr": 0.5, "ttt_chunk": "12", "eval_stride": 3},
-         "sliding documents": {"ttt_lr": 0.5, "ttt_chunk": "6d", "eval_stride": 3, "eval_seq_len": 10}}
+# lengths that do not divide each other, unlike those of parity/options.py
+LEGAL = {
+    "windows": {},
+    "stride": {"eval_stride": 3},
+    "chunks": {"ttt_lr": 0.5, "ttt_chunk": "16"},
+    "documents": {"ttt_lr": 0.5, "ttt_chunk": "8d"},
+    "sliding chunks": {"ttt_lr": 0.5, "ttt_chunk": "12", "eval_stride": 3},
+    "sliding documents": {"ttt_lr": 0.5, "ttt_chunk": "6d", "eval_stride": 3, "eval_seq_len": 10},
+}
 
 
 @pytest.mark.parametrize("way", LEGAL)
 def test_no_score_knows_its_own_or_a_later_token(way, backend, monkeypatch):
-    """With each token in turn at one place: what is scored before is the same to the bit, and the probabilities of that place's tokens
-    add up to 1, so that none of it hung on which of them stands there, be it a BOS."""
+    """With each token in turn at one place: what is scored before is the same to the bit, and the probabilities of the
+    tokens at that place add up to 1, so that none of them depends on which of them stands there, even a BOS."""
     trainer, settings = build(backend, "", **SMALL | LEGAL[way])
     tokens = np.random.Generator(np.random.Philox(11)).integers(2, 10, 40)
     tokens[[0, 5, 28]] = BOS
     for place in (7, 16, 17, 27, 38):
-        ways = np.array([final_scores(trainer, settings, [*tokens[:place], token, *tokens[place + 1:]], TABLE, monkeypatch)
-                         for token in range(10)])
+        texts = [[*tokens[:place], token, *tokens[place + 1:]] for token in range(10)]
+        ways = np.array([final_scores(trainer, settings, text, TABLE, monkeypatch) for text in texts])
         assert (ways[:, 1:place] == ways[0, 1:place]).all()
         assert abs(np.exp(-ways[:, place]).sum() - 1) < 1e-12
         assert (ways[:, place + 1] != ways[0, place + 1]).any()
 
 
 def test_steps_on_scored_tokens_change_what_follows(backend, monkeypatch):
-    """Beyond the reach of any window another token can be felt through the weights alone: everywhere later; or within its document."""
+    """Beyond the reach of any window, another token is felt through the weights alone: everywhere later, or within its
+    document."""
     tokens = np.random.Generator(np.random.Philox(12)).integers(2, 10, 96)
     tokens[[0, 60]] = BOS
     other = [*tokens[:9], tokens[9] % 8 + 2, *tokens[10:]]
     felt = {}
-    for way, values in {"off": {}, "chunks": {"ttt_lr": 0.5, "ttt_chunk": "16"}, "documents": {"ttt_lr": 0.5, "ttt_chunk": "16d"}}.items():
-        trainer, settings = build(backend, "", **SMALL | values)
+    chunks = {"off": {}, "chunks": {"ttt_chunk": "16"}, "documents": {"ttt_chunk": "16d"}}
+    for way, chunk in chunks.items():
+        trainer, settings = build(backend, "", **SMALL | chunk, ttt_lr=0.5 if chunk else 0.0)
         before = trainer.weights()
         one, two = (final_scores(trainer, settings, t, TABLE, monkeypatch) for t in (tokens, other))
         felt[way] = (one != two).nonzero()[0][1:]  # 0 is NaN
@@ -85,7 +105,8 @@ def test_steps_on_scored_tokens_change_what_follows(backend, monkeypatch):
 
 def test_a_step_is_plain_sgd_on_the_mean(backend):
     trainer, _ = build(backend, "", **SMALL, eval_seq_len=12)
-    tokens, before = np.random.Generator(np.random.Philox(13)).integers(0, 10, (4, 13)).astype(np.int32), trainer.weights()
+    tokens = np.random.Generator(np.random.Philox(13)).integers(0, 10, (4, 13)).astype(np.int32)
+    before = trainer.weights()
     _, grads = trainer.gradients(tokens)
     trainer.sgd_step(tokens, 0.25)
     after = trainer.weights()
@@ -93,7 +114,7 @@ def test_a_step_is_plain_sgd_on_the_mean(backend):
     assert any(np.abs(g).max() > 1e-3 for g in grads.values())
 
 
-# equal ----------------------------------------------------------------------------------------------------------------------
+# equal ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -123,7 +144,8 @@ def test_context_and_steps_help_a_trained_model(backend, documents):
 
     def score(tokens, **changes):
         stream = TokenStream([tokens.astype(np.uint16)])
-        return bpb.evaluate(trainer, dataclasses.replace(settings, **changes), stream, data.tokenizer, 700, final=True)[1]
+        changed = dataclasses.replace(settings, **changes)
+        return bpb.evaluate(trainer, changed, stream, data.tokenizer, 700, final=True)[1]
 
     assert score(tokens, eval_stride=8) < score(tokens) - 0.02
     for values in ({"ttt_chunk": "64"}, {"ttt_chunk": "32d"}, {"ttt_chunk": "64", "eval_stride": 8}):
@@ -131,36 +153,39 @@ def test_context_and_steps_help_a_trained_model(backend, documents):
     assert all((trained[name] == w).all() for name, w in trainer.weights().items())
 
 
-# whole runs -----------------------------------------------------------------------------------------------------------------
+# whole runs -----------------------------------------------------------------------------------------------------------
 
 
 def test_ranks_and_backends_score_alike_in_whole_runs(documents, tmp_path):
-    """With all options on one rank and two: the same score, by the same model as without them; and the log says how it was scored and what
-    it took."""
+    """With all options on one rank and two: the same score, by the same model as without them; and the log says how it
+    was scored and how long that took."""
     scores, models = [], []
-    for backend, world_size, way in (("torch", 1, "all"), ("torch", 2, "all"), ("mlx", 1, "all"), ("mlx", 2, "all"), ("torch", 1, None)):
-        run = faults.Run(backend, tmp_path / f"{backend}{world_size}{way}", documents, world_size=world_size, **WAYS.get(way, {}))
+    cases = [(backend, ranks, "all") for backend in BACKENDS for ranks in (1, 2)]
+    for backend, world_size, way in [*cases, ("torch", 1, None)]:
+        folder = tmp_path / f"{backend}{world_size}{way}"
+        run = faults.Run(backend, folder, documents, world_size=world_size, **WAYS.get(way, {}))
         assert run.wait() == [0] * world_size, run.text()
         models.append(run.model())
         [line] = run.lines("evaluation")
         assert line["limit"] == 600
         if way:
             scores.append([run.lines("final_exact")[0][key] for key in ("val_loss", "val_bpb")])
-            assert (line["seq_len"], line["stride"], line["ttt"]) == (48, 12, "lr 0.5, chunk 100d")
-            assert "windows of 48 tokens, every 12; test-time training: lr 0.5, chunk 100d" in run.text()
+            assert (line["seq_len"], line["stride"], line["ttt"]) == (64, 8, "lr 0.05, chunk 64d")
+            assert "windows of 64 tokens, every 8; test-time training: lr 0.05, chunk 64d" in run.text()
         else:
-            assert (line["seq_len"], line["stride"], line["ttt"]) == (32, 32, "off") and "scored    windows" not in run.text()
+            assert (line["seq_len"], line["stride"], line["ttt"]) == (32, 32, "off")
+            assert "scored    windows" not in run.text()
     assert len({*models}) == 1 and np.ptp(scores, axis=0).max() <= 1.01e-8  # the last digit printed
 
 
 def test_steps_that_diverge_end_the_run(backend, documents, tmp_path):
     run = faults.Run(backend, tmp_path, documents, ["diverges_at_test_time"], iterations=1, **WAYS["all"])
-    faults.ended(run, "nonfinite", "lower TTT_LR=0.5")
+    faults.ended(run, "nonfinite", "lower TTT_LR=0.05")
 
 
 def test_compiled(backend, documents, tmp_path):
-    """Windows, steps and ends of other shapes than training's go through the compiled graph too."""
-    found, sizes = [], {"num_layers": 1, "iterations": 2, "compute_dtype": "float64"} | WAYS["all"] | {"ttt_chunk": "96d"}
+    """Windows, steps and ends of other shapes than those of training go through the compiled graph too."""
+    found, sizes = [], {"num_layers": 1, "iterations": 2, "compute_dtype": "float64"} | ALL | {"ttt_chunk": "96d"}
     for compiled in (0, 1):
         folder = tmp_path / str(compiled)
         folder.mkdir()

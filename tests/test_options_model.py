@@ -1,4 +1,4 @@
-"""Options of the model that are off by default, loops of blocks and long rows: `python -m pytest tests/test_options_model.py`."""
+"""Loops of blocks and long rows, which are off by default: `python -m pytest tests/test_options_model.py`."""
 import dataclasses
 import json
 import zlib
@@ -22,18 +22,24 @@ from common.readlog import parse_log
 from common.settings import Settings, UserError, load_settings, model_settings
 from parity import portable
 from parity.ladder import against_definition, climb
-from parity.problem import first_rows, full_weights, make_problem, observe
+from parity.options import option_settings
+from parity.problem import first_rows, full_weights, make_problem
+from parity.rungs import observe
 from tests.conftest import BACKENDS, ROOT, TINY, environment, run_script, tiny_settings, trainer_class
 
-LOOP = {"num_layers": 4, "loop_layers": "1-2", "loop_count": 3}
-CALM = {"matrix_lr": 0.01, "tied_embed_lr": 0.01, "embed_lr": 0.05, "scalar_lr": 0.01}  # see test_one_artifact_in_reference_mode
+LOOP = {"num_layers": 4, "loop_count": 3} | option_settings(Settings(num_layers=4), ["loops"])
+# see test_one_artifact_in_reference_mode
+CALM = {"matrix_lr": 0.01, "tied_embed_lr": 0.01, "embed_lr": 0.05, "scalar_lr": 0.01}
 
 
-# loops of blocks --------------------------------------------------------------------------------------------------------
+# loops of blocks ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loop, count, order", [
-    ("", 2, [0, 1, 2, 3]), ("1-2", 2, [0, 1, 2, 1, 2, 3]), ("0-3", 2, [0, 1, 2, 3, 0, 1, 2, 3]), ("3-3", 4, [0, 1, 2, 3, 3, 3, 3]),
+    ("", 2, [0, 1, 2, 3]),
+    ("1-2", 2, [0, 1, 2, 1, 2, 3]),
+    ("0-3", 2, [0, 1, 2, 3, 0, 1, 2, 3]),
+    ("3-3", 4, [0, 1, 2, 3, 3, 3, 3]),
     ("0-0", 2, [0, 0, 1, 2, 3]),
 ])
 def test_the_range_is_repeated_as_a_whole(loop, count, order):
@@ -57,14 +63,16 @@ def test_a_window_that_is_longer_than_a_micro_batch_needs_more_memory():
 
 
 @pytest.mark.parametrize("values, words", [
-    ({"loop_layers": "3"}, "LOOP_LAYERS=3 is no range of blocks: write the first and the last, as in 3-5"),
-    ({"loop_layers": "03-5"}, "LOOP_LAYERS=03-5 is no range"), ({"loop_layers": "3-5\n"}, r"LOOP_LAYERS=3-5\n is no range"),
-    ({"loop_layers": "a-b"}, "LOOP_LAYERS=a-b is no range"), ({"loop_layers": "-1-2"}, "LOOP_LAYERS=-1-2 is no range"),
+    ({"loop_layers": "3"}, "LOOP_LAYERS=3 is not a range of blocks: write the first and the last, as in 3-5"),
+    ({"loop_layers": "03-5"}, "LOOP_LAYERS=03-5 is not a range"),
+    ({"loop_layers": "3-5\n"}, r"LOOP_LAYERS=3-5\n is not a range"),
+    ({"loop_layers": "a-b"}, "LOOP_LAYERS=a-b is not a range"),
+    ({"loop_layers": "-1-2"}, "LOOP_LAYERS=-1-2 is not a range"),
     ({"loop_layers": "5-3"}, "LOOP_LAYERS=5-3 is reversed: write the first block and then the last, 3-5"),
     ({"loop_layers": "3-9"}, "LOOP_LAYERS=3-9 is outside the model: NUM_LAYERS=9 has blocks 0-8"),
-    ({"loop_count": 3}, "LOOP_COUNT=3 applies nothing again without LOOP_LAYERS"),
+    ({"loop_count": 3}, "LOOP_COUNT=3 has no effect without LOOP_LAYERS"),
 ])
-def test_a_range_that_is_none_is_named(values, words):
+def test_a_bad_range_is_named(values, words):
     with pytest.raises(UserError) as error:
         load_settings(Settings, [f"--{name}={value}" for name, value in values.items()], {}, print)
     assert str(error.value).startswith(words)
@@ -72,7 +80,8 @@ def test_a_range_that_is_none_is_named(values, words):
 
 def header(settings):
     payload = artifact.encode_model(settings, initial_weights(settings))[1]
-    return json.loads(json.loads(payload[8:8 + int.from_bytes(payload[:8], "little")])["__metadata__"]["parity_golf"])["settings"]
+    head = json.loads(payload[8:8 + int.from_bytes(payload[:8], "little")])
+    return json.loads(head["__metadata__"]["parity_golf"])["settings"]
 
 
 def test_the_artifact_names_loops_only_where_there_are_some():
@@ -84,13 +93,18 @@ def test_the_artifact_names_loops_only_where_there_are_some():
     assert header(thrice) == header(plain) | {"loop_layers": "1-2", "loop_count": 3}
     for s in (plain, looped, thrice):
         read, _ = artifact.decode_model(artifact.encode_model(s, initial_weights(s))[0])
-        assert model_settings(read) == model_settings(s) and (read.loop_layers, read.loop_count) == (s.loop_layers, s.loop_count)
+        assert model_settings(read) == model_settings(s)
+        assert (read.loop_layers, read.loop_count) == (s.loop_layers, s.loop_count)
 
 
 @pytest.mark.parametrize("old, new, words", [
-    (':"1-1"', ':"1-0"', "LOOP_LAYERS=1-0 is reversed"), (':"1-1"', ":11", "LOOP_LAYERS=11 is no range"), (':"1-1"', ':"1-9"', "outside the model"),
-    (':"1-1"', ':["1-1"]', "is no range"), ('"loop_layers":"1-1"', '"loop_count":2,"loop_layers":"1-1"', "canonical"),
-    (':"1-1"', ':""', "canonical"), ('"loop_layers":"1-1"', '"loop_count":17,"loop_layers":"1-1"', "LOOP_COUNT=17 is not a whole number from 2"),
+    (':"1-1"', ':"1-0"', "LOOP_LAYERS=1-0 is reversed"),
+    (':"1-1"', ":11", "LOOP_LAYERS=11 is not a range"),
+    (':"1-1"', ':"1-9"', "outside the model"),
+    (':"1-1"', ':["1-1"]', "is not a range"),
+    ('"loop_layers":"1-1"', '"loop_count":2,"loop_layers":"1-1"', "canonical"),
+    (':"1-1"', ':""', "canonical"),
+    ('"loop_layers":"1-1"', '"loop_count":17,"loop_layers":"1-1"', "LOOP_COUNT=17 is not a whole number from 2"),
 ])
 def test_a_loop_in_the_header_is_canonical_or_refused(old, new, words):
     s = Settings(**TINY | {"num_layers": 2, "loop_layers": "1-1"})  # one skip, with the loop and without
@@ -106,28 +120,27 @@ def test_a_loop_in_the_header_is_canonical_or_refused(old, new, words):
 
 
 def test_looped_twins_are_the_model_that_is_defined(data_path):
-    size = {name: value for name, value in TINY.items() if name not in ("iterations", "warmup_steps", "val_loss_every", "compile", "device")}
-    task = make_problem(data_path, 3, **size | LOOP)
-    shown = {name: observe(trainer_class(name), task, "float64", compile=False, device="cpu")[0] for name in BACKENDS}
+    task = make_problem(Settings(**TINY | LOOP | {"iterations": 3, "data_path": str(data_path)}))
+    shown = {name: observe(trainer_class(name), task, "float64").shown for name in BACKENDS}
     assert all(row.passed for row in climb("float64", shown["torch"], shown["mlx"], ("torch", "mlx")))
+    weights, rows = full_weights(task.settings), first_rows(task)
     for name in BACKENDS:
-        row = against_definition("float64", task.settings, full_weights(task.settings), first_rows(task), shown[name], name)
+        row = against_definition("float64", task.settings, weights, rows, shown[name], name)
         assert row.passed, row
     plain = dataclasses.replace(task.settings, loop_layers="", loop_count=2)
-    weights = {name: w[:num_skips(plain)] if name == "skip_weights" else w for name, w in full_weights(task.settings).items()}
-    assert not against_definition("float64", plain, weights, first_rows(task), shown["torch"], "torch").passed
+    weights["skip_weights"] = weights["skip_weights"][:num_skips(plain)]
+    assert not against_definition("float64", plain, weights, rows, shown["torch"], "torch").passed
 
 
 def test_a_file_of_parity_from_before_loops_is_read(data_path, tmp_path, monkeypatch, capsys):
-    size = {name: value for name, value in TINY.items() if name not in ("iterations", "warmup_steps", "val_loss_every", "compile", "device")}
-    task = make_problem(data_path, 1, **size)
-    shown, device = observe(trainer_class("torch"), task, "float64", compile=False, device="cpu")
+    task = make_problem(Settings(**TINY | {"iterations": 1, "data_path": str(data_path)}))
+    shown, device, _ = observe(trainer_class("torch"), task, "float64")
     old = Settings(**vars(task.settings))
     for name in ("loop_layers", "loop_count", "loss_chunk"):
         del old.__dict__[name]
     portable.write_fixture(tmp_path / "old", dataclasses.replace(task, settings=old), shown, "torch", "float64", device)
     problem, _, _ = portable.read_fixture(tmp_path / "old")
-    assert problem.settings == task.settings and "knows no loop_layers" in capsys.readouterr().err
+    assert problem.settings == task.settings and "does not have loop_layers" in capsys.readouterr().err
 
 
 def run(backend, folder, data_path, **changes):
@@ -141,16 +154,25 @@ def run(backend, folder, data_path, **changes):
 
 @pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False, "loop_layers": "0-3", "loop_count": 2}])
 def test_one_artifact_with_loops_and_chunks(changes, tmp_path, data_path):
-    """In reference mode: both backends, compiled or not, with chunks of several sizes (the last is short) and without."""
-    ways = [("torch", {}), ("mlx", {}), ("torch", {"loss_chunk": 100}), ("mlx", {"loss_chunk": 100}), ("mlx", {"loss_chunk": 48, "compile": 1})]
-    models = [run(backend, tmp_path / str(i), data_path, compute_dtype="float64", iterations=40, **CALM | LOOP | changes | own)[1]
-              for i, (backend, own) in enumerate(ways)]
+    """In reference mode: both backends, compiled or not, with chunks of several sizes (the last is short) and without.
+    """
+    ways = [
+        ("torch", {}),
+        ("mlx", {}),
+        ("torch", {"loss_chunk": 100}),
+        ("mlx", {"loss_chunk": 100}),
+        ("mlx", {"loss_chunk": 48, "compile": 1}),
+    ]
+    models = []
+    for i, (backend, own) in enumerate(ways):
+        values = {"compute_dtype": "float64", "iterations": 40} | CALM | LOOP | changes | own
+        models.append(run(backend, tmp_path / str(i), data_path, **values)[1])
     assert len(set(models)) == 1, [len(model) for model in models]
     read, _ = artifact.decode_model(models[0])
     assert read.loop_layers == (LOOP | changes)["loop_layers"]
 
 
-# long rows ----------------------------------------------------------------------------------------------------------------
+# long rows ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -161,18 +183,21 @@ def test_chunks_give_the_same_numbers(backend, dtype, data_path):
         trainer, data = trainer_class(backend)(s, full_weights(s)), open_data(s)
         rows = np.random.default_rng(1).integers(0, 260, (8, s.train_seq_len + 1)).astype(np.int32)
         _, grads = trainer.gradients(rows)
-        seen[chunk] = {"nats": trainer.token_nats(rows), "val": evaluate(trainer, s, data.val, data.tokenizer, 999)[0]} | grads
+        val_loss = evaluate(trainer, s, data.val, data.tokenizer, 999)[0]
+        seen[chunk] = {"nats": trainer.token_nats(rows), "val": val_loss} | grads
+    atol = 3e-6 if dtype == "float32" else 0.02
     for chunk in (7, 96, 256):
         for name, value in seen[0].items():
             scale = np.abs(value).max()
-            np.testing.assert_allclose(seen[chunk][name] / scale, value / scale, atol=3e-6 if dtype == "float32" else 0.02, err_msg=name)
+            np.testing.assert_allclose(seen[chunk][name] / scale, value / scale, atol=atol, err_msg=name)
 
 
 def test_chunks_can_be_compiled(backend, data_path):
     """The compiled step with a short last chunk: the same losses, in reference mode."""
     losses = []
     for compiled, chunk in ((False, 0), (True, 100)):
-        s = tiny_settings(backend, data_path, num_layers=1, loop_layers="0-0", compute_dtype="float64", compile=compiled, loss_chunk=chunk, **CALM)
+        s = tiny_settings(backend, data_path, num_layers=1, loop_layers="0-0", compute_dtype="float64",
+                          compile=compiled, loss_chunk=chunk, **CALM)
         trainer = trainer_class(backend)(s, full_weights(s))
         rows = np.random.default_rng(1).integers(0, 260, (8, s.train_seq_len + 1)).astype(np.int32)
         losses.append([float(trainer.train_step(rows, 1.0, 0.9)) for _ in range(3)])
@@ -181,8 +206,8 @@ def test_chunks_can_be_compiled(backend, data_path):
 
 def test_twins_agree_on_long_rows_in_reference_mode(data_path):
     """2,048 positions: blocks of queries on MLX, the fused kernel on torch, chunks on one side only. Three steps."""
-    size = {"num_layers": 2, "model_dim": 16, "num_heads": 2, "num_kv_heads": 1, "train_seq_len": 2048, "train_batch_tokens": 4096,
-            "micro_batch_tokens": 4096, "compute_dtype": "float64"}
+    size = {"num_layers": 2, "model_dim": 16, "num_heads": 2, "num_kv_heads": 1, "train_seq_len": 2048,
+            "train_batch_tokens": 4096, "micro_batch_tokens": 4096, "compute_dtype": "float64"}
     seen = {}
     for name, chunk in (("torch", 0), ("mlx", 1000), ("mlx", 0), ("torch", 1000)):
         s = tiny_settings(name, data_path, **size | CALM, loss_chunk=chunk)
@@ -211,11 +236,13 @@ from common.params import initial_weights
 def peak():
     if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 20
-    return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) >> 10  # ru_maxrss begins with the parent's
+    text = open("/proc/self/status").read()  # ru_maxrss begins with the parent's
+    return int(re.search(r"VmHWM:\\s*(\\d+)", text)[1]) >> 10
 
 kind = trainer_class(sys.argv[2])
-s = kind.settings_class(vocab_size=4096, num_layers=1, model_dim=16, num_heads=1, num_kv_heads=1, train_seq_len=16384, train_batch_tokens=16384,
-                        micro_batch_tokens=16384, loss_chunk=int(sys.argv[3]), compute_dtype="float32", device="cpu", compile=False)
+s = kind.settings_class(vocab_size=4096, num_layers=1, model_dim=16, num_heads=1, num_kv_heads=1, train_seq_len=16384,
+                        train_batch_tokens=16384, micro_batch_tokens=16384, loss_chunk=int(sys.argv[3]),
+                        compute_dtype="float32", device="cpu", compile=False)
 trainer = kind(s, initial_weights(s))
 rows = np.random.default_rng(1).integers(0, 4096, (1, 16385)).astype(np.int32)
 trainer.token_nats(rows[:, :65])

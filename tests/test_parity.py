@@ -1,4 +1,7 @@
-"""The ladder holds, and each defect planted in one side makes it fail at the right rung: `python -m pytest tests/test_parity.py`."""
+"""The ladder holds, and each defect planted in one side makes it fail at the right rung.
+
+`python -m pytest tests/test_parity.py`
+"""
 import dataclasses
 import json
 import re
@@ -8,25 +11,27 @@ import types
 import numpy as np
 import pytest
 
+import parity.options
 import parity.problem
 import train_gpt_mlx
 from common import artifact, batches, bpb, params, quantize, schedule
 from common.settings import Settings, setting
 from parity import ladder, portable
 from parity.__main__ import main
-from parity.problem import DTYPES, RUNGS, first_rows, full_weights, make_problem, observe
+from parity.options import OPTIONS
+from parity.problem import DTYPES, first_rows, full_weights, make_problem
+from parity.rungs import RUNGS, observe
+from parity.trainers import trainer_in
 from tests.conftest import BACKENDS, ROOT, TINY, trainer_class
-
-SIZE = {name: value for name, value in TINY.items() if name not in ("iterations", "warmup_steps", "val_loss_every", "compile", "device")}
 
 
 @pytest.fixture(scope="session")
 def task(data_path):
-    return make_problem(data_path, 6, **SIZE | {"num_layers": 4})
+    return make_problem(Settings(**TINY | {"num_layers": 4, "iterations": 6, "data_path": str(data_path)}))
 
 
 def show(task, trainer, dtype="float64"):
-    return observe(trainer, task, dtype, compile=False, device="cpu")[0]
+    return observe(trainer, task, dtype).shown
 
 
 def climb(dtype, first, second):
@@ -50,11 +55,14 @@ def test_every_rung_holds(dtype, shown):
     assert failing(rows) == [], ladder.table(rows)
 
 
-@pytest.mark.parametrize("device", [pytest.param("torch", marks=pytest.mark.cuda), pytest.param("mlx", marks=pytest.mark.metal)])
+GPUS = pytest.param("torch", marks=pytest.mark.cuda), pytest.param("mlx", marks=pytest.mark.metal)
+
+
+@pytest.mark.parametrize("device", GPUS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_every_rung_holds_between_the_gpu_and_both_cpu_backends(device, dtype, compiled, shown, task):
-    gpu, name = observe(trainer_class(device), task, dtype, compile=compiled, device="gpu")
+    gpu, name, _ = observe(trainer_class(device), task, dtype, compile=compiled, device="gpu")
     for backend in BACKENDS:
         rows = ladder.climb(dtype, gpu, shown[backend, dtype], (name, f"{backend} on the CPU"))
         assert failing(rows) == [], ladder.table(rows)
@@ -77,19 +85,27 @@ def test_logits_that_round_apart_are_excused_at_a_rounding_border_only():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_both_are_the_model_that_is_defined(backend, dtype, shown, task):
-    row = ladder.against_definition(dtype, task.settings, full_weights(task.settings), first_rows(task), shown[backend, dtype], backend)
+    row = ladder.against_definition(dtype, task.settings, full_weights(task.settings), first_rows(task),
+                                    shown[backend, dtype], backend)
     assert row.passed, row
 
 
 def test_the_side_that_leaves_the_definition_is_named(shown, task):
-    wrong = shown["torch", "float64"] | {"logits": {"logits": -shown["torch", "float64"]["logits"]["logits"]}}
-    row = ladder.against_definition("float64", task.settings, full_weights(task.settings), first_rows(task), wrong, "torch")
+    right = shown["torch", "float64"]
+    wrong = right | {"logits": {"logits": -right["logits"]["logits"]}}
+    weights = full_weights(task.settings)
+    row = ladder.against_definition("float64", task.settings, weights, first_rows(task), wrong, "torch")
     assert row.rung == "definition: torch" and row.sides == ("definition", "torch")
     assert float(row.first) == pytest.approx(-float(row.second))
 
 
-@pytest.mark.parametrize("value, says", [(np.full((2, 3), np.nan), "nan"), (np.ones((2, 3), np.complex64), "complex64"), (np.ones((0, 3)), "(0, 3)"),
-                                         (np.ones((3, 2)), "(3, 2)"), (np.ones((2, 3), bool), "bool")])
+@pytest.mark.parametrize("value, says", [
+    (np.full((2, 3), np.nan), "nan"),
+    (np.ones((2, 3), np.complex64), "complex64"),
+    (np.ones((0, 3)), "(0, 3)"),
+    (np.ones((3, 2)), "(3, 2)"),
+    (np.ones((2, 3), bool), "bool"),
+])
 @pytest.mark.parametrize("rung", ["initial weights", "logits", "one step"])
 def test_what_cannot_be_compared_fails(rung, value, says):
     for second in (value, np.ones((2, 3))):
@@ -112,7 +128,7 @@ def mutant(backend, old, new):
     module = types.ModuleType(f"mutant_{backend}")
     sys.modules[module.__name__] = module  # dataclasses look it up
     exec(compile(text.replace(old, new), module.__name__, "exec"), module.__dict__)
-    return module.MlxTrainer if backend == "mlx" else module.TorchTrainer
+    return trainer_in(module, module.__name__)
 
 
 MUTANTS = [
@@ -124,30 +140,35 @@ MUTANTS = [
     ("torch", "return self.s.logit_softcap * torch.tanh(logits / self.s.logit_softcap)", "return logits", "logits"),
     ("torch", "self.skip_weights[i - self.num_skips]", "self.skip_weights[self.num_skips * 2 - 1 - i]", "logits"),
     ("mlx", "skips.pop()", "skips.pop(0)", "logits"),
-    ("torch", "* self.q_gain.to(x.dtype)[:, None, None]", "* (0 * self.q_gain + 1).to(x.dtype)[:, None, None]", "logits"),
+    ("torch", "* self.q_gain.to(x.dtype)[:, None, None]", "* (0 * self.q_gain + 1).to(x.dtype)[:, None, None]",
+     "logits"),
     ("mlx", "rows = q.reshape(B, K, H // K * N, D)",  # kv heads repeated in the wrong order
      "rows = q.reshape(B, H // K, K, N, D).swapaxes(1, 2).reshape(B, K, H // K * N, D)", "logits"),
     ("mlx", "mix[1] * x0", "mix[1] * x", "logits"),
-    ("mlx", "mx.arange(T) <= mx.arange(T - N, T)[:, None]", "mx.arange(T) <= mx.arange(T - N, T)[:, None] + 1", "logits"),
+    ("mlx", "mx.arange(T) <= mx.arange(T - N, T)[:, None]", "mx.arange(T) <= mx.arange(T - N, T)[:, None] + 1",
+     "logits"),
     ("torch", "torch.relu(linear(x, self.fc)).square()", "torch.relu(linear(x, self.fc))", "logits"),
     ("mlx", "(tokens[:, 1:].size * ranks)", "(tokens.size * ranks)", "loss"),
     ("torch", "logits = linear(rms_norm(x, self.s), head)",  # the head's gradient does not reach the tied embedding
      "logits = F.linear(rms_norm(x, self.s), head.weight.detach().to(x.dtype))", "gradients"),
-    ("torch", "return x.transpose(1, 2) if tall else x", "return x.transpose(1, 2) if tall or x.shape[1] == x.shape[2] else x", "one step"),
+    ("torch", "return x.transpose(1, 2) if tall else x",
+     "return x.transpose(1, 2) if tall or x.shape[1] == x.shape[2] else x", "one step"),
     ("mlx", "g = g + momentum * buffer", "g = buffer", "one step"),
     ("mlx", "lr * max(1, rows / columns) ** 0.5 * u", "lr * u", "one step"),
     ("mlx", "s.beta2 * state", "s.beta1 * state", "one step"),
     ("torch", "betas=(s.beta1, s.beta2), eps=s.adam_eps", "betas=(s.beta1, s.beta2), eps=1e-6", "one step"),
-    ("torch", ".half().float()\n    return", ".float()\n    return", "options"),  # steps of a rounding that the file would not have
+    # rounds in steps that the file does not have
+    ("torch", ".half().float()\n    return", ".float()\n    return", "options"),
     ("torch", "_foreach_mul_(change, (1 - decay)", "_foreach_mul_(change, (0.99 - decay)", "options"),
     ("torch", "tuple(layer_order(s))", "tuple(sorted(layer_order(s)))", "options"),
-    ("torch", "alpha=-lr)\n\n    def to_device", "alpha=-1.01 * lr)\n\n    def to_device", "options"),
+    ("torch", "[p.grad for p in params], alpha=-lr)", "[p.grad for p in params], alpha=-1.01 * lr)", "options"),
 ]
 
 
 @pytest.mark.parametrize("backend, old, new, rung", MUTANTS, ids=[f"{m[0]}: {m[2][:40]}" for m in MUTANTS])
 def test_a_defect_in_a_trainer_fails_at_its_rung(backend, old, new, rung, shown, task):
-    rows = climb("float64", shown["mlx" if backend == "torch" else "torch", "float64"], show(task, mutant(backend, old, new)))
+    other = {"torch": "mlx", "mlx": "torch"}[backend]
+    rows = climb("float64", shown[other, "float64"], show(task, mutant(backend, old, new)))
     assert failing(rows)[0] == rung
     assert f"first failing rung: {rung}" in ladder.table(rows)
 
@@ -172,10 +193,20 @@ def reading_order(settings, stored, levels, whole=artifact.pack_payload):
     return payload[:8] + text + bytes(body)
 
 
+def earlier_rows(settings, rank, ranks, whole=batches.rank_rows):
+    """One row before those of the rank."""
+    first, rows = whole(settings, rank, ranks)
+    return max(0, first - 1), rows
+
+
+def other_seed(settings, whole=params.initial_weights):
+    return whole(dataclasses.replace(settings, seed=settings.seed + 1))
+
+
 COMMON_DEFECTS = [
-    (params, "initial_weights", lambda s, make=params.initial_weights: make(dataclasses.replace(s, seed=s.seed + 1)), "initial weights"),
+    (params, "initial_weights", other_seed, "initial weights"),
     (batches, "step_rows", lambda *a, make=batches.step_rows: np.roll(make(*a), 1, axis=1), "batches"),
-    (batches, "rank_rows", lambda s, rank, ranks, make=batches.rank_rows: (max(0, make(s, rank, ranks)[0] - 1), make(s, rank, ranks)[1]), "batches"),
+    (batches, "rank_rows", earlier_rows, "batches"),
     (bpb, "count_bytes", lambda *a, make=bpb.count_bytes: make(*a) + 1, "bytes and windows"),
     (bpb, "eval_windows", lambda *a, make=bpb.eval_windows: make(*a)[:-1], "bytes and windows"),
     (schedule, "muon_momentum", lambda s, step, make=schedule.muon_momentum: make(s, step + 1), "training losses"),
@@ -199,20 +230,25 @@ FUSED = ("mlx", "mx.fast.rms_norm(x, None, s.rms_norm_eps)", "mx.fast.rms_norm(x
 
 def test_a_defect_outside_of_reference_mode_fails_at_its_rung(shown, task):
     backend, old, new, rung = FUSED
-    assert failing(climb("float32", shown["torch", "float32"], show(task, mutant(backend, old, new), "float32")))[0] == rung
+    rows = climb("float32", shown["torch", "float32"], show(task, mutant(backend, old, new), "float32"))
+    assert failing(rows)[0] == rung
 
 
-@pytest.mark.parametrize("backend, old, new", [m[:3] for m in MUTANTS if m[3] == "one step" and "eps" not in m[1]], ids=str)
+OF_OPTIMIZERS = [m[:3] for m in MUTANTS if m[3] == "one step" and "eps" not in m[1]]
+
+
+@pytest.mark.parametrize("backend, old, new", OF_OPTIMIZERS, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_optimizer_defects_fail_in_every_dtype(backend, old, new, dtype, shown, task):
-    rows = climb(dtype, shown["mlx" if backend == "torch" else "torch", dtype], show(task, mutant(backend, old, new), dtype))
+    other = {"torch": "mlx", "mlx": "torch"}[backend]
+    rows = climb(dtype, shown[other, dtype], show(task, mutant(backend, old, new), dtype))
     if dtype == "bfloat16" and "beta2" in old:
         assert failing(rows) == []  # 5 % of a second moment: less than what bfloat16 differs by
     else:
         assert failing(rows)[0] == "one step", ladder.table(rows)
 
 
-# the command -------------------------------------------------------------------------------------------------------------
+# the command ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_ladder_of_the_command_holds(capsys, monkeypatch):
@@ -226,8 +262,11 @@ def test_the_ladder_of_the_command_holds(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, says", [
-    (["--steps", "0"], "0 is less than 1"), (["--untied", "export", "--backend", "mlx", "f"], "unrecognized arguments"),
-    (["export", "f"], "--backend"), (["curves", "--seeds", "2"], "2 is less than 3")])
+    (["--steps", "0"], "0 is less than 1"),
+    (["export", "f"], "--backend"),
+    (["compare", "f", "--backend", "mlx", "--num-layers", "3"], "unrecognized arguments"),
+    (["curves", "--seeds", "2"], "2 is less than 3"),
+])
 def test_arguments_that_make_no_sense(arguments, says, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -235,31 +274,43 @@ def test_arguments_that_make_no_sense(arguments, says, capsys):
 
 
 @pytest.mark.parametrize("arguments, says", [
-    (["--data", "nowhere"], "python -m common.data pydoc"), (["export", "--backend", "mlx", "/nowhere/f"], "/nowhere is no folder"),
-    (["compare", "nowhere", "--backend", "mlx"], "nowhere: No such file"), (["curves", "-o", "f.txt"], "f.txt cannot be written")])
-def test_what_cannot_be_tried_is_told_before_any_work(arguments, says, capsys, tmp_path, monkeypatch):
+    (["--data", "nowhere"], "python -m common.data pydoc"),
+    (["--untied", "export", "--backend", "mlx", "f"], "export is not a setting"),
+    (["--num-layer", "3"], "--num-layer is not a setting; did you mean --num-layers?"),
+    (["export", "--num-layers=x", "--backend", "mlx", "f"], "NUM_LAYERS=x is not a whole number from 1 to 256"),
+    (["--loop-layers", "3-5"], "LOOP_LAYERS=3-5 is outside the model: NUM_LAYERS=4 has blocks 0-3"),
+    (["--train-batch-tokens", "1024"], "TRAIN_BATCH_TOKENS=1024 must be a multiple of 8 rows of TRAIN_SEQ_LEN=256"),
+    (["--iterations", "0"], "ITERATIONS=0 leaves nothing to train"),
+    (["export", "--backend", "mlx", "/nowhere/f"], "/nowhere is not a folder"),
+    (["compare", "nowhere", "--backend", "mlx"], "nowhere: No such file"),
+    (["curves", "-o", "f.txt"], "f.txt cannot be written"),
+])
+def test_what_cannot_be_tried_is_reported_before_any_work(arguments, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["mlx", "torch"])
-def test_a_missing_backend_is_told(missing, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, f"train_gpt{'_mlx' * (missing == 'mlx')}", None)
+def test_a_missing_backend_is_reported(missing, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, BACKENDS[missing].removesuffix(".py"), None)
     assert main([]) == 2
     assert f"make install BACKEND={missing}" in capsys.readouterr().err
 
 
 def test_curves_state_the_difference(tmp_path, data_path, monkeypatch, capsys):
-    monkeypatch.setattr(parity.problem, "CPU_SIZE", SIZE)
+    size = {name: TINY[name] for name in TINY.keys() & parity.problem.DEFAULTS.keys()}
+    monkeypatch.setattr(parity.problem, "DEFAULTS", parity.problem.DEFAULTS | size)
+    monkeypatch.setattr(parity.problem, "BATCH", TINY["train_batch_tokens"])
     assert main(["curves", "--data", str(data_path), "--steps", "3", "-o", str(tmp_path / "c.png")]) == 0
-    text = capsys.readouterr().out
-    scores = [[float(x) for x in re.findall(r" (\d+\.\d{4})", line)] for line in text.splitlines() if line.startswith("seed ")]
+    lines = capsys.readouterr().out.splitlines()
+    text = "\n".join(lines)
+    scores = [[float(x) for x in re.findall(r" (\d+\.\d{4})", line)] for line in lines if line.startswith("seed ")]
     assert len(scores) == 3 and all(abs(torch - mlx) < 0.05 for torch, mlx in scores)
     assert "on average over 3 seeds" in text and (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
 
 
-# one file for two machines -----------------------------------------------------------------------------------------------
+# one file for two machines --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -274,7 +325,19 @@ def test_a_file_compares_as_the_live_side_does(fixture_file, shown, capsys):
     assert [dataclasses.astuple(row) for row in live] == [dataclasses.astuple(row) for row in filed]
     assert main(["compare", str(fixture_file), "--backend", "torch", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
-    assert "mlx (file) against torch (here), float32, 6 steps" in text and "FAILED" not in text and text.startswith("file: here, python ")
+    assert text.startswith("file: here, python ") and "mlx (file) against torch (here), float32, 6 steps" in text
+    assert "FAILED" not in text and "left out" not in text
+
+
+def test_an_older_file_with_other_options_compares_in_every_other_rung(task, shown, tmp_path, monkeypatch, capsys):
+    older = OPTIONS | {"average": {"ema_decay": 0.5}}
+    monkeypatch.setattr(parity.options, "OPTIONS", older)
+    portable.write_fixture(tmp_path / "f", task, show(task, trainer_class("mlx")), "mlx", "float64", "there")
+    monkeypatch.undo()
+    assert main(["compare", str(tmp_path / "f"), "--backend", "torch", "--device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["left_out"] == {"options": "the file was written with other options"}
+    assert {row["rung"] for row in found["rungs"]} == {*RUNGS, "logits as float32"} - {"options"}
 
 
 def refused(capsys, path, says=""):
@@ -288,7 +351,8 @@ def test_a_damaged_file_gives_a_message_and_no_verdict(fixture_file, capsys):
     random = np.random.Generator(np.random.Philox(1))
     cuts = [data[:n] for n in (0, 7, 100, len(data) // 2, len(data) - 1)] + [data + b"x"]
     size = 8 + int.from_bytes(data[:8], "little")
-    places = [data.index(word) + len(word) for word in (b'steps\\": ', b'seed\\": \\"', b'matrix_lr\\": \\"0.', b'dtype\\": \\"flo')]
+    words = b'steps\\": ', b'seed\\": \\"', b'matrix_lr\\": \\"0.', b'dtype\\": \\"flo'
+    places = [data.index(word) + len(word) for word in words]
     places += random.integers(0, size, 200).tolist() + random.integers(size, len(data), 20).tolist()
     flips = [data[:i] + bytes([data[i] ^ 1 << int(random.integers(8))]) + data[i + 1:] for i in places]
     for damaged in cuts + flips:
@@ -302,10 +366,16 @@ def changed_settings(task, **changes):
     return dataclasses.replace(task, settings=dataclasses.replace(task.settings, **changes))
 
 
+def changed_table(task, **changes):
+    return dataclasses.replace(task, table=dataclasses.replace(task.table, **changes))
+
+
 @pytest.mark.parametrize("change, says", [
     (lambda t: changed_settings(t, mlp_mult=64, model_dim=16384), "a problem of this size"),
     (lambda t: changed_settings(t, num_layers=10_000), "NUM_LAYERS=10000"),
-    (lambda t: changed_settings(t, train_seq_len=1 << 16, train_batch_tokens=1 << 19, micro_batch_tokens=1 << 19), "a problem of this size"),
+    (lambda t: changed_settings(t, train_seq_len=1 << 16, train_batch_tokens=1 << 19, micro_batch_tokens=1 << 19),
+     "a problem of this size"),
+    (lambda t: changed_settings(t, eval_seq_len=1 << 20), "a problem of this size"),
     (lambda t: changed_settings(t, train_batch_tokens=96), "8 rows"),
     (lambda t: changed_settings(t, rms_norm_eps=0.0), "RMS_NORM_EPS"),
     (lambda t: changed_settings(t, num_kv_heads=3), "NUM_KV_HEADS=3"),
@@ -315,9 +385,11 @@ def changed_settings(task, **changes):
     (lambda t: dataclasses.replace(t, val=t.val + np.uint16(300)), "tokens do not fit"),
     (lambda t: dataclasses.replace(t, val=t.val[:5]), "tokens do not fit"),
     (lambda t: dataclasses.replace(t, train=t.train.astype(np.float32)), "tokens do not fit"),
-    (lambda t: dataclasses.replace(t, table=dataclasses.replace(t.table, byte_counts=t.table.byte_counts * np.nan)), "byte table"),
-    (lambda t: dataclasses.replace(t, table=dataclasses.replace(t.table, byte_counts=t.table.byte_counts * 0)), "byte table"),
-    (lambda t: dataclasses.replace(t, table=dataclasses.replace(t.table, boundary=t.table.boundary[:9])), "byte table")])
+    (lambda t: changed_table(t, byte_counts=t.table.byte_counts * np.nan), "byte table"),
+    (lambda t: changed_table(t, byte_counts=t.table.byte_counts * 0), "byte table"),
+    (lambda t: changed_table(t, boundary=t.table.boundary[:9]), "byte table"),
+    (lambda t: changed_table(t, bos_id=260), "BOS 260 is not in its vocabulary"),
+])
 def test_a_hostile_problem_is_refused(change, says, task, shown, tmp_path, capsys):
     portable.write_fixture(tmp_path / "f", change(task), shown["mlx", "float32"], "mlx", "float32", "here")
     refused(capsys, tmp_path / "f", says)
@@ -326,8 +398,12 @@ def test_a_hostile_problem_is_refused(change, says, task, shown, tmp_path, capsy
 def test_a_file_that_lacks_something_or_is_of_another_version(task, shown, tmp_path, capsys, monkeypatch):
     side = shown["mlx", "float32"]
     less = side | {"gradients": {name: g for name, g in side["gradients"].items() if name != "skip_weights"}}
-    for wrong, says in (({rung: values for rung, values in side.items() if rung != "gradients"}, "lacks 'gradients"),
-                        (less, "lacks 'gradients/skip_weights'"), (side | {"new": {"x": np.ones(1)}}, "unknown here, 'new/x'")):
+    cases = {
+        "lacks 'gradients": {rung: values for rung, values in side.items() if rung != "gradients"},
+        "lacks 'gradients/skip_weights'": less,
+        "unknown here, 'new/x'": side | {"new": {"x": np.ones(1)}},
+    }
+    for says, wrong in cases.items():
         portable.write_fixture(tmp_path / "f", task, wrong, "mlx", "float32", "here")
         refused(capsys, tmp_path / "f", says)
     portable.write_fixture(tmp_path / "f", task, side, "mlx", "float16", "here")
@@ -338,8 +414,9 @@ def test_a_file_that_lacks_something_or_is_of_another_version(task, shown, tmp_p
     refused(capsys, tmp_path / "f", "format 2")
 
 
-def test_a_file_of_other_settings_fails_at_the_rung_and_its_text_cannot_speak_to_a_terminal(task, shown, tmp_path, capsys):
-    portable.write_fixture(tmp_path / "f", changed_settings(task, qk_gain_init=2.0), shown["mlx", "float32"], "mlx", "float32", "\x1b[2J\nok \ud800")
+def test_a_file_of_other_settings_fails_and_its_text_cannot_control_a_terminal(task, shown, tmp_path, capsys):
+    other, machine = changed_settings(task, qk_gain_init=2.0), "\x1b[2J\nok \ud800"
+    portable.write_fixture(tmp_path / "f", other, shown["mlx", "float32"], "mlx", "float32", machine)
     assert main(["compare", str(tmp_path / "f"), "--backend", "mlx", "--device", "cpu"]) == 1
     out = capsys.readouterr().out
     assert "first failing rung: initial weights" in out and r"file: \x1b[2J\nok \ud800" in out and "\x1b" not in out
@@ -347,11 +424,12 @@ def test_a_file_of_other_settings_fails_at_the_rung_and_its_text_cannot_speak_to
 
 def test_a_file_of_last_year_takes_the_default_of_a_new_setting(fixture_file, monkeypatch, capsys):
     fields = dataclasses.fields(Settings)
-    newer = dataclasses.make_dataclass("Newer", [("new_setting", int, setting(1, "new"))], bases=(Settings,), frozen=True)
+    added = [("new_setting", int, setting(1, "new"))]
+    newer = dataclasses.make_dataclass("Newer", added, bases=(Settings,), frozen=True)
     monkeypatch.setattr(portable, "Settings", newer)
     task, _, _ = portable.read_fixture(fixture_file)
     assert task.settings.new_setting == 1 and len(fields) + 1 == len(dataclasses.fields(task.settings))
-    assert "knows no new_setting" in capsys.readouterr().err
+    assert "does not have new_setting: its default is used" in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_here(fixture_file, capsys, monkeypatch):

@@ -25,20 +25,23 @@ def tiny(tmp_path, monkeypatch, data_path):
     monkeypatch.setattr(ablation, "TRIALS", TRIALS)
     monkeypatch.setattr(ablation, "SHARED", {"baseline"})
     monkeypatch.setattr(ablation, "STEPS", 10)
-    monkeypatch.setattr(ablation, "SIZE", {name.upper(): str(int(value) if isinstance(value, bool) else value)
-                                           for name, value in (TINY | {"checkpoint_every": 0}).items() if name not in ("vocab_size", "iterations")})
+    size = {name.upper(): value for name, value in (TINY | {"checkpoint_every": 0}).items()}
+    monkeypatch.setattr(ablation, "SIZE", {name: size[name] for name in size.keys() - {"VOCAB_SIZE", "ITERATIONS"}})
     return ["ablation", "--data", str(data_path), "--jobs", "2", "--seeds", "2"]
 
 
 def test_every_trial_is_run_and_compared(tiny, tmp_path, capsys):
     assert main(tiny) == 0
     lines = capsys.readouterr().out.splitlines()
-    rows = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in (line.split("|") for line in lines[2:])}
+    table = [[cell.strip() for cell in line.split("|")] for line in lines[2:]]
+    rows = {cells[1]: cells[2:-1] for cells in table}
     assert list(rows) == list(TRIALS) and len({len(row) for row in [lines[0].split("|")[2:-1], *rows.values()]}) == 1
-    assert rows["baseline"][0] == "defaults" and rows["loop"][0] == "`LOOP_LAYERS=0-2` `ITERATIONS=20`" and rows["baseline"][-2:] == ["", ""]
+    assert rows["baseline"][0] == "defaults" and rows["baseline"][-2:] == ["", ""]
+    assert rows["loop"][0] == "`LOOP_LAYERS=0-2` `ITERATIONS=20`"
     steps = {name: int(row[4]) for name, row in rows.items()}
     assert steps["baseline"] == steps["stride"] == 10 < steps["loop"] < 20
-    runs = [ablation.outcome(tmp_path / f"runs/ablation-torch-{name}-{seed}") for name in ("baseline", "stride") for seed in (1337, 1338)]
+    names = [f"{name}-{seed}" for name in ("baseline", "stride") for seed in (1337, 1338)]
+    runs = [ablation.outcome(tmp_path / f"runs/ablation-torch-{name}") for name in names]
     assert [run["before"] for run in runs[:2]] == [run["before"] for run in runs[2:]]  # one training
     mean = sum(run["bpb"] for run in runs[2:]) / 2
     assert rows["stride"][1].startswith(f"{mean:.4f} ± ") and rows["stride"][6].endswith("against baseline")
@@ -46,13 +49,32 @@ def test_every_trial_is_run_and_compared(tiny, tmp_path, capsys):
     assert rows["stride"][6].startswith(f"{sum(seed) / 2:+.4f} ± ")
     said = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/train.log")}
     assert main(tiny) == 0
-    assert capsys.readouterr().out.splitlines() == lines and said == {path: path.stat().st_mtime_ns for path in said}  # nothing is made again
+    assert capsys.readouterr().out.splitlines() == lines
+    assert said == {path: path.stat().st_mtime_ns for path in said}  # nothing is made again
+
+
+def test_the_options_are_those_of_the_published_table():
+    """records/NOTES.md names these settings."""
+    published = {
+        "stride": {"EVAL_STRIDE": 64},
+        "window-512": {"EVAL_SEQ_LEN": 512, "EVAL_STRIDE": 256},
+        "ttt": {"TTT_LR": 0.05, "TTT_CHUNK": "4096"},
+        "ttt-document": {"TTT_LR": 0.05, "TTT_CHUNK": "1024d"},
+        "ttt-stride": {"TTT_LR": 0.05, "TTT_CHUNK": "4096", "EVAL_STRIDE": 64},
+        "embed-fp16": {"QUANT_LEVELS": "embed=fp16"},
+        "loop": {"LOOP_LAYERS": "1-2"},
+        "ema": {"EMA_DECAY": 0.95},
+        "all-4-bit-qat": {"ITERATIONS": 500, "QUANT_LEVELS": "7", "QAT_START": 0.5},
+    }
+    assert {name: ablation.TRIALS[name][0] for name in published} == published
+    assert ablation.trial_settings("loop", "d")["ITERATIONS"] == "138"
 
 
 def test_what_comes_after_the_training_shares_it():
     assert {name for name in ablation.TRIALS if ablation.training(name) == "baseline"} == {
         "baseline", "stride", "window-512", "ttt", "ttt-document", "ttt-stride", "embed-fp16"}
-    assert {"long", "all-4-bit", "matrices-6-bit"} < {name for name in ablation.TRIALS if ablation.training(name) == "long"}
+    long = {name for name in ablation.TRIALS if ablation.training(name) == "long"}
+    assert {"long", "all-4-bit", "matrices-6-bit"} < long
     assert all(ablation.training(name) == name for name in ("loop", "ema", "narrow", "all-4-bit-qat"))
 
 
@@ -63,7 +85,7 @@ def test_what_cannot_be_measured(arguments, words, capsys):
     assert words in capsys.readouterr().err
 
 
-def test_a_run_that_fails_is_told(tiny, monkeypatch):
+def test_a_run_that_fails_is_reported(tiny, monkeypatch):
     monkeypatch.setitem(ablation.SIZE, "MODEL_DIM", "31")
     with pytest.raises(UserError, match="MODEL_DIM=31"):
         ablation.run_trial("loop", 1337, "torch", tiny[2])
@@ -75,7 +97,8 @@ def test_a_shared_training_that_was_stopped_goes_on(tiny, monkeypatch):
     folder = ablation.trained("baseline", 1337, "torch", tiny[2])
     for path in checkpoints(folder):
         path.unlink()
-    process = ablation.start(folder, ablation.trial_settings("baseline", tiny[2]) | {"SEED": "1337"}, "torch", CHECKPOINT_EVERY="10")
+    values = ablation.trial_settings("baseline", tiny[2]) | {"SEED": "1337"}
+    process = ablation.start(folder, values, "torch", CHECKPOINT_EVERY="10")
     while not checkpoints(folder):
         time.sleep(0.01)
     process.terminate()
