@@ -1,4 +1,5 @@
-"""What an idea costs: a real diff of one is applied to a copy of the tree, and climbs. `python -m pytest tests/test_idea.py`.
+"""What an idea costs: a real diff of one is applied to a copy of the tree, and climbs. `python -m pytest
+tests/test_idea.py`.
 
 tests/ideas/leaky_relu.diff makes leaky_relu(x)^2 an option; leaky_relu_fork.diff is a fork that writes it into the two
 trainers alone.
@@ -24,7 +25,9 @@ EVERY_RUNG = {*RUNGS, "logits as float32", "definition: torch", "definition: mlx
 def changes(idea):
     """dict file -> (lines before, lines after) of a diff with one hunk per file."""
     found = {}
-    for name, hunk in re.findall(r"^\+\+\+ b/(\S+)\n@@.*\n((?:[ +-].*\n)+?)(?=---|\Z)", (IDEAS / idea).read_text(), re.M):
+    for name, hunk in re.findall(
+        r"^\+\+\+ b/(\S+)\n@@.*\n((?:[ +-].*\n)+?)(?=---|\Z)", (IDEAS / idea).read_text(), re.M
+    ):
         lines = hunk.splitlines(keepends=True)
         before = "".join(line[1:] for line in lines if line[0] in " -")
         after = "".join(line[1:] for line in lines if line[0] in " +")

@@ -104,7 +104,14 @@ def test_both_spellings_of_compile(monkeypatch):
     from parity import climb
     seen = []
     monkeypatch.setattr(climb, "make_problem", lambda s: seen.append(s.compile) or sys.exit(0))
-    for flags in ([], ["--compile"], ["--compile", "1"], ["--compile=true"], ["--compile", "0"], ["--compile", "--json"]):
+    for flags in (
+        [],
+        ["--compile"],
+        ["--compile", "1"],
+        ["--compile=true"],
+        ["--compile", "0"],
+        ["--compile", "--json"],
+    ):
         with pytest.raises(SystemExit):
             main(["export", "--backend", "mlx", *flags, "file"] if flags[-1:] != ["--json"] else flags)
     assert seen == [False, True, True, True, False, True]
@@ -158,13 +165,26 @@ def test_a_fork_with_a_tensor_and_a_setting_of_its_own_climbs(fork, climb):
     flags = fork(
         ("common/settings.py", loops, f'    gain_init: float = setting(1.0, "final gain", kind="model")\n{loops}'),
         ("common/params.py", "    if num_skips(s):\n", '    table["gain"] = Param((dim,))\n    if num_skips(s):\n'),
-        ("train_gpt.py", "        self.tok_emb = ", "        self.gain = nn.Parameter(torch.empty(s.model_dim))\n"
-         "        self.tok_emb = "),
-        ("train_gpt.py", "logits = linear(rms_norm(x, self.s), head)",
-         "logits = linear(self.s.gain_init * self.gain.to(x.dtype) * rms_norm(x, self.s), head)"),
-        ("train_gpt_mlx.py", "        self.tok_emb = ", "        self.gain = mx.zeros(s.model_dim)\n        self.tok_emb = "),
-        ("train_gpt_mlx.py", "(rms_norm(x, self.s) @ weight", "(self.s.gain_init * self.gain.astype(x.dtype) * "
-         "rms_norm(x, self.s) @ weight"),
+        (
+            "train_gpt.py",
+            "        self.tok_emb = ",
+            "        self.gain = nn.Parameter(torch.empty(s.model_dim))\n        self.tok_emb = ",
+        ),
+        (
+            "train_gpt.py",
+            "logits = linear(rms_norm(x, self.s), head)",
+            "logits = linear(self.s.gain_init * self.gain.to(x.dtype) * rms_norm(x, self.s), head)",
+        ),
+        (
+            "train_gpt_mlx.py",
+            "        self.tok_emb = ",
+            "        self.gain = mx.zeros(s.model_dim)\n        self.tok_emb = ",
+        ),
+        (
+            "train_gpt_mlx.py",
+            "(rms_norm(x, self.s) @ weight",
+            "(self.s.gain_init * self.gain.astype(x.dtype) * rms_norm(x, self.s) @ weight",
+        ),
     )
     code, found = climb(*flags, "--gain-init", "0.5")
     assert code == 0 and rungs(found) == set(EVERY_RUNG) - {"definition: torch", "definition: mlx"}
