@@ -34,10 +34,10 @@ def main(trainer_class, script):
     """Exit code of a trainer: 0; 2 after one message and a line status=...; 1 with a traceback after both."""
     kind, flags = trainer_class.settings_class, sys.argv[1:]
     if {"--help", "-h"} & set(flags):
-        print(settings_help(kind, f"usage: python {Path(script).name} [--preflight | --source] [--setting value ...]"))
+        say(settings_help(kind, f"usage: python {Path(script).name} [--preflight | --source] [--setting value ...]"))
         return 0
     if "--source" in flags:
-        print(bundle_source(script), end="")
+        say(bundle_source(script).removesuffix("\n"))
         return 0
     rank = int(os.environ.get("RANK") or os.environ.get("MLX_RANK") or 0)
     run, silent = None, rank > 0  # rank 0 reads the same settings, and reports what is wrong with them
