@@ -3,8 +3,7 @@
     python train_gpt.py --help                                  all settings
     torchrun --standalone --nproc_per_node=8 train_gpt.py       the official run, 8xH100
 
-Its twin is train_gpt_mlx.py: same sections, same names. Everything that touches no device (data, schedule, initial
-weights, artifact, the run itself) is written once, in common/.
+Its twin is train_gpt_mlx.py: same sections, same names. What touches no device is written once, in common/.
 """
 import contextlib
 import datetime
@@ -27,12 +26,12 @@ except ModuleNotFoundError as missing:
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows
+from common.machine import host_memory, host_peak_memory
 from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
 from common.run import main
 from common.schedule import adam_lrs
 from common.settings import Settings, UserError
-from common.trainer import host_memory, host_peak_memory
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Model. Shapes: B rows, T positions, V vocabulary, C width, H query heads, K kv heads, G = H / K, D = C / H
@@ -40,7 +39,7 @@ from common.trainer import host_memory, host_peak_memory
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries, RMS-normed queries and keys, rotary positions and a gain per head."""
+    """Causal self-attention with grouped queries, RMS-normed queries and keys, rotary positions, a gain per head."""
 
     def __init__(self, s):
         super().__init__()
@@ -91,8 +90,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token embedding, blocks and a head. The outputs of the first half of the blocks (the encoder) are added to the
-    inputs of the second half (the decoder), last first."""
+    """Outputs of the first half of the blocks (encoder) are added to inputs of the second (decoder), last first."""
 
     def __init__(self, s, dtype, device):
         super().__init__()
@@ -130,7 +128,7 @@ class GPT(nn.Module):
         return self.s.logit_softcap * torch.tanh(logits / self.s.logit_softcap)
 
     def forward(self, tokens):
-        """(B, T) nats of each target; tokens (B, T + 1) are the inputs and, shifted by one, the targets."""
+        """(B, T) nats; tokens (B, T + 1) are the inputs and, shifted by one, the targets."""
         tokens = tokens.long()
         x, targets = self.features(tokens[:, :-1]), tokens[:, 1:]
         if 0 < self.s.loss_chunk < targets.numel():
@@ -161,7 +159,7 @@ def attend(q, k, v):
     """Causal attention (B, H, T, D); query head h uses kv head h // G."""
     B, H, T, D = q.shape
     if q.device.type == "cpu" and T <= 512:
-        # Plain products beat the CPU's flash kernel on short rows. The queries of one kv head share a product.
+        # Plain products beat the CPU's flash kernel on short rows. Queries of one kv head share a product.
         q = q.view(B, -1, H // k.shape[1] * T, D)  # (B, K, G * T, D)
         scores = (q @ k.transpose(-2, -1)).view(B, -1, T, T).to(wide(q.dtype)) * D**-0.5
         past = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
@@ -183,8 +181,8 @@ def wide(dtype):
 
 
 def newton_schulz(g, steps):
-    """Approximately the nearest orthogonal matrix of each of g (n, rows, columns): a quintic iteration that pulls every
-    singular value towards 1 (Keller Jordan, "Muon", 2024)."""
+    """Roughly the nearest orthogonal matrix to each of g (n, rows, columns), by a quintic iteration (Keller Jordan,
+    "Muon", 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[1] > g.shape[2]
     x = g.transpose(1, 2) if tall else g
@@ -196,8 +194,8 @@ def newton_schulz(g, steps):
 
 
 class Muon:
-    """Nesterov momentum, then Newton-Schulz, all matrices of one shape in one batched product. Every rank computes all
-    updates: that is a few percent of a step, and keeps the weights of all ranks bit-identical."""
+    """Nesterov momentum, then Newton-Schulz, all matrices of one shape at once. Every rank computes all updates, a few
+    percent of a step, and so stays bit-identical."""
 
     def __init__(self, params, dtype, steps):
         self.dtype, self.steps = dtype, steps
@@ -227,7 +225,7 @@ class Muon:
 
 
 class TorchTrainer:
-    """One process of a run: the model, its optimizers and their state. Methods as in common/trainer.py, Trainer."""
+    """One process of a run. Methods as in common/trainer.py, Trainer."""
 
     backend = "torch"
     settings_class = Settings
@@ -333,7 +331,7 @@ class TorchTrainer:
 
     def token_nats(self, tokens):
         model = self.forward.module if self.world_size > 1 else self.forward
-        # On the CPU the graph for training serves, since to compile one without gradients would take 10 s.
+        # On the CPU the graph for training serves: to compile one without gradients takes 10 s.
         with torch.set_grad_enabled(self.s.compile and self.device.type == "cpu"):
             return model(self.to_device(tokens)).detach().cpu().numpy()
 
@@ -413,7 +411,7 @@ class TorchTrainer:
 
     def close(self):
         if dist.is_initialized():
-            dist.barrier()  # a rank that leaves first can abort in gloo's threads, and torchrun then stops them all
+            dist.barrier()  # or a rank that leaves first can abort in gloo's threads, and torchrun stops them all
             self.forward = None
             dist.destroy_process_group()
 
@@ -421,16 +419,16 @@ class TorchTrainer:
 
     @torch.no_grad()
     def update_average(self, decay):
-        """Move the average towards the weights by 1 - decay of the way, as long as weights are updated."""
+        """Move the average towards the weights by 1 - decay, while weights are updated."""
         change = torch._foreach_sub(list(self.params.values()), list(self.average.values()))
         torch._foreach_mul_(change, (1 - decay) * self.finite.to(change[0].dtype))
         torch._foreach_add_(list(self.average.values()), change)
 
     @contextlib.contextmanager
     def rounded_weights(self):
-        """Inside, the weights are those that the model file would hold, and their gradients count as those of the
-        weights themselves (straight-through estimator, Bengio et al., arXiv:1308.3432). Not compiled: Inductor would
-        leave out the rounding to float16."""
+        """Inside, the weights are those that the model file would hold. Their gradients count as those of the weights
+        themselves (straight-through estimator, arXiv:1308.3432). Not compiled: Inductor would leave out the rounding to
+        float16."""
         levels = tensor_levels(self.s)
         own = {name: self.params[name].detach().clone() for name in levels}
         with torch.no_grad():
@@ -467,7 +465,7 @@ def round_rows(w, levels):
 
 
 def nats_in_chunks(model, x, targets):
-    """(B, T) nats, LOSS_CHUNK positions at a time: the backward pass computes the logits of each chunk again."""
+    """(B, T) nats, LOSS_CHUNK positions at a time: the backward pass computes their logits again."""
     size = model.s.loss_chunk
     chunks = zip(x.flatten(0, 1).split(size), targets.flatten().split(size))
     nats = [checkpoint(model.nats, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]

@@ -1,10 +1,9 @@
-"""Train the best language model that fits in 16,000,000 bytes: MLX (Metal on a Mac; CUDA or CPU elsewhere).
+"""Train the best language model that fits in 16,000,000 bytes: MLX (Metal on a Mac, CUDA, CPU).
 
     python train_gpt_mlx.py --help                              all settings
-    mlx.launch -n 2 --backend ring -- python train_gpt_mlx.py   two processes, or hosts
+    mlx.launch -n 2 --backend ring -- python train_gpt_mlx.py   two processes
 
-Its twin is train_gpt.py: same sections, same names. Everything that touches no device (data, schedule, initial
-weights, artifact, the run itself) is written once, in common/.
+Its twin is train_gpt.py: same sections, same names. What touches no device is written once, in common/.
 """
 import dataclasses
 import functools
@@ -14,43 +13,46 @@ import os
 import sys
 import time
 
-from common.openblas import lazy_symbols, load_openblas
+from common.openblas import load_openblas
 
+flags = sys.getdlopenflags()
+sys.setdlopenflags(os.RTLD_LAZY)  # so that OpenBLAS can still take the place of MLX's BLAS
 try:
-    with lazy_symbols():  # so that OpenBLAS can still take the place of MLX's own BLAS when the trainer starts
-        import mlx.core as mx
-        from mlx import nn
-        from mlx.utils import tree_flatten, tree_unflatten
+    import mlx.core as mx
+    from mlx import nn
+    from mlx.utils import tree_flatten, tree_unflatten
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
         raise
     sys.stderr.write(f"error: {missing}: `make install BACKEND=mlx` or `pip install '.[mlx]'` provides MLX\n")
     sys.exit(2)
+sys.setdlopenflags(flags)
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows
+from common.machine import host_memory, host_peak_memory
 from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
 from common.run import main
 from common.schedule import adam_lrs
-from common.settings import Settings, UserError, with_default
-from common.trainer import host_memory, host_peak_memory
+from common.settings import Settings, UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class MlxSettings(Settings):
-    micro_batch_tokens: int = with_default("micro_batch_tokens", 8192)  # for a Mac with 16 GB
+    metadata = Settings.__dataclass_fields__["micro_batch_tokens"].metadata
+    micro_batch_tokens: int = dataclasses.field(default=8192, metadata=metadata)  # for a Mac with 16 GB
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Model. Shapes: B rows, T positions, V vocabulary, C width, H query heads, K kv heads, G = H / K, D = C / H
 # ----------------------------------------------------------------------------------------------------------------------
 
-LONG = 1024  # positions of the longest row whose scores are all kept for the backward pass
+LONG = 1024  # positions of the longest row whose scores are all kept
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries, RMS-normed queries and keys, rotary positions and a gain per head."""
+    """Causal self-attention with grouped queries, RMS-normed queries and keys, rotary positions, a gain per head."""
 
     def __init__(self, s):
         super().__init__()
@@ -101,8 +103,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token embedding, blocks and a head. The outputs of the first half of the blocks (the encoder) are added to the
-    inputs of the second half (the decoder), last first."""
+    """Outputs of the first half of the blocks (encoder) are added to inputs of the second (decoder), last first."""
 
     def __init__(self, s, dtype):
         super().__init__()
@@ -115,7 +116,7 @@ class GPT(nn.Module):
         if not s.tie_embeddings:
             self.lm_head = nn.Linear(s.model_dim, s.vocab_size, bias=False)
         longest = max(s.train_seq_len, s.eval_seq_len)
-        # the underscore: MLX takes an array under a plain name for a parameter
+        # MLX takes an array under a plain name for a parameter
         self._cos, self._sin = (mx.array(t, dtype=wide(dtype)) for t in rope_tables(s, longest))
 
     def features(self, tokens_BT):
@@ -143,7 +144,7 @@ class GPT(nn.Module):
         return self.s.logit_softcap * mx.tanh(logits / self.s.logit_softcap)
 
     def __call__(self, tokens):
-        """(B, T) nats of each target; tokens (B, T + 1) are the inputs and, shifted by one, the targets."""
+        """(B, T) nats; tokens (B, T + 1) are the inputs and, shifted by one, the targets."""
         x, targets = self.features(tokens[:, :-1]), tokens[:, 1:]
         if 0 < self.s.loss_chunk < targets.size:
             return nats_in_chunks(self, x, targets)
@@ -152,7 +153,7 @@ class GPT(nn.Module):
     def nats(self, x, weight, targets):
         """(..., 1) nats of targets (...) after features x (..., C); weight: of the head."""
         logits = self.head_logits(x, weight)
-        # the softcap bounds the logits, so that below a cap of 80 the sum of their exponentials cannot overflow
+        # with a softcap of at most 80 the sum cannot overflow
         top = 0 if self.s.logit_softcap <= 80 else mx.stop_gradient(mx.max(logits, axis=-1, keepdims=True))
         total = mx.log(mx.sum(exp(logits - top), axis=-1, keepdims=True)) + top
         return total - mx.take_along_axis(logits, targets[..., None], axis=-1)
@@ -185,15 +186,15 @@ def attend(q, k, v):
         last = first + rows.shape[2]
         return attend_last(rows, k[:, :, :last], v[:, :, :last])
 
-    # On the CPU the exponentials cost most: a block of queries skips the keys that none of its queries can see.
+    # On the CPU the exponentials cost most: a block of queries skips the keys that it cannot see.
     block = max(64, min(T, LONG) // 4)
-    if T > LONG:  # on Metal too: the backward pass of its fused kernel keeps all scores
+    if T > LONG:  # on Metal too, whose fused kernel keeps all scores for the backward pass
         return in_turn(part, block, q, k, v)
     return mx.concatenate([part(first, q[:, :, first:first + block], k, v) for first in range(0, T, block)], axis=2)
 
 
 def attend_last(q, k, v):
-    """The same for the last N of T positions: q (B, H, N, D). The queries of one kv head share a product."""
+    """The same for the last N of T positions: q (B, H, N, D). Queries of one kv head share a product."""
     if mx.default_device() == mx.gpu:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1]**-0.5, mask="causal")
     B, H, N, D = q.shape
@@ -213,7 +214,7 @@ def wide(dtype):
 
 
 def exp(x):
-    """e^x. On the CPU mx.exp has only float32's precision in float64, and takes 2.5 times as long as mx.power."""
+    """e^x. On the CPU mx.exp computes float64 in float32, and takes 2.5 times as long."""
     if mx.default_device() == mx.gpu:
         return mx.exp(x)
     return mx.power(mx.array(math.e, dtype=x.dtype), x)
@@ -225,8 +226,8 @@ def exp(x):
 
 
 def newton_schulz(g, steps):
-    """Approximately the nearest orthogonal matrix of each of g (n, rows, columns): a quintic iteration that pulls every
-    singular value towards 1 (Keller Jordan, "Muon", 2024)."""
+    """Roughly the nearest orthogonal matrix to each of g (n, rows, columns), by a quintic iteration (Keller Jordan,
+    "Muon", 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[1] > g.shape[2]
     x = g.swapaxes(1, 2) if tall else g
@@ -238,8 +239,8 @@ def newton_schulz(g, steps):
 
 
 class Muon:
-    """Nesterov momentum, then Newton-Schulz, all matrices of one shape in one batched product. Every rank computes all
-    updates: that is a few percent of a step, and keeps the weights of all ranks bit-identical."""
+    """Nesterov momentum, then Newton-Schulz, all matrices of one shape at once. Every rank computes all updates, a few
+    percent of a step, and so stays bit-identical."""
 
     def __init__(self, params, dtype, steps):
         self.dtype, self.steps = dtype, steps
@@ -250,7 +251,7 @@ class Muon:
         self.momentum = {f"{shape}": mx.stack([zeros[name] for name in names]) for shape, names in self.groups.items()}
 
     def step(self, params, grads, state, lr, momentum):
-        """New params and state; state maps each shape to the momentum (n, rows, columns) of its matrices."""
+        """New params and state, a dict of each shape's momentum (n, rows, columns)."""
         params, state = dict(params), dict(state)
         for shape, names in self.groups.items():
             g = mx.stack([grads[name] for name in names])
@@ -269,11 +270,11 @@ class Adam:
 
     def __init__(self, params, lrs, s):
         self.lrs, self.s = lrs, s
-        keys = "exp_avg", "exp_avg_sq"
-        self.moments = {f"{name}.{key}": mx.zeros_like(p) for name, p in params.items() for key in keys}
+        self.moments = {f"{name}.{key}": mx.zeros_like(p) for name, p in params.items()
+                        for key in ("exp_avg", "exp_avg_sq")}
 
     def step(self, params, grads, state, lr_scale, correction1, correction2):
-        """New params and state; the corrections are 1 - beta1^t and sqrt(1 - beta2^t)."""
+        """New params and state; corrections: 1 - beta1^t and sqrt(1 - beta2^t)."""
         params, state, s = dict(params), dict(state), self.s
         for name, lr in self.lrs.items():
             g = grads[name]
@@ -289,7 +290,7 @@ class Adam:
 
 
 class MlxTrainer:
-    """One process of a run: the model, its optimizers and their state. Methods as in common/trainer.py, Trainer."""
+    """One process of a run. Methods as in common/trainer.py, Trainer."""
 
     backend = "mlx"
     settings_class = MlxSettings
@@ -302,7 +303,7 @@ class MlxTrainer:
         self.rank, self.world_size = self.world.rank(), self.world.size()
         rank_rows(s, self.rank, self.world_size)  # raises where the ranks cannot share the rows
         if self.world_size > 1 and mx.default_device() == mx.cpu and (set_threads := load_openblas()):
-            set_threads(max(1, os.cpu_count() // self.world_size))  # or the processes fight for the cores
+            set_threads(max(1, os.cpu_count() // self.world_size))  # or they fight for the cores
         self.dtype = pick_dtype(s)
         self.model = GPT(s, self.dtype)
         check_weights(s, dict(tree_flatten(self.model.parameters())))  # the table names the parameters of the model
@@ -329,8 +330,7 @@ class MlxTrainer:
         return self.model(tokens)
 
     def loss_with(self, params, tokens, scale):
-        # summed row by row: float32 keeps two more digits
-        return self.forward_with(params, tokens).sum(axis=-1).sum() * scale
+        return self.forward_with(params, tokens).sum(axis=-1).sum() * scale  # by rows: float32 keeps two more digits
 
     # one optimizer step -----------------------------------------------------------------------------------------------
 
@@ -359,7 +359,7 @@ class MlxTrainer:
     def backward(self, tokens, params, alone=False):
         """(loss, gradients) of the global mean loss; alone: of the mean over this rank's rows."""
         ranks = 1 if alone else self.world_size
-        scale = self.scalar(1.0 / (tokens[:, 1:].size * ranks))
+        scale = self.scalar(1 / (tokens[:, 1:].size * ranks))
         rows = micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1)
         loss, grads = None, {}
         for first in range(0, len(tokens), rows):
@@ -367,10 +367,9 @@ class MlxTrainer:
             loss = part if loss is None else loss + part
             grads = {name: g + grads[name] if grads else g for name, g in more.items()}
             if len(tokens) > rows:
-                mx.eval(loss, grads)  # or all micro-batches would be in memory at once
+                mx.eval(loss, grads)  # or all would be in memory at once
         if ranks > 1:
-            # one message: on a network each one costs a round trip
-            parts = [loss, *grads.values()]
+            parts = [loss, *grads.values()]  # in one message, as each costs a round trip
             flat = mx.distributed.all_sum(mx.concatenate([part.reshape(-1) for part in parts]), group=self.world)
             ends = list(itertools.accumulate(part.size for part in parts))
             loss, *summed = (part.reshape(like.shape) for part, like in zip(mx.split(flat, ends[:-1]), parts))
@@ -398,15 +397,15 @@ class MlxTrainer:
         return {name: np.array(p) for name, p in (self.average if averaged else self.params).items()}
 
     def optimizer_tensors(self):
-        """dict name -> array: what optimizers and average keep, but for the number of steps."""
+        """dict of what optimizers and average keep, without adam_step."""
         tensors = self.adam.moments | {f"{name}.ema": mean for name, mean in self.average.items()}
         for shape, names in self.muon.groups.items():
             tensors |= {f"{name}.momentum": row for name, row in zip(names, self.muon.momentum[f"{shape}"])}
         return tensors
 
     def state(self):
-        tensors = self.params | self.optimizer_tensors()
-        return {name: np.array(x) for name, x in tensors.items()} | {"adam_step": np.float32(self.adam_step)}
+        tensors = self.params | self.optimizer_tensors() | {"adam_step": np.float32(self.adam_step)}
+        return {name: np.array(x) for name, x in tensors.items()}
 
     def load_state(self, state):
         rest = self.optimizer_tensors().keys() | {"adam_step"}
@@ -445,7 +444,7 @@ class MlxTrainer:
     def matmul_flops(self):
         n = 4096 if mx.default_device() == mx.gpu else 1024
         x = mx.ones((n, n), dtype=self.dtype)
-        best = float("inf")
+        best = math.inf
         for _ in range(6):
             mx.eval(x)
             start = time.perf_counter()
@@ -475,7 +474,7 @@ class MlxTrainer:
     # options, off by default: average, rounding, test-time training ---------------------------------------------------
 
     def update_average(self, decay):
-        """Move the average towards the weights by 1 - decay of the way, as long as weights are updated."""
+        """Move the average towards the weights by 1 - decay, while weights are updated."""
         if self.finite:
             share = self.scalar(1 - decay)
             self.average = {name: mean + (self.params[name] - mean) * share for name, mean in self.average.items()}
@@ -483,7 +482,7 @@ class MlxTrainer:
 
     def rounded_weights(self):
         """The weights that the model file would hold. Their gradients count as those of the weights themselves
-        (straight-through estimator, Bengio et al., arXiv:1308.3432)."""
+        (straight-through estimator, arXiv:1308.3432)."""
         rounded = {name: round_rows(self.params[name].astype(mx.float32), levels)
                    for name, levels in tensor_levels(self.s).items()}
         return self.params | {name: w.astype(wide(self.dtype)) for name, w in rounded.items()}
@@ -509,7 +508,7 @@ def round_rows(w, levels):
 
 
 def nats_in_chunks(model, x, targets):
-    """(B, T) nats, LOSS_CHUNK positions at a time: the backward pass computes the logits of each chunk again."""
+    """(B, T) nats, LOSS_CHUNK positions at a time: the backward pass computes their logits again."""
     flat = targets.reshape(-1)
 
     def nats(first, x, weight):
@@ -519,9 +518,8 @@ def nats_in_chunks(model, x, targets):
 
 
 def in_turn(f, size, x, *others):
-    """f(first, x[..., first:first + size, :], *others) for every first, joined along that axis, in the memory of a few
-    calls: the backward pass computes each call again, and each waits for the one before, or MLX would evaluate up to 20
-    of them side by side (as it does with mx.checkpoint)."""
+    """f(first, x[..., first:first + size, :], *others) for every first, joined along that axis: the backward pass
+    computes each again. One waits for another, or MLX would have up to 20 in memory (as with mx.checkpoint)."""
     cuts = [(first, min(first + size, x.shape[-2])) for first in range(0, x.shape[-2], size)]
 
     @mx.custom_function

@@ -1,1 +1,1 @@
-"""What a run means, written once: data, tokenizer, bits per byte, quantizer, artifact format and the training run itself."""
+"""What a run means, written once: data, tokenizer, bits per byte, quantizer, model file and the training run itself."""

@@ -1,12 +1,10 @@
 """The submitted model file: weights <-> canonical bytes <-> one zlib stream.
 
-Format 1. The file is one RFC 1950 zlib stream and nothing after it. Inside is a safetensors file of the tensors of
-quantize.py, in the order that the safetensors library writes (dtype, then name). Its header has one metadata key,
-"parity_golf": JSON with sorted keys and no spaces, {"format": 1, "settings": {the model's settings, some only where
-they are not the default}}. It also names groups of tensors whose levels are not 127: {"format": 1, "levels":
-{"embed": "fp16", "matrix": 18.342}, "settings": ...}, a whole number without a point. Weights, levels and settings
-determine the payload, and the reader refuses every other. How it is deflated is up to the writer, so that a better
-encoder leaves older files readable.
+Format 1. The file is one zlib stream (RFC 1950) of a safetensors file of the tensors of quantize.py, in the order of
+the safetensors library (dtype, then name). Its header has one metadata key, "parity_golf": JSON with sorted keys and no
+spaces, {"format": 1, "settings": {the model's, sparse ones only where they are not the default}}. "levels": {"embed":
+"fp16", "matrix": 18.342} names groups whose levels are not 127 (whole numbers without a point). The reader refuses
+every payload but the one that these determine.
 """
 import json
 import zlib
@@ -47,7 +45,7 @@ def encode_model(settings, weights, levels=None):
 
 
 def inflate_bounded(data, limit):
-    """The decompressed bytes of one whole zlib stream, at most `limit` of them. Raises ValueError."""
+    """The bytes of one whole zlib stream, at most `limit` of them. Raises ValueError."""
     stream = zlib.decompressobj()
     try:
         payload = stream.decompress(data, limit)
@@ -94,15 +92,14 @@ def read_header(payload):
 
 
 def decode_model(data, max_payload=1 << 28):
-    """(Settings, float32 weights) from the bytes of a model file, which may come from anyone: memory is bounded, no
-    code is run, and a payload that is not exactly what encode_model writes for its content is refused. Raises
-    UserError."""
+    """(Settings, float32 weights) of a model file, which may come from anyone: memory is bounded, no code is run.
+    Raises UserError."""
     settings, _, _, weights = read_model(data, max_payload)
     return settings, weights
 
 
 def read_model(data, max_payload=1 << 28):
-    """As decode_model: (Settings, dict group -> levels, stored tensors, float32 weights). Raises UserError."""
+    """The same, with more: (Settings, dict group -> levels, stored tensors, float32 weights)."""
     try:
         payload = inflate_bounded(data, max_payload)
         settings, levels = read_header(payload)

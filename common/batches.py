@@ -1,8 +1,7 @@
 """Which tokens a rank sees at a step: a pure function of the step, so resuming needs no loader state.
 
-Step s takes tokens [s*G, (s+1)*G] of the endless train stream (the shards in order, again and again), where G is
-train_batch_tokens. Both ends are included, because a row's targets are its inputs shifted by one: the last token of a
-step is the first of the next. Ranks and micro-batches only split the G / train_seq_len rows of a step.
+Step s takes tokens [s*G, (s+1)*G], both ends included, of the endless train stream (the shards in order, again and
+again), where G is train_batch_tokens. Ranks and micro-batches only split the G / train_seq_len rows of a step.
 """
 import bisect
 
@@ -13,7 +12,7 @@ from common.shards import check_unchanged
 
 
 class TokenStream:
-    """The shards of a split, read as one sequence. They are uint16 arrays (memory maps) of any length."""
+    """The shards of a split, uint16 arrays of any length, as one sequence."""
 
     def __init__(self, shards):
         self.shards = shards
@@ -21,7 +20,7 @@ class TokenStream:
         self.length = self.ends[-1]
 
     def read(self, start, count):
-        """int32 (count,): tokens [start, start + count) of the endless repetition of the stream."""
+        """int32 (count,): tokens [start, start + count) of the endless stream."""
         parts = [np.empty(0, np.int32)]
         while count:
             start %= self.length
@@ -36,7 +35,7 @@ class TokenStream:
 
 
 def rank_rows(settings, rank, world_size):
-    """(first row, number of rows) of this rank in a step's batch. Raises UserError if ranks cannot share the rows."""
+    """(first row, number of rows) of this rank in a batch. Raises UserError if ranks cannot share the rows."""
     rows = settings.train_batch_tokens // settings.train_seq_len
     if rows % world_size:
         raise UserError(f"TRAIN_BATCH_TOKENS={settings.train_batch_tokens} is {rows} rows of TRAIN_SEQ_LEN="
@@ -47,7 +46,7 @@ def rank_rows(settings, rank, world_size):
 
 
 def step_rows(stream, settings, step, rank=0, world_size=1):
-    """int32 (rows, train_seq_len + 1): this rank's rows at a step. Inputs are [:, :-1], targets [:, 1:]."""
+    """int32 (rows, train_seq_len + 1): this rank's rows. Inputs are [:, :-1], targets [:, 1:]."""
     first, rows = rank_rows(settings, rank, world_size)
     length = settings.train_seq_len
     tokens = stream.read(step * settings.train_batch_tokens + first * length, rows * length + 1)
@@ -55,7 +54,7 @@ def step_rows(stream, settings, step, rank=0, world_size=1):
 
 
 def micro_batch_rows(settings, rows, seq_len=0):
-    """Rows per forward and backward pass: the largest divisor of a rank's rows that micro_batch_tokens allows, so that
-    all micro-batches have one shape. seq_len: tokens per row; 0: train_seq_len."""
+    """Rows per forward and backward pass: the largest divisor of a rank's rows (for one shape) that MICRO_BATCH_TOKENS
+    allows. seq_len: tokens per row; 0: train_seq_len."""
     most = max(1, settings.micro_batch_tokens // (seq_len or settings.train_seq_len))
     return max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)

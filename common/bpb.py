@@ -1,9 +1,8 @@
 """Validation: which windows are scored, how many raw UTF-8 bytes they stand for, and bits per byte.
 
-The final evaluation may slide its windows, use longer ones, and train at test time, score first: the targets are cut
-into chunks, each chunk is scored, and only then does SGD step on it. What a score depends on (windows, weights, and the
-cut itself) never depends on the scored token or a later one, so that the probabilities of all tokens at a position sum
-to 1.
+The final evaluation may slide its windows, use longer ones, and train at test time: the targets are cut into chunks,
+and SGD steps on each after it is scored. What a score depends on (windows, weights, cuts) never depends on the scored
+token or a later one, so that the probabilities of all tokens at a position sum to 1.
 """
 import math
 
@@ -18,10 +17,9 @@ def bits_per_byte(nats, num_bytes):
 
 
 def eval_windows(num_tokens, seq_len, stride, first=1):
-    """int64 (windows, 3): start, number of inputs n, number of scored targets m of each window, which reads the inputs
-    [start, start + n) and scores the last m of the targets [start + 1, start + n]. Each of the tokens [first,
-    num_tokens) is scored exactly once, the short tail too. m is at most stride; all windows but the first of a stream
-    begin with seq_len - stride inputs that were scored before."""
+    """int64 (windows, 3): start, n, m of each window, which reads the inputs [start, start + n) and scores the last m
+    of the targets [start + 1, start + n]. m is at most stride. Each of the tokens [first, num_tokens) is scored exactly
+    once. All but the first begin with seq_len - stride scored inputs."""
     targets = np.arange(first, num_tokens, stride)
     scored = np.minimum(stride, num_tokens - targets)
     starts = np.maximum(0, targets - 1 - (seq_len - stride))
@@ -29,9 +27,8 @@ def eval_windows(num_tokens, seq_len, stride, first=1):
 
 
 def eval_batch(stream, windows, rows, seq_len):
-    """(tokens int32 (rows, seq_len + 1), scored bool (rows, seq_len)) for at most `rows` windows. Missing rows and the
-    rest of a row after a short window are token 0 and not scored, so that all batches have one shape; a causal model
-    cannot see them."""
+    """(tokens int32 (rows, seq_len + 1), scored bool (rows, seq_len)) of at most `rows` windows. The rest is token 0,
+    which is not scored: all batches have one shape."""
     tokens, scored = np.zeros((rows, seq_len + 1), np.int32), np.zeros((rows, seq_len), bool)
     for row, (start, count, last) in enumerate(windows):
         tokens[row, :count + 1] = stream.read(start, count + 1)
@@ -40,9 +37,8 @@ def eval_batch(stream, windows, rows, seq_len):
 
 
 def eval_chunks(stream, num_tokens, length, bos_id):
-    """(first, end, whether a document ends there) of each chunk of at most `length` targets [first, end). The BOS that
-    begins a document ends a chunk: were it the first target of the next one, weights would be restored because of a
-    token that is yet to be scored."""
+    """(first, end, whether a document ends there) of each chunk of at most `length` targets [first, end). A BOS ends a
+    chunk: else weights would be restored because of a token that is yet to be scored."""
     first = 1
     while first < num_tokens:
         borders, end = [], min(first + length, num_tokens)
@@ -53,10 +49,9 @@ def eval_chunks(stream, num_tokens, length, bos_id):
 
 
 def eval_plan(stream, num_tokens, seq_len, stride, chunk=0, bos_id=None):
-    """What an evaluation does in turn: ("score", windows), ("train", starts of rows of seq_len inputs), ("restore",
-    None). chunk: targets scored between two steps; 0: all. bos_id: restore the weights after each document; None:
-    never. Rows end with the chunk, and the first may begin before it. A step that no score follows, or without a whole
-    row, is left out."""
+    """What an evaluation does: ("score", windows), ("train", starts of rows of seq_len inputs), ("restore", None).
+    chunk: targets scored between two steps; 0: all. bos_id: restore the weights after each document; None: never. Rows
+    end with the chunk; the first may begin before it. A step without a whole row, or the last, is left out."""
     pending, adapted = [], False
     for first, end, border in eval_chunks(stream, num_tokens, chunk or num_tokens, bos_id):
         pending.append(eval_windows(end, seq_len, stride, first))
@@ -79,13 +74,12 @@ def eval_lengths(settings):
 
 
 def evaluate(trainer, settings, stream, tokenizer, num_tokens, each=iter, final=False):
-    """(nats per token, bits per byte, tokens scored, bytes) over the first num_tokens of a stream. The windows are
-    dealt to the ranks in turn, and each rank counts the bytes of its own. each: passes on the parts of the work as they
-    begin. final: as EVAL_SEQ_LEN, EVAL_STRIDE, TTT_LR and TTT_CHUNK say. Test-time steps are made by every rank (on
-    GPUs, which sum in any order, the ranks' weights may part in their last digits), and undone at the end."""
+    """(nats per token, bits per byte, tokens scored, bytes) over the first num_tokens of a stream. each: passes on the
+    parts of the work. final: as EVAL_SEQ_LEN, EVAL_STRIDE, TTT_LR and TTT_CHUNK say. Every rank makes all test-time
+    steps (GPUs sum in any order, so their last digits may differ), which are undone at the end."""
     seq_len, stride = eval_lengths(settings) if final else (settings.train_seq_len, settings.train_seq_len)
     chunk, bos_id = 0, None
-    # as many as in training, so that no other shape is compiled
+    # as in training, so that no other shape is compiled
     rows = micro_batch_rows(settings, rank_rows(settings, trainer.rank, trainer.world_size)[1])
     if seq_len != settings.train_seq_len:
         rows = max(1, rows * settings.train_seq_len // seq_len)
@@ -112,7 +106,7 @@ def evaluate(trainer, settings, stream, tokenizer, num_tokens, each=iter, final=
 
 
 def own_part(plan, rank, world_size, rows):
-    """The acts of a plan that one rank makes: of the windows its own, at most `rows` at a time; the rest all."""
+    """A rank's part of a plan: its windows, at most `rows` at a time, and all the rest."""
     dealt = 0
     for act, what in plan:
         if act == "score":

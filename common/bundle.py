@@ -4,10 +4,11 @@
     python -m common.bundle --source FILE           print the readable program in a trainer or a bundle; do not run it
 
 `bundle_source` joins the sources word for word: the modules first, each after those that it imports, the trainer last.
-Two things are left out: the imports between these files, and the `if __name__ == "__main__":` block of a module.
+Three things are left out: the imports between these files, a line that repeats an import of a file before, and the
+`if __name__ == "__main__":` block of a module.
 `bundle` compresses that text into a short file that unpacks and runs it. A bundle imports nothing from common/, so it
-is its own bundle. OTHERS takes the place of two modules in it: this one, and the one of --preflight, which is for before
-one pays for a run, and whose bytes would count.
+is its own bundle. OTHERS takes the place of two modules in it: this one, and the one of --preflight, which is for
+before one pays for a run, and whose bytes would count.
 """
 import argparse
 import ast
@@ -24,7 +25,7 @@ from pathlib import Path
 from common.settings import UserError
 
 SOURCE_LIMIT = 4 << 20  # bytes of the readable program in a bundle: a small payload can expand to gigabytes
-LINE = 800  # characters of payload: few lines cost few bytes, and editors still cope
+LINE = 2000  # characters of payload: few lines cost few bytes, and editors still cope
 
 OTHERS = {"bundle.py": '''\
 import linecache
@@ -37,7 +38,7 @@ def bundle(path):
 
 
 def bundle_source(path):
-    """The text of this program. If this file is compressed, its first lines have given the text to linecache."""
+    """The text of this program, which the first lines of a compressed file have given to linecache."""
     return "".join(linecache.getlines(f"{path} --source") or linecache.getlines(str(path)))
 ''', "preflight.py": '''\
 from common.settings import UserError
@@ -47,12 +48,10 @@ def preflight(*run):
     raise UserError("--preflight is not part of the one-file trainer: use it in the repository")
 '''}
 WRAPPER = """\
-# A Parity Golf trainer in one file. PAYLOAD is its source, compressed; `python FILE --source` prints it.
+# A trainer in one file: `python FILE --source` prints its source.
 import bz2
+import io
 import linecache
-import sys
-import traceback
-from io import StringIO
 
 
 {unpack}
@@ -60,10 +59,8 @@ from io import StringIO
 PAYLOAD = r'''
 {payload}'''
 SOURCE = bz2.decompress(unpack(PAYLOAD)).decode()[::-1]
-NAME = __file__ + " --source"  # of a file that is not there: tracebacks take its lines from linecache
-linecache.cache[NAME] = len(SOURCE), None, StringIO(SOURCE).readlines(), NAME
-if __name__ == "__main__":
-    sys.excepthook = traceback.print_exception  # that of Python 3.11 and 3.12 does not look there
+NAME = __file__ + " --source"  # no such file: tracebacks take its lines from linecache
+linecache.cache[NAME] = len(SOURCE), None, [*io.StringIO(SOURCE)], NAME
 exec(compile(SOURCE, NAME, "exec"))
 """
 
@@ -125,6 +122,9 @@ def _join(script, modules):
                 file.fail(place, f"`{name}` is also bound at {other.path}:{other.names[name][1].lineno}; rename one")
         if "__doc__" in file.words:
             file.fail(file.words["__doc__"], "`__doc__` would be the docstring of another file")
+    made = set()
+    for file in [*modules, script]:
+        made |= file.drop_repeated(made)
     text = "\n\n\n".join(file.remaining() for file in [*modules, script]) + "\n"
     try:
         compile(text, "", "exec", dont_inherit=True)
@@ -195,6 +195,14 @@ class _SourceFile:
                     self.fail(node, "give this statement a line of its own")
         self.cuts += nodes
 
+    def drop_repeated(self, made):
+        """Take out the lines that are among the imports `made` before; this file's own imports, as a set of lines."""
+        lines = self.text.split("\n")
+        own = {node: lines[node.lineno - 1] for node in self.tree.body if isinstance(node, ast.Import | ast.ImportFrom)
+               and lines[node.lineno - 1] == ast.unparse(node)}
+        self.cut([node for node, line in own.items() if line in made])
+        return set(own.values())
+
     def remaining(self):
         """The text under its banner, without what was cut."""
         lines = self.text.split("\n")  # splitlines() would also split at form feeds
@@ -243,15 +251,15 @@ def wrapper(payload):
 
 def unpack(text, pairs=(*range(161, 173), *range(174, 768), *range(931, 1155), *range(1162, 1328), *range(1369, 1419))):
     """Bytes of base-104 digits: "!" to "~" are 0 to 93, a letter of `pairs` is two. 80, lowest first, are 67 bytes."""
-    digits, blocks = [], []
+    digits, data = [], b""
     for code in map(ord, text.replace("\n", "")):
         digits += [code - 33] if code < 127 else divmod(94 * 104 + pairs.index(code), 104)
     for start in range(0, len(digits), 80):
         block, number = digits[start:start + 80], 0
         for digit in reversed(block):
             number = 104 * number + digit
-        blocks.append(number.to_bytes(67 * len(block) // 80, "little"))
-    return b"".join(blocks)
+        data += number.to_bytes(67 * len(block) // 80, "little")
+    return data
 
 
 PAIRS = inspect.signature(unpack).parameters["pairs"].default  # printable letters and signs; none is combining

@@ -1,13 +1,9 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped. A batch is a pure function of the step, so
-that is the weights, the optimizers' state, the step and the training time spent.
+"""Checkpoints: all that a run needs to go on as if it had never stopped.
 
 Format 1. A file step-00000120.checkpoint is a safetensors file, followed by the SHA-256 of its bytes (32 bytes). The
-tensors are those of Trainer.state(), float32 or float64, wider ones first, then by name. The header has one metadata
-key, "parity_golf": JSON with sorted keys, {"format": 1, "step": 120, "elapsed": seconds, "identity": {...}}. The
-identity is what must be the same for a run to go on: the settings of model and training, and digests of code, data and
-tokenizer. A file appears under its name when all of it is on the disk (files.write_file); the two newest are kept. The
-reader takes untrusted files: it executes nothing, bounds memory by the size that the settings imply, and refuses any
-flipped bit.
+tensors are those of Trainer.state(), wider dtypes first, then by name. The header has one metadata key, "parity_golf":
+JSON with sorted keys, {"format": 1, "step": 120, "elapsed": seconds, "identity": {...}}. The reader takes untrusted
+files: it executes nothing, bounds memory by the size that the settings imply, and refuses any flipped bit.
 """
 import hashlib
 import json
@@ -28,7 +24,7 @@ HEADER_LIMIT = 1 << 20  # bytes
 
 
 def run_identity(settings, data, source):
-    """dict of what a run must have in common with the checkpoint it goes on from. source: text of the code."""
+    """dict of what must be the same for a run to go on. source: text of the code."""
     names = [*settings_of("model", "training", of=settings)]
     if settings.qat_start < 1:  # training rounds to them
         names.append("quant_levels")
@@ -38,7 +34,7 @@ def run_identity(settings, data, source):
 
 
 def check_identity(identity, theirs, where=""):
-    """UserError where what is to be continued is another run."""
+    """Raises UserError where what is to be continued is another run."""
     keys = [key for key in sorted(identity | theirs) if identity.get(key) != theirs.get(key)]
     if keys:
         wrong = "; ".join(f"{key} is {identity.get(key)!s:.40}, there {theirs.get(key)!s:.40}" for key in keys)
@@ -47,12 +43,11 @@ def check_identity(identity, theirs, where=""):
 
 
 def write_checkpoint(folder, step, elapsed, identity, arrays):
-    """Path of the new file in a folder, in which one older file is kept. Raises OSError. Written array by array, so
-    that the training thread runs on; the safetensors library would hold the interpreter while it copies all of them."""
+    """Path of the new file in a folder, where one older file is kept. Raises OSError. The safetensors library would
+    stop the training thread while it copies all arrays."""
     meta = {"format": CHECKPOINT_FORMAT, "step": step, "elapsed": elapsed, "identity": identity}
     header, parts, end = {"__metadata__": {"parity_golf": json.dumps(meta, sort_keys=True)}}, [], 0
-    for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):
-        array = arrays[name]
+    for name, array in sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])):
         parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         place = end, end + array.nbytes
         header[name] = {"dtype": f"F{8 * array.itemsize}", "shape": array.shape, "data_offsets": place}
@@ -76,8 +71,8 @@ def checkpoints(folder):
 
 
 def decode_checkpoint(file, identity, expected):
-    """(step, elapsed, arrays) of an open binary file; expected: name -> (shape, dtype as text). Raises ValueError where
-    the file is not whole, UserError where it is of another run."""
+    """(step, elapsed, arrays) of an open file; expected: name -> (shape, dtype as text). Raises ValueError if it is not
+    whole, UserError if it is of another run."""
     size = file.seek(0, os.SEEK_END) - 32
     file.seek(0)
     digest, left = hashlib.sha256(), size
@@ -112,7 +107,7 @@ def decode_checkpoint(file, identity, expected):
 
 def read_checkpoint(folder, identity, expected, warn):
     """(step, elapsed, arrays, damaged paths) of the newest whole file in a folder; warn(text) is called for damaged
-    ones. A folder without files gives step 0 and no arrays. Raises UserError where none is whole, or of another run."""
+    ones. Without files: step 0, no arrays. Raises UserError if none is whole, or of another run."""
     damaged = []
     if not checkpoints(folder):
         stored = read_json(folder / "settings.json").get("identity")
@@ -132,8 +127,7 @@ def read_checkpoint(folder, identity, expected, warn):
 
 
 def resume(trainer, folder, identity, warn):
-    """(step, training seconds, damaged files) of the newest whole checkpoint, which the trainer then has; warn(text) is
-    called for those that are not whole. Raises UserError."""
+    """As read_checkpoint, but the trainer then has the arrays. Raises UserError."""
     expected = {name: (array.shape, str(array.dtype)) for name, array in trainer.state().items()}
     step, elapsed, arrays, damaged = read_checkpoint(folder, identity, expected, warn)
     if arrays:
@@ -142,24 +136,23 @@ def resume(trainer, folder, identity, warn):
 
 
 class Saver:
-    """Writes checkpoints of a run while it trains on: due() says when, save() copies the state. One write at a time. A
-    write that fails, on a full disk for instance, is logged; training and earlier checkpoints are not affected."""
+    """Writes checkpoints while the run trains on, one at a time. A write that fails is only logged."""
 
     def __init__(self, folder, identity, every, log, step=0, elapsed=0.0, damaged=()):
-        self.folder, self.identity, self.log, self.damaged = folder, identity, log, damaged
-        self.number, self.by_time = every.number, every.in_seconds
-        self.saved, self.last, self.pending = step or -1, elapsed if self.by_time else step, None
+        self.folder, self.identity, self.every, self.log, self.damaged = folder, identity, every, log, damaged
+        self.saved, self.last, self.pending = step or -1, elapsed if every.in_seconds else step, None
         self.thread = ThreadPoolExecutor(1)
 
     def due(self, step, elapsed):
         self.collect(False)
-        return 0 < self.number <= (elapsed if self.by_time else step) - self.last and not self.pending
+        now = elapsed if self.every.in_seconds else step
+        return 0 < self.every.number <= now - self.last and not self.pending
 
     def save(self, step, elapsed, trainer):
         if step != self.saved:
             self.collect()
             arrays = trainer.state()  # a signal here leaves the step unsaved; whoever handles it saves
-            self.saved, self.last = step, elapsed if self.by_time else step
+            self.saved, self.last = step, elapsed if self.every.in_seconds else step
             self.pending = self.thread.submit(self.write, step, elapsed, arrays)
 
     def write(self, step, elapsed, arrays):

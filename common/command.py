@@ -55,7 +55,7 @@ def exit_code(options, extra):
         raise
     except UserError as error:
         problem = error
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         problem = f"{error}: `pip install '.[{extra}]'` provides what this command needs"
     except OSError as error:
         problem = f"{error}: free some space, then run the command again" if error.errno == errno.ENOSPC else error

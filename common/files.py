@@ -6,8 +6,7 @@ import os
 
 
 def write_file(path, *parts):
-    """Write buffers to one file, which is then complete, or as it was: temporary file, fsync, rename, fsync of the
-    folder. Returns the path. Raises OSError."""
+    """Write buffers to one file, which is complete or as it was, even after a power cut. The path. Raises OSError."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:

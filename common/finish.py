@@ -1,4 +1,4 @@
-"""The end of a run: the model file, the score read back from it, and the account of the bytes."""
+"""The end of a run: the model file, its score and its bytes."""
 import hashlib
 import math
 import time
@@ -19,7 +19,7 @@ MODEL_FILE = "model.int8.zlib"  # in the folder of a run or a record
 
 
 def finish(run, code_bytes):
-    """Write the model file, read it back, score what was read, account for the bytes. Summary text. Raises Agreed."""
+    """Write the model file, read it back, score what was read. Summary text. Raises Agreed."""
     s, trainer, watch = run.settings, run.trainer, run.watch
     found = trainer.weights(averaged=s.ema_decay > 0)
     weights = {name: np.asarray(w, np.float32) for name, w in found.items()}
@@ -42,18 +42,15 @@ def finish(run, code_bytes):
     left, model = BUDGET_BYTES - 1 - total, total - code_bytes
     if over:
         remedy = "continue with QUANT_LEVELS=auto, or use" if s.qat_start == 1 else "use lower QUANT_LEVELS,"
-        raise Agreed(
-            f"code {code_bytes:,} + model {model:,} = {total:,} bytes, {-left:,} too many: it must be less "
-            f"than {BUDGET_BYTES:,}. The model is kept in {run.folder.path / MODEL_FILE}; {remedy} fewer layers "
-            "or a smaller width",
-            "over_budget",
-        )
-    size = f"{total:,} bytes = model {model:,} + code {code_bytes:,}; {left:,} left under the cap"
-    return f"{summary}  size      {size}"
+        raise Agreed(f"code {code_bytes:,} + model {model:,} = {total:,} bytes, {-left:,} too many: it must be less "
+                     f"than {BUDGET_BYTES:,}. The model is kept in {run.folder.path / MODEL_FILE}; {remedy} fewer "
+                     "layers or a smaller width", "over_budget")
+    return (f"{summary}  size      {total:,} bytes = model {model:,} + code {code_bytes:,}; {left:,} left under the "
+            "cap")
 
 
 def write_model(run, model, payload, code_bytes):
-    """Write and log the model file; the float32 weights that it holds, as read back."""
+    """Write the model file; the float32 weights that it holds, as read back."""
     path = write_file(run.folder.path / MODEL_FILE, model)
     run.log("model", bytes=len(model), payload=len(payload), zlib9=len(zlib.compress(payload, 9)),
             sha256=hashlib.sha256(model).hexdigest())
@@ -67,7 +64,7 @@ def write_model(run, model, payload, code_bytes):
 
 
 def final_score(run):
-    """Evaluate and log the weights of the model file; the score as text, for people. Raises Agreed."""
+    """Evaluate the weights of the model file; the score as text. Raises Agreed."""
     s, data, watch = run.settings, run.data, run.watch
     marked = watch.each([watch.steps, 3], "the final evaluation", PATIENCE)
     clock = time.perf_counter()

@@ -1,7 +1,6 @@
 """QUANT_LEVELS=auto: the most levels with which the model file fits the bytes that the code leaves.
 
-The size grows almost linearly with log2 of the levels, so a secant needs few passes. A pass quantizes everything and
-finds the exact size of the file without the slow part of the encoder, the packing of bits.
+The size grows almost linearly with log2 of the levels, so a secant needs few passes.
 """
 import dataclasses
 import math
@@ -19,8 +18,8 @@ LOOSE = 0.001  # of the budget: what may be left of it
 
 def search_levels(size, budget, slope):
     """The largest number of levels, to 5 digits, with size(levels) <= budget; up to LOOSE of the budget may be left.
-    None where even LEAST_LEVELS do not fit. slope: bytes that one more bit in the levels costs, roughly."""
-    low, high = math.log2(LEAST_LEVELS), math.log2(MOST_LEVELS)  # x, log2 of the levels, is searched between these
+    None where LEAST_LEVELS do not fit. slope: bytes that one more bit in the levels costs, roughly."""
+    low, high = math.log2(LEAST_LEVELS), math.log2(MOST_LEVELS)  # bounds of x, log2 of the levels
     fits = over = last = None  # the most levels that fit; whether `high` was too large; (x, bytes) of the last pass
     x = math.log2(127)
     for number in range(1, PASSES + 2):
@@ -49,7 +48,7 @@ def with_auto(groups, levels):
 
 
 def levels_text(levels):
-    """The text of a dict group -> number or "fp16": matrix=18.342,embed=fp16."""
+    """matrix=18.342,embed=fp16 of a dict group -> number or "fp16"."""
     return ",".join(f"{group}={value if value == 'fp16' else f'{value:.5g}'}" for group, value in levels.items())
 
 
@@ -59,17 +58,16 @@ def bit_bytes(settings, groups):
 
 
 def fit_levels(settings, weights, budget):
-    """(levels, tried): the dict group -> number or "fp16" with which the file of float32 weights has at most `budget`
-    bytes, and a list of (levels, bytes of the file, relative error of the weights), the chosen one last. Every "auto"
-    group gets the same number. Raises UserError."""
+    """(levels, tried): dict group -> number or "fp16" with which the file has at most `budget` bytes, and a list of
+    (levels, bytes, relative error), the chosen one last. Raises UserError."""
     groups, tried = group_levels(settings), {}
 
     def size(number):
         levels = with_auto(groups, number)
         stored = quantize_weights(settings, weights, levels)
-        tried[number] = (levels, zlib_size(pack_payload(settings, stored, levels)),
-                         relative_error(settings, weights, dequantize_weights(settings, stored, levels)))
-        return tried[number][1]
+        found = zlib_size(pack_payload(settings, stored, levels))
+        tried[number] = levels, found, relative_error(settings, weights, dequantize_weights(settings, stored, levels))
+        return found
 
     chosen = search_levels(size, budget, bit_bytes(settings, groups))
     if chosen is None:
@@ -79,7 +77,7 @@ def fit_levels(settings, weights, budget):
 
 
 def too_large(settings, least, budget):
-    """The message if the file has `least` bytes at the fewest levels, and what would fit."""
+    """The message if the file has `least` bytes at the fewest levels."""
     params = count_params(settings)
     many = math.ceil(params * (1 - budget / least))
     smaller = (dataclasses.replace(settings, num_layers=n) for n in range(settings.num_layers - 1, 0, -1))
@@ -91,8 +89,7 @@ def too_large(settings, least, budget):
 
 
 def encode_within(settings, weights, budget, log):
-    """(file bytes, payload bytes) of float32 weights. Levels that are "auto" are chosen to fit the budget, and all that
-    were tried are logged. Raises UserError."""
+    """(file bytes, payload bytes), with levels for "auto" that fit the budget. Raises UserError."""
     levels, tried = group_levels(settings), []
     if "auto" in levels.values():
         levels, tried = fit_levels(settings, weights, budget)

@@ -1,5 +1,5 @@
-"""A run's folder, runs/RUN_ID: train.log, the bundled trainer, settings.json, status.json, checkpoints until the run
-has ended, and then model.int8.zlib. A lock on the log keeps a second run out."""
+"""A run's folder, runs/RUN_ID: train.log, locked by the run, the bundled trainer, settings.json, status.json,
+checkpoints until the run has ended, and then model.int8.zlib."""
 import contextlib
 import fcntl
 import os
@@ -20,13 +20,12 @@ ENDED = "finished", "capped"  # status of a run that cannot be continued
 def say(text, file=None):
     """Print a line above the progress bar. A closed pipe or a full disk does not end the run."""
     file = file or sys.stdout
-    try:
-        tqdm.write(text, file=file)
-        file.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # or Python complains when it exits
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        try:
+            tqdm.write(text, file=file)
+            file.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # or Python complains when it exits
 
 
 def resume_hint(path):
@@ -34,8 +33,7 @@ def resume_hint(path):
 
 
 def end_run(path, status, reason, hint, step):
-    """Write the last line of train.log, and status.json: what became of a run, why, and how to go on. Any process can.
-    Returns the line."""
+    """Write status.json, and the last line of train.log, which it returns."""
     line = log_line("status", status=status, reason=reason, hint=hint)
     (path / ".reserve").unlink(missing_ok=True)  # room on a full disk, where one may fail and the other not
     with contextlib.suppress(OSError), open(path / "train.log", "a", encoding="utf-8") as file:
@@ -46,30 +44,27 @@ def end_run(path, status, reason, hint, step):
 
 
 def resume_folder(resume, run_id, backend):
-    """The folder that RESUME names, as text. For auto it is runs/RUN_ID or, without one, this backend's newest run with
-    a checkpoint that has not ended; empty: there is none. Raises UserError."""
-    if resume != "auto":
-        path = Path(resume)
-        status = run_status(path)
-        if not status:
-            raise UserError(f"RESUME={path} is not the folder of a run: name one, runs/..., or use RESUME=auto")
-        if status in ENDED:
-            raise UserError(f"RESUME={path} has ended ({status}): there is nothing to continue")
-        check_backend(path, backend)
-        return str(path)
-    if run_id:
-        path = Path("runs", run_id)
-        check_backend(path, backend)
-        return str(path) if run_status(path) not in ("", *ENDED) else ""
-    runs = [path for path in Path("runs").glob("*") if path.is_dir()]
-    for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
-        if run_status(path) not in ("", *ENDED) and run_backend(path) in ("", backend) and resume_hint(path):
-            return str(path)
-    return ""
+    """The folder that RESUME names, as text. For auto: runs/RUN_ID or, without one, this backend's newest run with a
+    checkpoint that has not ended; empty: none. Raises UserError."""
+    if resume == "auto" and not run_id:
+        runs = [path for path in Path("runs").glob("*") if path.is_dir()]
+        for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
+            if run_status(path) not in ("", *ENDED) and run_backend(path) in ("", backend) and resume_hint(path):
+                return str(path)
+        return ""
+    path = Path("runs", run_id) if resume == "auto" else Path(resume)
+    status, theirs = run_status(path), run_backend(path)
+    if resume != "auto" and not status:
+        raise UserError(f"RESUME={path} is not the folder of a run: name one, runs/..., or use RESUME=auto")
+    if resume != "auto" and status in ENDED:
+        raise UserError(f"RESUME={path} has ended ({status}): there is nothing to continue")
+    if theirs not in ("", backend):
+        raise UserError(f"{path} is a run of the {theirs} trainer: continue it with that one")
+    return "" if status in ("", *ENDED) else str(path)
 
 
 def run_status(path):
-    """What status.json says of a run; empty where there is none."""
+    """What status.json says of a run, or empty."""
     return read_json(path / "status.json").get("status") or ""
 
 
@@ -77,37 +72,34 @@ def run_backend(path):
     return read_json(path / "settings.json").get("backend", "")
 
 
-def check_backend(path, backend):
-    if (theirs := run_backend(path)) not in ("", backend):
-        raise UserError(f"{path} is a run of the {theirs} trainer: continue it with that one")
-
-
 def stored_settings(folder):
-    """dict of the settings of a run as text, and of what else stands in settings.json."""
-    if not folder:
-        return {}
-    return {name: str(value) for name, value in read_json(Path(folder, "settings.json")).items()}
+    """dict of what settings.json says, as text."""
+    return {name: str(value) for name, value in read_json(Path(folder, "settings.json")).items()} if folder else {}
 
 
 def check_free(path, settings):
-    """UserError where a run cannot use this folder: taken, in use, not writable, or on a disk that is too full."""
+    """Raises UserError if the folder is taken, in use or not writable, or the disk too full."""
     above = existing_parent(path)
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"{path} cannot be written: {above} is not a folder that is yours: start in one that is")
     if not settings.resume and path.exists() and any(file.stat().st_size for file in path.glob("[!.]*")):
-        remedy = f"choose another RUN_ID, remove it, or continue it with --resume {path}"
-        raise UserError(f"{path} is there already: {remedy}")
+        raise UserError(f"{path} is there already: choose another RUN_ID, remove it, or continue it with --resume "
+                        f"{path}")
     with contextlib.suppress(FileNotFoundError), open(path / "train.log", "rb") as log:
-        if not try_lock(log, fcntl.LOCK_SH):
-            raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
+        check_lock(path, log, fcntl.LOCK_SH)
     free, need = disk_free(path), disk_need(settings)
     if free < need:
-        text = f"the disk of {path} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some space"
-        raise UserError(text, "disk_full")
+        raise UserError(f"the disk of {path} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some "
+                        "space", "disk_full")
+
+
+def check_lock(path, log, how):
+    if not try_lock(log, how):
+        raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
 
 
 class RunFolder:
-    """Rank 0's hold on the folder. Raises UserError where it is taken, in use or not writable, or the disk too full."""
+    """Rank 0's hold on the folder. Raises UserError as check_free does."""
 
     def __init__(self, path, settings):
         check_free(path, settings)
@@ -115,15 +107,14 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             self.file = open(path / "train.log", "a+b", buffering=0)  # noqa: SIM115
-            if not try_lock(self.file):
-                raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
+            check_lock(path, self.file, fcntl.LOCK_EX)
             for left in path.glob(".*.tmp"):  # of a process that was killed while it wrote
                 left.unlink()
             write_file(path / ".reserve", os.urandom(1 << 14))
             write_json(path / "status.json", {"status": "running", "reason": ""})
         except OSError as error:
-            remedy = "start in a folder that is yours, on a disk with room"
-            raise UserError(f"{path} cannot be written: {error.strerror}: {remedy}") from error
+            raise UserError(f"{path} cannot be written: {error.strerror}: start in a folder that is yours, on a disk "
+                            "with room") from error
         if self.file.tell() and os.pread(self.file.fileno(), 1, self.file.tell() - 1) != b"\n":  # killed within a line
             self.file.write(b"\n")
 
@@ -139,13 +130,13 @@ class RunFolder:
 
 
 def checkpoints_bytes(settings):
-    """Bytes of one checkpoint, at most: the weights, two moments and the average."""
-    copies, width = 4 if settings.ema_decay else 3, 8 if settings.compute_dtype == "float64" else 4
-    return copies * width * count_params(settings)
+    """Bytes of one checkpoint, at most: weights, two moments, average."""
+    width = 8 if settings.compute_dtype == "float64" else 4
+    return (3 + (settings.ema_decay > 0)) * width * count_params(settings)
 
 
 def disk_need(settings):
-    """Bytes that a run may write: three checkpoints (two are kept, one is being written), the model file, the rest."""
+    """Bytes that a run may write: three checkpoints, the model file, the rest."""
     return 3 * checkpoints_bytes(settings) + 2 * count_params(settings) + (64 << 20)
 
 
@@ -154,5 +145,5 @@ def disk_free(path):
 
 
 def existing_parent(path):
-    """The path, or the nearest folder above it that exists."""
+    """The path, or the nearest above it that exists."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

@@ -1,4 +1,4 @@
-"""The training loop: warm-up, clock, cap, validation, checkpoints, and the stop that all ranks make together."""
+"""The training loop: warm-up, clock, cap, validation, checkpoints, and a stop of all ranks together."""
 import dataclasses
 import math
 import sys
@@ -17,50 +17,49 @@ from common.ranks import PATIENCE, Agreed, Interrupt, RankWatch, agree
 from common.schedule import ema_decay, lr_scale, muon_momentum, run_progress
 from common.settings import Settings, failing_as
 from common.shards import check_ids
-from common.trainer import Trainer
 
 
 @dataclasses.dataclass
 class Run:
-    """A run and how far it is. Rank 0 alone has a folder and a saver."""
+    """A run and how far it is. Only rank 0 has a folder and a saver."""
 
     settings: Settings
     data: Data
-    trainer: Trainer
+    trainer: object  # common/trainer.py, Trainer
     folder: RunFolder | None
     saver: Saver | None
     watch: RankWatch
     interrupt: Interrupt
     step: int = 0  # optimizer steps made
-    seconds: float = 0.0  # training time, without validation: that of rank 0, on every rank
+    seconds: float = 0.0  # training time, without validation, by the clock of rank 0
     started: float = 0.0  # clock when the program began with it
-    damage: tuple = ()  # what was wrong with checkpoints that were passed over
+    damage: tuple = ()  # what was wrong with newer checkpoints
 
     def __post_init__(self):
         self.first_step, self.clock = self.step, self.started
-        self.pending = []  # (step, tokens, loss) of the steps whose loss was not looked at
+        self.pending = []  # (step, tokens, loss) of steps whose loss was not looked at
         self.val = None  # (val_loss, val_bpb) of the last validation
-        self.shown = -math.inf  # training time when the progress bar was last drawn
+        self.shown = -math.inf  # seconds when the progress bar was last drawn
 
     def log(self, kind, **values):
         if self.folder:
             self.folder.log(kind, **values)
 
     def tick(self, asked=False):
-        """Add the time since the last tick to the training time. Whether any rank asks for a stop."""
+        """Add the time since the last tick. Whether any rank asks for a stop."""
         now = time.perf_counter()
         self.seconds, asked = agree(self.trainer, self.seconds + now - self.clock, asked)
         self.clock = now
         return asked
 
     def step_limit(self):
-        """Seconds that a rank may take for its next step: as long as ten, and more for the first, which may compile."""
+        """Seconds that a rank may take for its next step: as ten take; more for the first, which may compile."""
         if self.step == self.first_step:
             return PATIENCE
         return max(self.settings.rank_timeout, 10 * self.seconds / self.step)
 
     def is_last(self):
-        """Whether no further step is made: none is left, or the next one could end after the cap."""
+        """Whether none is left, or the next one could end after the cap."""
         spare_steps = 2 + self.trainer.steps_ahead
         next_end = self.seconds + spare_steps * self.seconds / max(self.step, 1)
         return self.step == self.settings.iterations or next_end > (self.settings.max_wallclock_seconds or math.inf)
@@ -70,7 +69,7 @@ class Run:
             self.saver.save(self.step, self.seconds, self.trainer)
 
     def batch(self):
-        """This rank's rows of the next step. Raises UserError where a token is not in the vocabulary."""
+        """This rank's rows of the next step. Raises UserError if a token is not in the vocabulary."""
         s, trainer = self.settings, self.trainer
         with failing_as("bad_data"):
             tokens = step_rows(self.data.train, s, self.step, trainer.rank, trainer.world_size)
@@ -81,7 +80,7 @@ class Run:
 
 
 def warm_up(run):
-    """Compile what the run will use. Leaves no trace in weights, optimizers, data position or clock."""
+    """Compile what the run will use, without a trace in its state or clock."""
     steps, trainer = run.settings.warmup_steps, run.trainer
     if steps:
         state, tokens = trainer.state(), run.batch()
@@ -114,7 +113,7 @@ def train(run):
 
 
 def validate(run, last):
-    """Score the weights, or their average, and log the result. Its time is not training time."""
+    """Score the weights, or their average. Its time is not training time."""
     s, trainer, data, step = run.settings, run.trainer, run.data, run.step
     trainer.wait()
     check_losses(run)
@@ -146,7 +145,7 @@ def validate(run, last):
 
 
 def after_step(run, tokens, loss, bar):
-    """Look at the losses, save, stop and log, as is due after a step. Raises Agreed where the run stops."""
+    """Save, stop and log, as is due after a step. Raises Agreed where the run stops."""
     s = run.settings
     run.pending.append((run.step, tokens, loss))
     check_losses(run, run.trainer.steps_ahead)
@@ -172,8 +171,7 @@ def after_step(run, tokens, loss, bar):
 
 
 def check_losses(run, ahead=0):
-    """Raises Agreed where a loss is not finite. The losses of the last `ahead` steps, which may still be running, are
-    left for later."""
+    """Raises Agreed if a loss is not finite, but for the last `ahead` steps, which may still be running."""
     while len(run.pending) > ahead:
         step, tokens, loss = run.pending.pop(0)
         if not math.isfinite(value := float(loss)):
@@ -182,8 +180,7 @@ def check_losses(run, ahead=0):
 
 
 def nonfinite_reason(run, tokens, step, value):
-    """Names the ranks whose own rows cause it, and the place of these in the train stream; all ranks where only the sum
-    is not finite."""
+    """Names the ranks whose own rows cause it, and these rows; all ranks if only the sum is not finite."""
     s, trainer, world = run.settings, run.trainer, run.trainer.world_size
     alone = np.ones(world)
     if world > 1:
@@ -204,7 +201,7 @@ def progress_bar(trainer):
 
 
 def training_summary(run):
-    """Log what the training took; that as text, for people."""
+    """Log what the training took; the same as text."""
     s, trainer = run.settings, run.trainer
     if run.step < s.iterations:
         run.log("stop", ms=1e3 * run.seconds, step=run.step, iterations=s.iterations)

@@ -1,41 +1,24 @@
 """A fast BLAS for MLX on Linux, where its wheel links the reference BLAS (1 to 4 GFLOP/s on 2 cores).
 
-A library with the same functions takes its place if it is loaded globally before MLX looks them up: OpenBLAS (70 to 200
-GFLOP/s). Its functions get their plain names from a few lines for the C++ compiler that mx.compile needs too.
+OpenBLAS (70 to 200 GFLOP/s) takes its place if it is loaded globally before MLX looks the functions up. The C++
+compiler, which mx.compile needs too, gives them the plain names.
 """
 import contextlib
 import ctypes
 import functools
-import os
+import platform
 import subprocess
 import sys
 import tempfile
 
-# MLX calls cblas_sgemm; in the wheel of OpenBLAS it is scipy_cblas_sgemm
-PLAIN_NAMES = """
-#define GEMM(name, real) \\
-  void scipy_##name(int, int, int, int, int, int, real, const real*, int, const real*, int, real, real*, int); \\
-  void name(int o, int s, int t, int m, int n, int k, real x, const real* a, int i, const real* b, int j, real y, \\
-            real* c, int l) { scipy_##name(o, s, t, m, n, k, x, a, i, b, j, y, c, l); }
-extern "C" { GEMM(cblas_sgemm, float) GEMM(cblas_dgemm, double) }
-"""
-
-
-@contextlib.contextmanager
-def lazy_symbols():
-    """Libraries that are imported inside look a function up when it is first called, not when they are loaded."""
-    flags = sys.getdlopenflags()
-    sys.setdlopenflags(os.RTLD_LAZY)
-    try:
-        yield
-    finally:
-        sys.setdlopenflags(flags)
+# MLX calls cblas_sgemm; in the wheel of OpenBLAS it is scipy_cblas_sgemm. A jump leaves the arguments in place.
+JUMP = "jmp" if platform.machine() == "x86_64" else "b"
+PLAIN_NAMES = "".join(f'asm(".globl cblas_{x}gemm; cblas_{x}gemm: {JUMP} scipy_cblas_{x}gemm");' for x in "sd")
 
 
 @functools.cache
 def load_openblas():
-    """Load it before the first matrix product. Returns the function that sets its number of threads, or None where
-    there is no OpenBLAS."""
+    """Load it before the first matrix product. The function that sets its number of threads, or None without it."""
     if sys.platform != "linux":
         return None
     with contextlib.suppress(OSError, ImportError, subprocess.SubprocessError), tempfile.TemporaryDirectory() as folder:

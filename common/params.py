@@ -1,7 +1,7 @@
-"""The parameter table: name -> shape, initial value, optimizer group. Both models are built from it and must match it.
+"""The parameter table: name -> shape, initial value, optimizer group. Both models must match it.
 
-Initial values come from numpy's Philox generator keyed by (seed, crc32 of the name). So they are the same on every
-backend, and a new tensor does not change the others.
+Initial values come from numpy's Philox generator keyed by (seed, crc32 of the name): the same on every backend, and a
+new tensor does not change the others.
 """
 import dataclasses
 import math
@@ -12,8 +12,8 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Param:
-    """init: zeros, ones, uniform (+-1/sqrt(fan_in)), normal (with std), gain or mix. group: which optimizer updates it,
-    Muon (matrix) or Adam (embed, head, scalar). All groups but scalar are rounded when stored (quantize.py)."""
+    """init: zeros, ones, uniform (+-1/sqrt(fan_in)), normal (with std), gain or mix. group: matrix (updated by Muon),
+    embed, head or scalar (by Adam). All but scalar are rounded when stored."""
     shape: tuple
     init: str = "ones"
     group: str = "scalar"
@@ -46,8 +46,8 @@ def param_table(s):
 
 
 def layer_order(s):
-    """list[int]: the blocks as they are applied. LOOP_LAYERS are applied LOOP_COUNT times as a whole: four blocks with
-    1-2 and 2 give 0, 1, 2, 1, 2, 3 (as in the Universal Transformer, arXiv:1807.03819)."""
+    """list[int]: the blocks as they are applied: four with LOOP_LAYERS=1-2 and LOOP_COUNT=2 give 0, 1, 2, 1, 2, 3 (as
+    in the Universal Transformer, arXiv:1807.03819)."""
     order = list(range(s.num_layers))
     if not s.loop_layers:
         return order
@@ -56,8 +56,7 @@ def layer_order(s):
 
 
 def num_skips(s):
-    """Number of blocks in the encoder half of the order. Their outputs, last first, are added to the inputs of the
-    decoder half."""
+    """Number of blocks in the encoder, the first half of the order."""
     return len(layer_order(s)) // 2
 
 
@@ -77,14 +76,14 @@ def initial_weights(s):
 
 
 def rope_tables(s, length):
-    """(cos, sin), float64 (length, head_dim / 2), of the angles position * base^(-2i / head_dim) (RoFormer, eq. 15)."""
+    """(cos, sin), float64 (length, head_dim / 2), of position * base^(-2i / head_dim) (RoFormer, eq. 15)."""
     half = s.model_dim // s.num_heads // 2
     angles = np.outer(np.arange(length), s.rope_base ** (-np.arange(half) / half))
     return np.cos(angles), np.sin(angles)
 
 
 def check_weights(s, weights):
-    """Raises ValueError naming every tensor that is missing, unknown or of another shape."""
+    """Raises ValueError naming tensors that are missing, unknown or of another shape."""
     expected = {name: p.shape for name, p in param_table(s).items()}
     check_tensors(expected, {name: w.shape for name, w in weights.items()})
 
@@ -103,19 +102,17 @@ def count_params(s):
 
 def flops_per_token(s):
     """Floating-point operations of training on one token, forward and backward: 6 per weight of every matrix product,
-    and 6 * layers * length * width for causal attention, which is half of the square (the accounting of PaLM, appendix
-    B, whose 12 is halved). The head is included, the embedding look-up is not. A block counts each time it is applied.
-    Recomputation to save memory is not counted."""
+    and 6 * layers * length * width for causal attention (half of PaLM's, appendix B). With the head, without the
+    embedding look-up and recomputation. A block counts each time it is applied."""
     block = sum(math.prod(p.shape) for p in param_table(s).values() if p.group == "matrix") // s.num_layers
     return 6 * (len(layer_order(s)) * (block + s.model_dim * s.train_seq_len) + s.model_dim * s.vocab_size)
 
 
 def training_bytes(s, rows, itemsize, score_rows=0):
-    """Bytes of device memory that a run takes, roughly. These are weights, gradients, two moments and a copy during the
-    update for each parameter; an average and a rounded copy with EMA_DECAY and QAT_START; and what the backward pass
-    keeps of one micro-batch of `rows` rows, or of one longer window, in a dtype of `itemsize` bytes. score_rows: the
-    queries per row whose attention scores are in memory at once: all of them in every layer (plain attention), some in
-    one layer (blocks of queries), or 0 (fused)."""
+    """Bytes of device memory that a run takes, roughly: weights, gradients, moments, average and copies; and what the
+    backward pass keeps of one micro-batch of `rows` rows, or of one longer window, in a dtype of `itemsize` bytes.
+    score_rows: queries per row whose attention scores are in memory at once: all in every layer (plain attention),
+    some in one layer (blocks), or 0 (fused)."""
     width = max(4, itemsize)
     positions = max(rows * s.train_seq_len, s.eval_seq_len)
     layers = len(layer_order(s))

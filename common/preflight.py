@@ -17,10 +17,10 @@ from common.checkpoint import resume, run_identity
 from common.dataset import open_data
 from common.fit import LEAST_LEVELS, bit_bytes, search_levels, with_auto
 from common.folder import check_free, checkpoints_bytes, disk_free, disk_need
+from common.machine import host_memory
 from common.params import count_params, flops_per_token, initial_weights, param_table
 from common.quantize import MOST_LEVELS, store_matrix
 from common.settings import UserError, changed_settings, failing_as, group_levels
-from common.trainer import host_memory
 from common.zstream import zlib_size
 
 SHARE = 0.3  # of the measured matmul peak; the published baseline on 8xH100 and torch on two CPU cores reach 0.2 to 0.4

@@ -1,18 +1,16 @@
-"""float32 weights <-> integer codes with one scale per row, or float16. Only numpy and operations whose order cannot
-matter, so backends cannot disagree.
+"""float32 weights <-> integer codes with one scale per row, or float16, by operations whose order cannot matter.
 
-This is the rule, which training with QAT_START repeats on the device. L is the number of levels, a real number of at
-least 2, by default 127. For each row w of a matrix, all in float32:
+The rule, which training with QAT_START repeats on the device, for each row w of a matrix, all in float32. L is the
+number of levels, a real number of at least 2:
 
     step = float32(float16(max|w| / L))               the nearest float16; where rint(L) > 127, rounded up
     q    = clip(rint(w / step), -rint(L), rint(L))    0 where step is 0; rint rounds halves to even
     w    ~ q * step
 
-The step has no lower limit: a row of zeros has step 0. What is stored is NAME.scale, the step as float16, and NAME, q
-as int8. Where rint(L) > 127, q = NAME * 2**k + low with the smallest k for which NAME fits int8. The numbers low, from
-0 to 2**k - 1, are in NAME.low: uint8, k bits each, highest bit first, rows padded with 0. So a Huffman code of bytes is
-efficient at any L. There the step is rounded up, because the largest weights would be clipped with one that is too
-small. A group that is "fp16" has only NAME, as float16.
+Stored are NAME.scale, the step as float16, and NAME, q as int8. Where rint(L) > 127, q = NAME * 2**k + low with the
+smallest k for which NAME fits int8. The numbers low, from 0 to 2**k - 1, are in NAME.low: uint8, k bits each, highest
+bit first, rows padded with 0. There the step is rounded up, or the largest weights would be clipped. A group that is
+"fp16" has only NAME, as float16.
 """
 import numpy as np
 
@@ -23,13 +21,13 @@ MOST_LEVELS = 32767
 
 
 def tensor_levels(settings, levels=None):
-    """dict name -> levels of the tensors that are rounded when they are stored. levels: as for quantize_weights."""
+    """dict name -> levels of the tensors that are rounded. levels: as for quantize_weights."""
     levels = levels or group_levels(settings)
     return {name: levels[p.group] for name, p in param_table(settings).items() if p.group != "scalar"}
 
 
 def quantize_rows(weight, levels=127):
-    """(q (rows, columns) int8, or int16 above 127; scale (rows,) float16) of a float32 matrix, by the rule above."""
+    """(q (rows, columns) int8, or int16 above 127; scale (rows,) float16) of a float32 matrix."""
     top = round(levels)
     exact = np.abs(weight).max(axis=1) / np.float32(levels)
     scale = exact.astype(np.float16)
@@ -46,12 +44,12 @@ def dequantize_rows(q, scale):
 
 
 def low_bits(levels):
-    """k of the rule above: the bits of a code that are in NAME.low, 0 where there is none."""
+    """k of the rule above: bits of a code in NAME.low."""
     return max(0, round(levels).bit_length() - 7)
 
 
 def store_matrix(name, weight, levels):
-    """dict of the stored tensors of one float32 matrix. levels: a number, "fp16", or None to keep it."""
+    """dict of the stored tensors of a float32 matrix. levels: a number, "fp16", or None to keep it."""
     if levels is None:
         return {name: weight}
     if levels == "fp16":
@@ -65,7 +63,7 @@ def store_matrix(name, weight, levels):
 
 
 def load_matrix(name, stored, levels):
-    """The float32 matrix of stored tensors of the right kinds. Raises ValueError if a code or the padding is wrong."""
+    """The float32 matrix of stored tensors. Raises ValueError if a code or the padding is wrong."""
     if levels in (None, "fp16"):
         return stored[name].astype(np.float32)
     q, top = stored[name], round(levels)
@@ -81,8 +79,8 @@ def load_matrix(name, stored, levels):
 
 
 def unstorable(settings, weights, levels=None):
-    """Name of the first tensor with a value that is not finite or too large to be stored, else None. A weight must be
-    below 8e6 at 127 levels, in proportion at fewer, for its scale to be a float16; with fp16, below 8e6 / 127."""
+    """Name of a tensor with a value that is not finite or too large for a float16 scale, else None: 8e6 at 127 levels,
+    in proportion at fewer; 8e6 / 127 with fp16."""
     levels = tensor_levels(settings, levels)
     for name in param_table(settings):
         number = levels.get(name, 127)
@@ -93,9 +91,8 @@ def unstorable(settings, weights, levels=None):
 
 
 def quantize_weights(settings, weights, levels=None):
-    """dict of float32 weights -> dict of stored tensors: by the rule above for matrices, embedding and head; NAME as
-    float32 for the scalar group. levels: dict group -> number or "fp16", by default those of the settings. Raises
-    ValueError where a weight is not finite or too large: 8e6 at 127 levels."""
+    """dict of float32 weights -> dict of stored tensors; scalars stay float32. levels: dict group -> number or "fp16",
+    by default those of the settings. Raises ValueError if a weight is not finite or too large."""
     if name := unstorable(settings, weights, levels):
         raise ValueError(f"{name} holds a value that is not finite, or too large for a float16 scale")
     levels, stored = tensor_levels(settings, levels), {}
@@ -106,8 +103,7 @@ def quantize_weights(settings, weights, levels=None):
 
 
 def dequantize_weights(settings, stored, levels=None):
-    """The inverse: dict[str, float32 array]. Raises ValueError where a tensor is missing, unknown, of another shape or
-    dtype, or holds what quantize_weights does not write."""
+    """The inverse: dict[str, float32 array]. Raises ValueError where quantize_weights would not write such tensors."""
     levels, expected, weights = tensor_levels(settings, levels), {}, {}
     for name, p in param_table(settings).items():
         row = np.zeros((1, *p.shape[1:]), np.float32)
@@ -122,7 +118,7 @@ def dequantize_weights(settings, stored, levels=None):
 
 
 def relative_error(settings, weights, stored_weights):
-    """Root mean square of the rounding error over that of the weights, of all tensors that are rounded."""
+    """Root mean square of the rounding error over that of the rounded weights."""
     lost = kept = 0.0
     for name in tensor_levels(settings):
         lost += float(np.square(weights[name] - stored_weights[name]).sum(dtype=np.float64))

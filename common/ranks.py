@@ -1,4 +1,4 @@
-"""What the ranks of a run agree on, the watch that each keeps over the others, and what signals ask of them."""
+"""What the ranks of a run agree on, the watch over the other ranks, and signals."""
 import contextlib
 import fcntl
 import json
@@ -25,8 +25,7 @@ class Agreed(UserError):
 
 
 def agree(trainer, seconds=0.0, failed=False):
-    """(rank 0's seconds, whether failed is True on any rank), the same on every rank: learning rates, the cap and a
-    stop must not differ by rank."""
+    """(rank 0's seconds, whether failed is True on any rank), on every rank."""
     if trainer.world_size == 1:
         return seconds, failed
     total = trainer.all_sum(np.array([seconds if trainer.rank == 0 else 0.0, float(failed)]))
@@ -34,7 +33,7 @@ def agree(trainer, seconds=0.0, failed=False):
 
 
 def together(trainer, act):
-    """The result of act(). Raises UserError or OSError on every rank where act() raises it on one."""
+    """The result of act(). Raises UserError or OSError on every rank if act() does on one."""
     made = problem = None
     try:
         made = act()
@@ -47,9 +46,9 @@ def together(trainer, act):
 
 
 class Interrupt:
-    """Handler of SIGINT, SIGTERM and SIGHUP inside a `with`. The first signal asks for a stop at the end of the step
-    where `waits` is set, and raises KeyboardInterrupt elsewhere; one that comes a second later or more always raises.
-    Launchers send a Ctrl-C twice: that counts once."""
+    """Handler of SIGINT, SIGTERM and SIGHUP inside a `with`. The first signal asks for a stop after the step where
+    `waits` is set, else it raises KeyboardInterrupt; one that comes a second later or more always raises. Launchers
+    send a Ctrl-C twice: that counts once."""
 
     def __init__(self):
         self.asked, self.waits, self.before = 0.0, False, {}
@@ -73,10 +72,9 @@ class Interrupt:
 
 
 class RankWatch:
-    """Watches the other ranks: reports one that died, failed or hangs, and ends this process, which may be waiting for
-    it in a call that nothing interrupts. Each rank locks FOLDER/rank<r>, a lock that goes when the process does, and
-    writes its heartbeat there twice a second: how far it is. The lowest rank in order reports. A rank whose file is not
-    visible, on another machine, is not watched."""
+    """Reports a rank that died, failed or hangs, and ends this process, which may be waiting for it in a call that
+    nothing interrupts. Each rank locks FOLDER/rank<r> until it dies, and writes its heartbeat there twice a second: how
+    far it is. The lowest rank in order reports. Ranks on machines that do not share the folder are not watched."""
 
     def __init__(self, path, rank, world_size, timeout):
         self.path, self.rank, self.timeout, self.steps = path, rank, timeout, 0  # steps made
@@ -94,9 +92,8 @@ class RankWatch:
             end = time.monotonic() + 10 * BEAT_SECONDS
             while not try_lock(self.file):
                 if time.monotonic() > end:
-                    raise UserError(
-                        f"rank {self.rank} of an earlier run in {self.path} still lives: stop that process, then go on"
-                    )
+                    raise UserError(f"rank {self.rank} of an earlier run in {self.path} still lives: stop that "
+                                    "process, then go on")
                 time.sleep(BEAT_SECONDS / 10)
             self.beat()
 
@@ -110,25 +107,22 @@ class RankWatch:
             self.thread.start()
 
     def mark(self, far, place, limit):
-        """Say how far the run is (a list of numbers that grows), that place in words, and how many seconds it may stay
-        there."""
+        """Say how far the run is (a list of numbers that grows), the same in words, and the seconds it may take."""
         if self.thread:
             self.state |= {"far": far, "place": place, "limit": limit}
             self.beat()
 
     def each(self, far, place, limit):
-        """A function that passes on the items of an iterable and marks each, counted behind `far`. A rank that is
-        through with them is further than any other."""
+        """A function that passes on items and marks each, counted behind `far`."""
         def marked(items):
             for number, item in enumerate(items):
                 self.mark([*far, number], place, limit)
                 yield item
-            self.mark([*far, 1 << 40], place, PATIENCE)
+            self.mark([*far, 1 << 40], place, PATIENCE)  # further than any that is not through
         return marked
 
     def close(self, status, reason, doubtful=False):
-        """This rank ends, and says why. A doubtful end may be caused by another rank, which is then reported
-        instead."""
+        """This rank ends, and says why. doubtful: another rank may be the cause, and is then reported."""
         if self.thread:
             if doubtful:
                 self.thread.join(4 * BEAT_SECONDS)
@@ -149,7 +143,7 @@ class RankWatch:
                 self.leave(found)
             before, clock = found, time.monotonic()
             time.sleep(BEAT_SECONDS)
-            if time.monotonic() - clock > 5 * BEAT_SECONDS:  # the machine stood still, and the others with it
+            if time.monotonic() - clock > 5 * BEAT_SECONDS:  # the machine stood still
                 self.since, self.peers = {}, {rank: [peer[0], b"", 0.0] for rank, peer in self.peers.items()}
 
     def look(self):
@@ -171,7 +165,7 @@ class RankWatch:
         return wrong or self.late_ranks(now)
 
     def judge(self, rank, state, silent):
-        """(status, reason) of a rank that failed, died, or has been silent for too long (seconds); None of another."""
+        """(status, reason) of a rank that failed, died or is silent for too long (seconds); None of another."""
         place, ended = f"rank {rank} (process {state['pid']} on {state['host']})", state["ended"]
         if ended in ORDERLY and not (ended == "interrupted" and silent > 3):
             return None
@@ -184,8 +178,7 @@ class RankWatch:
         return None
 
     def late_ranks(self, now):
-        """dict rank -> (status, reason) of the ranks that are the furthest behind, for longer than they may be: the
-        others may only be waiting for them."""
+        """The same of the ranks that are the furthest behind for too long: the others may only wait for them."""
         since = {}
         for rank, state in self.states.items():
             far, seen = self.since.get(rank, (None, now))
@@ -197,26 +190,19 @@ class RankWatch:
                 late[rank] = "timeout", f"rank {rank} hangs in {self.states[rank]['place']}, for {now - seen:.0f} s"
         if len(late) == len(since):
             seconds = now - since[self.rank][1]
-            late = dict.fromkeys(
-                late,
-                (
-                    "timeout",
-                    f"no rank goes on in {self.state['place']}, for {seconds:.0f} s: one of "
-                    "them hangs, or the connection between them",
-                ),
-            )
+            reason = (f"no rank goes on in {self.state['place']}, for {seconds:.0f} s: one of them hangs, or the "
+                      "connection between them")
+            late = dict.fromkeys(late, ("timeout", reason))
         return late
 
     def leave(self, wrong):
-        """Report the ranks that are not in order, end those that hang, and end this process."""
+        """Report these ranks, end those that hang, and this process."""
         status, reasons = next(iter(wrong.values()))[0], [reason for _, reason in wrong.values()]
         others = [rank for rank, state in self.states.items() if rank not in wrong and not state["ended"]]
         if self.rank != min(others or self.states):
             time.sleep(4 * BEAT_SECONDS)
             os._exit(2)
-        for rank in (
-            wrong.keys() & self.peers.keys() if others else ()
-        ):  # a hung process would keep the launcher waiting
+        for rank in wrong.keys() & self.peers.keys() if others else ():  # a hung one keeps the launcher waiting
             state = self.states[rank]
             if not state["ended"] and state["host"] == platform.node() and not dead(self.peers[rank][0]):
                 os.kill(state["pid"], signal.SIGKILL)

@@ -1,12 +1,14 @@
-"""The training run: settings, data, folder, training (loop.py), model and score (finish.py), and every way to end."""
+"""The training run: settings, data, folder, training (loop.py), model and score (finish.py), and its end."""
 import contextlib
 import dataclasses
 import errno
 import json
 import os
 import platform
+import re
 import sys
 import time
+import traceback
 import zlib
 from importlib import metadata
 from pathlib import Path
@@ -29,13 +31,13 @@ from common.settings import UserError, changed_settings, failing_as, parse_setti
 
 
 def main(trainer_class, script):
-    """Entry of a trainer script: exit code 0, or 2 after one message and a line status=... reason=... hint=..."""
+    """Exit code of a trainer: 0; 2 after one message and a line status=...; 1 with a traceback after both."""
     kind, flags = trainer_class.settings_class, sys.argv[1:]
     if {"--help", "-h"} & set(flags):
-        print(settings_help(kind, f"usage: python {Path(script).name} [--preflight | --source] [--setting value ...]"))
+        say(settings_help(kind, f"usage: python {Path(script).name} [--preflight | --source] [--setting value ...]"))
         return 0
     if "--source" in flags:
-        print(bundle_source(script), end="")
+        say(bundle_source(script).removesuffix("\n"))
         return 0
     rank = int(os.environ.get("RANK") or os.environ.get("MLX_RANK") or 0)
     run, silent = None, rank > 0  # rank 0 reads the same settings, and reports what is wrong with them
@@ -58,12 +60,13 @@ def main(trainer_class, script):
             return 0
         except BaseException as error:
             if fail(error, run, rank, silent):
-                raise  # with a traceback
+                traceback.print_exc()
+                return 1
             return 2
 
 
 def open_run(trainer_class, settings, script, interrupt):
-    """Run with its folder, at the step that it goes on from. Raises UserError, and changes no folder then."""
+    """Run at the step that it goes on from. Raises UserError before it changes a folder."""
     started = time.perf_counter()
     with failing_as("bad_data"):
         data = open_data(settings)
@@ -120,8 +123,7 @@ def complete(run, script):
 
 
 def fail(error, run, rank, silent):
-    """Report a run that ended with an error, once: rank 0 does, and other ranks what rank 0 cannot know. Whether the
-    error is a defect of the program."""
+    """Report an error, once: rank 0 does, and other ranks what it cannot know. Whether the program is wrong."""
     status, reason, defect = explain(error)
     silent = silent or (rank > 0 and isinstance(error, (Agreed, KeyboardInterrupt)))
     if run:
@@ -142,7 +144,7 @@ def fail(error, run, rank, silent):
 
 
 def explain(error):
-    """(status, reason, whether it is a defect of the program) of whatever ended a run."""
+    """(status, reason, whether the program is wrong) of an error."""
     if isinstance(error, UserError):
         return error.status, str(error), False
     if isinstance(error, KeyboardInterrupt):
@@ -152,9 +154,8 @@ def explain(error):
     if isinstance(error, PermissionError):
         return "failed", f"{error}: is the folder yours?", False
     if isinstance(error, OSError):
-        return "failed", str(error), False
-    words = str(error).lower()
-    if isinstance(error, (RuntimeError, MemoryError)) and ("out of memory" in words or "allocate" in words):
+        return "failed", f"{error}", False
+    if isinstance(error, (RuntimeError, MemoryError)) and re.search("(?i)out of memory|allocate", str(error)):
         first = str(error).splitlines()[0]
         return "failed", f"{first}: lower MICRO_BATCH_TOKENS, which never changes the result", False
     return "failed", f"{type(error).__name__}: {error}", True

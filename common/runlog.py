@@ -1,8 +1,8 @@
-"""Every line of a training log. One template serves the writer and the parser (readlog.py), so they cannot drift apart.
+"""Every line of a training log: templates for the writer and for the parser (readlog.py).
 
-In a template {name:d} is a whole number, {name:.4f} a number, {name:s} a word without spaces and {name:*} the rest of
-the line, which may be empty. Lines that the challenge's own scripts print keep their spelling, so its tools can read
-our logs. `partial` is empty or says which part of the validation split was scored.
+{name:d} is a whole number, {name:.4f} a number, {name:s} a word and {name:*} the rest of the line, which may be empty.
+Lines of the challenge's own scripts keep their spelling, for its tools. `partial` is empty or says which part of the
+validation split was scored.
 """
 import string
 
@@ -47,7 +47,7 @@ LOG_LINES = {
 
 
 def log_line(kind, **values):
-    """The line of one kind; every field of its template must be given, and no other."""
+    """The line of one kind, from just the fields of its template."""
     template = LOG_LINES[kind]
     assert {name for _, name, _, _ in string.Formatter().parse(template) if name} == values.keys(), f"{kind}: {values}"
     return " ".join(template.replace(":*}", "}").format(**values).splitlines())

@@ -1,9 +1,8 @@
-"""Learning rate, momentum and the decay of the average: pure functions of the settings, the step and the time."""
+"""Learning rate, momentum and decay of the average: pure functions of settings, step and time."""
 
 
 def run_progress(settings, step, elapsed_seconds):
-    """Fraction of the run that is done, 0 to 1: of the steps or of the time cap, whichever is larger. So a slow machine
-    and a short run warm down too."""
+    """Fraction of the run that is done, 0 to 1: of the steps or the time cap, the larger one."""
     done = step / settings.iterations if settings.iterations else 1.0
     if settings.max_wallclock_seconds > 0:
         done = max(done, elapsed_seconds / settings.max_wallclock_seconds)
@@ -11,12 +10,12 @@ def run_progress(settings, step, elapsed_seconds):
 
 
 def lr_scale(settings, progress):
-    """Factor of every learning rate: 1, then falling linearly to 0 over the last `warmdown_fraction` of the run."""
+    """Factor of every learning rate: 1, then linearly to 0 over the last `warmdown_fraction` of the run."""
     return min(1.0, (1.0 - progress) / settings.warmdown_fraction) if settings.warmdown_fraction else 1.0
 
 
 def ema_decay(settings, step):
-    """Decay of the weights' average after a step, smaller at first: the initial weights are forgotten in ten steps."""
+    """Decay of the weights' average after a step, smaller at first, to forget the initial weights."""
     return min(settings.ema_decay, (1 + step) / (10 + step))
 
 
@@ -28,8 +27,7 @@ def muon_momentum(settings, step):
 
 
 def adam_lrs(settings):
-    """dict group of params.py -> learning rate, of the groups that Adam updates."""
+    """dict group of params.py -> learning rate, for Adam."""
     s = settings
-    if s.tie_embeddings:
-        return {"embed": s.tied_embed_lr, "scalar": s.scalar_lr}
-    return {"embed": s.embed_lr, "head": s.head_lr, "scalar": s.scalar_lr}
+    rates = {"embed": s.tied_embed_lr} if s.tie_embeddings else {"embed": s.embed_lr, "head": s.head_lr}
+    return rates | {"scalar": s.scalar_lr}

@@ -1,15 +1,14 @@
-"""Every setting of a run, declared once: name, type, default, meaning, check and kind, in one frozen dataclass.
+"""Every setting of a run, declared once.
 
 A setting comes from its flag (--train-seq-len 512), else from the environment (TRAIN_SEQ_LEN=512), else from its
-default. Nothing is read at import. All problems are reported together.
+default.
 """
 import contextlib
 import dataclasses
 import difflib
 import re
 
-# What a setting decides, from which the rest follows: the model file carries the settings of the model, a run may be
-# continued with others of the last three kinds, the verifier repeats those of the evaluation, --help has these groups.
+# What a setting decides. The model file carries those of the model; a run may go on with others of the last three.
 KINDS = {
     "model": "the model",
     "training": "training",
@@ -17,11 +16,11 @@ KINDS = {
     "memory": "memory and speed, never the result",
     "run": "data, folder and log of the run",
 }
+BOOLS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
 class UserError(Exception):
-    """A problem that the user can fix: the message names the value and the remedy. Exit code 2, no traceback.
-    status: what status.json says of a run that ends with it."""
+    """A problem that the user can fix: the message says how. status: for status.json."""
 
     def __init__(self, message, status="failed"):
         super().__init__(message)
@@ -53,7 +52,7 @@ class LayerRange(str):
 
 
 class ChunkLength(str):
-    """A number of tokens, as in 32768; per_document: chunks end with their document, as in 2048d."""
+    """Tokens, as in 32768; per_document: chunks end with their document, as in 2048d."""
 
     def __init__(self, text):
         if not re.fullmatch(r"[1-9]\d{0,8}d?", text, re.ASCII):
@@ -62,7 +61,7 @@ class ChunkLength(str):
 
 
 class Interval(str):
-    """A number of steps, as in 500, or of seconds, as in 60s."""
+    """Steps, as in 500, or seconds, as in 60s."""
 
     def __init__(self, text):
         if not re.fullmatch(r"\d{1,9}|\d{1,9}(\.\d{1,9})?s", text, re.ASCII):
@@ -71,8 +70,7 @@ class Interval(str):
 
 
 class Levels(str):
-    """The largest integer code of a stored weight, one value for all groups or one each: 31, matrix=int6,embed=fp16.
-    by_group: dict group -> 2 to 127, "auto" or "fp16"; "" stands for every group that is not named."""
+    """31, or matrix=int6,embed=fp16. by_group: dict group -> 2 to 127, "auto" or "fp16"; "": every other group."""
 
     GROUPS = "matrix", "embed", "head"
     NAMED = {"auto": "auto", "fp16": "fp16"} | {f"int{bits}": 2 ** (bits - 1) - 1 for bits in range(3, 9)}
@@ -83,8 +81,8 @@ class Levels(str):
             group, equals, value = (word.strip() for word in part.rpartition("="))
             number = int(value) if re.fullmatch("[0-9]{1,3}", value) else 0
             if value not in self.NAMED and not 2 <= number <= 127:
-                words = "is not a whole number from 2 to 127, int3 to int8, fp16 or auto"
-                raise ValueError(f": {value or 'nothing'} {words}")
+                raise ValueError(f": {value or 'nothing'} is not a whole number from 2 to 127, int3 to int8, fp16 or "
+                                 "auto")
             if equals and group not in self.GROUPS:
                 raise ValueError(f": {group or 'nothing'} is not one of {', '.join(self.GROUPS)}")
             if group in self.by_group or "" in self.by_group or (self.by_group and not equals):
@@ -93,8 +91,8 @@ class Levels(str):
 
 
 def setting(default, meaning, low=None, high=None, choices=None, kind="training", sparse=False):
-    """One dataclass field. low and high are inclusive; kind: one of KINDS; sparse: the model file names it only where
-    it is not the default, so that the files of models without it keep their bytes."""
+    """One field. low and high are inclusive; sparse: the model file names it only where it is not the default, so that
+    older files keep their bytes."""
     rules = {"meaning": meaning, "low": low, "high": high, "choices": choices, "kind": kind, "sparse": sparse}
     return dataclasses.field(default=default, metadata=rules)
 
@@ -113,12 +111,8 @@ class Settings:
     logit_softcap: float = setting(30.0, "logits are c * tanh(logits / c)", 1e-3, 1e6, kind="model")
     rms_norm_eps: float = setting(1e-6, "epsilon of every RMSNorm", 0, 1, kind="model")
     train_seq_len: int = setting(1024, "tokens per row", 1, 2**20, kind="model")
-    loop_layers: LayerRange = setting(
-        "",
-        "blocks to apply LOOP_COUNT times with shared weights, as in 3-5, counted from 0; empty: none",
-        kind="model",
-        sparse=True,
-    )
+    loop_layers: LayerRange = setting("", "blocks to apply LOOP_COUNT times with shared weights, as in 3-5, counted "
+                                      "from 0; empty: none", kind="model", sparse=True)
     loop_count: int = setting(2, "how often LOOP_LAYERS are applied", 2, 16, kind="model", sparse=True)
     # training
     seed: int = setting(1337, "seed of the initial weights", 0, 2**63 - 1)
@@ -143,34 +137,25 @@ class Settings:
     grad_clip_norm: float = setting(0.0, "clip the global gradient norm to this; 0: off", 0, 1e9)
     compute_dtype: str = setting("auto", "dtype of the matrix products; float64: reference mode, on the CPU",
                                  choices=("auto", "float32", "bfloat16", "float64"))
-    qat_start: float = setting(
-        1.0, "fraction of the run after which the forward pass rounds weights as the model file does; 1: never", 0, 1
-    )
+    qat_start: float = setting(1.0, "fraction of the run after which the forward pass rounds weights as the model file "
+                               "does; 1: never", 0, 1)
     ema_decay: float = setting(0.0, "decay per step of the weights' average, which is validated and exported; 0: off",
                                0, 0.999999)
     # the model file and its score
-    quant_levels: Levels = setting(
-        "127",
-        "largest integer code of a stored weight, 2 to 127; int3 to int8; fp16; auto: as "
-        "many as fit the budget; or per group: matrix=int5,embed=fp16,head=auto",
-        kind="evaluation",
-    )
+    quant_levels: Levels = setting("127", "largest integer code of a stored weight, 2 to 127; int3 to int8; fp16; auto:"
+                                   " as many as fit the budget; or per group: matrix=int5,embed=fp16,head=auto",
+                                   kind="evaluation")
     eval_seq_len: int = setting(0, "tokens per window of the final evaluation; 0: TRAIN_SEQ_LEN", 0, 2**20,
                                 kind="evaluation")
     eval_stride: int = setting(0, "stride in tokens of the windows of the final evaluation; 0: EVAL_SEQ_LEN", 0, 2**20,
                                kind="evaluation")
     ttt_lr: float = setting(0.0, "learning rate of test-time training (SGD) in the final evaluation; 0: off", 0, 100,
                             kind="evaluation")
-    ttt_chunk: ChunkLength = setting(
-        "32768",
-        "tokens to score before each test-time step on them; 2048d: also restore the "
-        "trained weights after each document",
-        kind="evaluation",
-    )
+    ttt_chunk: ChunkLength = setting("32768", "tokens to score before each test-time step on them; 2048d: also restore "
+                                     "the trained weights after each document", kind="evaluation")
     # memory and speed
-    micro_batch_tokens: int = setting(
-        65536, "tokens per forward and backward pass on one rank", 1, 2**31, kind="memory"
-    )
+    micro_batch_tokens: int = setting(65536, "tokens per forward and backward pass on one rank", 1, 2**31,
+                                      kind="memory")
     loss_chunk: int = setting(0, "positions whose logits are in memory at once; 0: all", 0, 2**31, kind="memory")
     warmup_steps: int = setting(3, "steps that compile and are undone before the clock starts", 0, 1000, kind="memory")
     compile: bool = setting(True, "compile the step", kind="memory")
@@ -192,99 +177,77 @@ class Settings:
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
-            if issubclass(f.type, str) and type(getattr(self, f.name)) is str is not f.type:
+            if issubclass(f.type, str):
                 object.__setattr__(self, f.name, f.type(getattr(self, f.name)))  # text becomes a value with fields
 
 
-def with_default(name, default):
-    """The field `name` of Settings with another default, for a trainer's own settings class."""
-    return dataclasses.field(default=default, metadata=Settings.__dataclass_fields__[name].metadata)
-
-
 def settings_of(*kinds, of=Settings):
-    """dict name -> field of the settings of these kinds, in a settings class or object."""
+    """dict name -> field of the settings of these kinds."""
     return {f.name: f for f in dataclasses.fields(of) if f.metadata["kind"] in kinds}
 
 
 def parse_setting(field, text):
-    """The value of one field from text. Raises ValueError, in plain words."""
-    low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
-    start = f"{field.name.upper()}={text}"
-    if field.type is bool:
-        if (word := text.strip().lower()) in ("1", "true", "yes"):
-            return True
-        if word in ("0", "false", "no"):
-            return False
-        raise ValueError(f"{start} is not 0 or 1")
-    if issubclass(field.type, str):
-        if choices and text not in choices:
-            raise ValueError(f"{start} is not one of {', '.join(choices)}")
+    """The value of one field from text. Raises ValueError."""
+    name, kind, rules = field.name.upper(), field.type, field.metadata
+    if kind is bool:
+        if text.strip().lower() not in BOOLS:
+            raise ValueError(f"{name}={text} is not 0 or 1")
+        return BOOLS[text.strip().lower()]
+    if issubclass(kind, str):
+        if rules["choices"] and text not in rules["choices"]:
+            raise ValueError(f"{name}={text} is not one of {', '.join(rules['choices'])}")
         try:
-            return field.type(text)
+            return kind(text)
         except ValueError as error:
-            raise ValueError(f"{field.name.upper()}={ascii(text)[1:-1]:.60}{error}") from None
-    try:
-        value = field.type(text)
-        valid = low <= value <= high  # a NaN is not
-    except ValueError:
-        valid = False
-    if not valid:
-        raise ValueError(f"{start} is not a {'whole ' if field.type is int else ''}number from {low} to {high}")
-    return value
+            raise ValueError(f"{name}={ascii(text)[1:-1]:.60}{error}") from None
+    with contextlib.suppress(ValueError):
+        if rules["low"] <= (value := kind(text)) <= rules["high"]:  # a NaN is not
+            return value
+    whole = "whole " if kind is int else ""
+    raise ValueError(f"{name}={text} is not a {whole}number from {rules['low']} to {rules['high']}")
 
 
 def group_levels(s):
-    """dict group -> levels: 2 to 127, "auto" or "fp16"; 127 for a group that QUANT_LEVELS does not name. There is a
-    head only where it is untied."""
+    """dict group -> 2 to 127, "auto" or "fp16"; 127 if not named. Only an untied head is a group."""
     given = s.quant_levels.by_group
     groups = Levels.GROUPS if not s.tie_embeddings else Levels.GROUPS[:2]
     return {group: given.get(group, given.get("", 127)) for group in groups}
 
 
 def model_conflicts(s):
-    """list[str]: what cannot hold together in the settings of the model, in plain words."""
-    pairs = ("model_dim", "num_heads"), ("num_heads", "num_kv_heads")
-    wrong = [not_a_multiple(s, a, b) for a, b in pairs if getattr(s, a) % getattr(s, b)]
+    """list[str]: what cannot hold together in the settings of the model."""
+    wrong = not_a_multiple(s, "model_dim", "num_heads") + not_a_multiple(s, "num_heads", "num_kv_heads")
     if s.model_dim // s.num_heads % 2:
         wrong.append(f"MODEL_DIM={s.model_dim} / NUM_HEADS={s.num_heads} must be even: rotary embedding turns pairs")
     if s.loop_layers.last >= s.num_layers:
-        blocks = f"NUM_LAYERS={s.num_layers} has blocks 0-{s.num_layers - 1}"
-        wrong.append(f"LOOP_LAYERS={s.loop_layers} is outside the model: {blocks}")
+        wrong.append(f"LOOP_LAYERS={s.loop_layers} is outside the model: NUM_LAYERS={s.num_layers} has blocks "
+                     f"0-{s.num_layers - 1}")
     if not s.loop_layers and s.loop_count != Settings.loop_count:
         wrong.append(f"LOOP_COUNT={s.loop_count} has no effect without LOOP_LAYERS: name blocks, as in LOOP_LAYERS=3-5")
     return wrong
 
 
 def setting_conflicts(s):
-    """list[str]: what cannot hold together, in plain words."""
-    wrong = model_conflicts(s)
-    if s.train_batch_tokens % s.train_seq_len:
-        wrong.append(not_a_multiple(s, "train_batch_tokens", "train_seq_len"))
+    """list[str]: what cannot hold together."""
+    wrong = model_conflicts(s) + not_a_multiple(s, "train_batch_tokens", "train_seq_len")
     if s.micro_batch_tokens < s.train_seq_len:
-        wrong.append(
-            f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} is less than one row (TRAIN_SEQ_LEN={s.train_seq_len})"
-        )
+        wrong.append(f"MICRO_BATCH_TOKENS={s.micro_batch_tokens} is less than one row (TRAIN_SEQ_LEN="
+                     f"{s.train_seq_len})")
     if 0 < s.loss_chunk < (least := -(-max(s.micro_batch_tokens, s.eval_seq_len) // 64)):
-        wrong.append(
-            f"LOSS_CHUNK={s.loss_chunk} cuts MICRO_BATCH_TOKENS or EVAL_SEQ_LEN into more than 64 chunks, each of "
-            f"them compiled: use {least} or more"
-        )
+        wrong.append(f"LOSS_CHUNK={s.loss_chunk} cuts MICRO_BATCH_TOKENS or EVAL_SEQ_LEN into more than 64 chunks, "
+                     f"each of them compiled: use {least} or more")
     if s.val_tokens_limit == 1:
         wrong.append("VAL_TOKENS_LIMIT=1 leaves nothing to score: use 0 (all) or more")
     if s.eval_stride > (window := s.eval_seq_len or s.train_seq_len):
-        wrong.append(
-            f"EVAL_STRIDE={s.eval_stride} would leave tokens out between windows of {window} (EVAL_SEQ_LEN, else "
-            f"TRAIN_SEQ_LEN): use 1 to {window}, or a longer EVAL_SEQ_LEN"
-        )
+        wrong.append(f"EVAL_STRIDE={s.eval_stride} would leave tokens out between windows of {window} (EVAL_SEQ_LEN, "
+                     f"else TRAIN_SEQ_LEN): use 1 to {window}, or a longer EVAL_SEQ_LEN")
     if not re.fullmatch(r"(?!\.)[\w.-]{0,60}", s.run_id):
         wrong.append(f"RUN_ID={s.run_id} must be a plain folder name: at most 60 letters, digits, _ - .")
     if s.compute_dtype == "float64" and s.device == "gpu":
         wrong.append("COMPUTE_DTYPE=float64 runs on the CPU: use DEVICE=cpu or auto")
     if "head" in s.quant_levels.by_group and s.tie_embeddings:
-        wrong.append(
-            f"QUANT_LEVELS={s.quant_levels}: head is not one of matrix, embed: the head is the embedding, unless "
-            "TIE_EMBEDDINGS=0"
-        )
+        wrong.append(f"QUANT_LEVELS={s.quant_levels}: head is not one of matrix, embed: the head is the embedding, "
+                     "unless TIE_EMBEDDINGS=0")
     if s.qat_start < 1 and "auto" in group_levels(s).values():
         wrong.append(f"QAT_START={s.qat_start} needs to know what to round to: instead of auto in QUANT_LEVELS="
                      f"{s.quant_levels} give numbers, such as those that --preflight or a run without QAT_START finds")
@@ -292,12 +255,14 @@ def setting_conflicts(s):
 
 
 def not_a_multiple(s, a, b):
-    return f"{a.upper()}={getattr(s, a)} must be a multiple of {b.upper()}={getattr(s, b)}"
+    """list[str]: empty, or what is wrong with two settings by name."""
+    one, other = getattr(s, a), getattr(s, b)
+    return [f"{a.upper()}={one} must be a multiple of {b.upper()}={other}"] if one % other else []
 
 
 def read_settings(kind, flags, environment, warn):
-    """(dict name -> text, list of problems) of the settings of class `kind` in the environment and in the command-line
-    flags, which win. warn(text) is called for near misses in the environment."""
+    """(dict name -> text, list of problems) of the settings of class `kind` in the environment and the flags, which
+    win. warn(text) is called for near misses."""
     names = [f.name for f in dataclasses.fields(kind)]
     known = {name.upper(): name for name in names}
     texts = {known[name]: value for name, value in environment.items() if name in known}
@@ -322,7 +287,7 @@ def read_settings(kind, flags, environment, warn):
 
 
 def parse_settings(kind, texts, wrong=()):
-    """Settings of class `kind` from a dict name -> text. Raises UserError with all problems, those in `wrong` first."""
+    """Settings of class `kind` from a dict name -> text. Raises UserError with all problems, and `wrong`."""
     wrong, values = list(wrong), {}
     for field in dataclasses.fields(kind):
         try:
@@ -340,7 +305,7 @@ def parse_settings(kind, texts, wrong=()):
 
 
 def load_settings(kind, flags, environment, warn):
-    """Settings of class `kind` from flags, then the environment, then the defaults. Raises UserError."""
+    """Settings of class `kind` from flags, else the environment. Raises UserError."""
     return parse_settings(kind, *read_settings(kind, flags, environment, warn))
 
 
@@ -350,35 +315,32 @@ def as_text(value):
 
 
 def changed_settings(settings):
-    """dict of the settings that differ from the defaults of their class."""
+    """dict of the settings that are not the defaults of their class."""
     return {name: value for name, value in vars(settings).items() if value != getattr(type(settings), name)}
 
 
 def model_settings(settings):
     """dict of the settings that rebuild the model from its file."""
-    values = {name: (getattr(settings, name), field) for name, field in settings_of("model").items()}
-    return {
-        name: value for name, (value, field) in values.items() if value != field.default or not field.metadata["sparse"]
-    }
+    return {name: value for name, field in settings_of("model").items()
+            if (value := getattr(settings, name)) != field.default or not field.metadata["sparse"]}
 
 
 def settings_table(kind):
-    """list of (kind of setting, NAME, default, meaning), all str: the source of --help and of the README's table."""
+    """list of (kind of setting, NAME, default, meaning), all str."""
     rows = []
     for group in KINDS:
-        for f in dataclasses.fields(kind):
-            if f.metadata["kind"] == group:
-                choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
-                rows.append((group, f.name.upper(), as_text(f.default), f.metadata["meaning"] + choices))
+        for name, field in settings_of(group, of=kind).items():
+            choices = f" ({', '.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
+            rows.append((group, name.upper(), as_text(field.default), field.metadata["meaning"] + choices))
     return rows
 
 
 def settings_help(kind, usage):
     """The --help text, in groups."""
-    lines, before = [usage, "Each setting is a flag, or an environment variable (ITERATIONS=200)."], ""
-    for group, name, default, meaning in settings_table(kind):
-        if group != before:
-            lines += ["", f"{KINDS[group]}:"]
-        lines.append(f"  {'--' + name.lower().replace('_', '-'):<30} {default:<24} {meaning}")
-        before = group
+    lines = [usage, "Each setting is a flag, or an environment variable (ITERATIONS=200)."]
+    for group, title in KINDS.items():
+        lines += ["", f"{title}:"]
+        for of, name, default, meaning in settings_table(kind):
+            if of == group:
+                lines.append(f"  {'--' + name.lower().replace('_', '-'):<30} {default:<24} {meaning}")
     return "\n".join(lines)

@@ -1,5 +1,5 @@
-"""Token shards: a header of 256 little-endian int32 (magic, version, number of tokens, zeros), then uint16 tokens."""
-import contextlib
+"""Token shards: a header of 256 little-endian int32 (magic, version, number of tokens, zeros), then uint16 tokens.
+common/data/folder.py writes them."""
 import os
 from pathlib import Path
 
@@ -11,32 +11,8 @@ SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_BYTES = 20240520, 1, 1024
 SHARD_CHUNK = 1 << 24  # tokens that check_ids looks at together: 32 MiB
 
 
-def write_shard(path, tokens) -> None:
-    """Write ids 0..65535 of shape (tokens,). The file is complete or as it was. UserError: ids or folder unfit."""
-    path, tokens = Path(path), np.asarray(tokens)
-    if tokens.ndim != 1 or not 0 < tokens.size < 2**31:
-        raise UserError(f"{path}: a shard holds 1 to {2**31 - 1} tokens in one row, not shape {tokens.shape}")
-    if tokens.dtype.kind not in "iu" or tokens.min() < 0 or tokens.max() > 65535:
-        raise UserError(f"{path}: a shard holds integers 0 to 65535, not {tokens.dtype} {tokens.min()}..{tokens.max()}")
-    header = np.zeros(SHARD_HEADER_BYTES // 4, "<i4")
-    header[:3] = SHARD_MAGIC, SHARD_VERSION, tokens.size
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(header)
-            file.write(tokens.astype("<u2"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-
-
 def open_shard(path):
-    """Read-only uint16 memory map of shape (tokens,). UserError: missing, or anything but one whole shard."""
+    """Read-only uint16 memory map of shape (tokens,). UserError: the file is missing, or is not one whole shard."""
     try:
         size = os.stat(path).st_size
         if size < SHARD_HEADER_BYTES:
@@ -44,8 +20,8 @@ def open_shard(path):
         with open(path, "rb") as file:
             magic, version, count = np.frombuffer(file.read(12), "<i4").tolist()
         if (magic, version) != (SHARD_MAGIC, SHARD_VERSION) or count < 1:
-            raise UserError(f"{path}: magic {magic}, version {version}, {count} tokens; a shard has {SHARD_MAGIC}, {SHARD_VERSION}, "
-                            "1 or more")
+            raise UserError(f"{path}: magic {magic}, version {version}, {count} tokens; "
+                            f"a shard has {SHARD_MAGIC}, {SHARD_VERSION}, 1 or more")
         whole = SHARD_HEADER_BYTES + 2 * count
         if size != whole:
             raise UserError(f"{path}: the header says {count} tokens = {whole} bytes, the file has {size}: "
@@ -58,12 +34,12 @@ def open_shard(path):
 
 
 def check_unchanged(shard, first):
-    """UserError: the file of a shard from open_shard was changed since, as is seen before token `first` is read. To read past the
+    """UserError: the file of a shard from open_shard has changed, seen before token `first` is read. To read past the
     end of a file that was cut would kill the process."""
     stamp = getattr(shard, "stamp", None)
     if stamp and _stamp(shard.filename) != stamp:
-        raise UserError(f"{shard.filename}: changed while it is used, seen at token {first} (byte {SHARD_HEADER_BYTES + 2 * first}): "
-                        "let the data be, and start again", "bad_data")
+        raise UserError(f"{shard.filename}: changed while it is used, seen at token {first} "
+                        f"(byte {SHARD_HEADER_BYTES + 2 * first}): leave the data alone, and start again", "bad_data")
 
 
 def _stamp(path):
@@ -75,19 +51,19 @@ def _stamp(path):
 
 
 def find_shards(data_path, split):
-    """Paths of the shards of a split ("train" or "val") in a folder, sorted. UserError: there is none."""
+    """Sorted paths of the shards of a split ("train" or "val") in a folder. UserError: there are none."""
     shards = sorted(Path(data_path).glob(f"*_{split}_*.bin"))
     if not shards:
-        raise UserError(f"{data_path} has no *_{split}_*.bin: get data with `python -m common.data pydoc` (embedded corpus) "
-                        "or `python -m common.data fineweb --variant sp1024` (the challenge)")
+        raise UserError(f"{data_path} has no *_{split}_*.bin: get data with `python -m common.data pydoc` "
+                        "(embedded corpus) or `python -m common.data fineweb --variant sp1024` (the challenge)")
     return shards
 
 
 def check_ids(tokens, vocab_size, path):
-    """UserError: names the first of tokens (tokens,) that is no id of the vocabulary, and its place in the file."""
+    """UserError: names the first of tokens (tokens,) that is not an id of the vocabulary, and its place in the file."""
     for start in range(0, len(tokens), SHARD_CHUNK):
         wrong = tokens[start:start + SHARD_CHUNK] >= vocab_size
         if wrong.any():
             first = start + int(wrong.argmax())
             raise UserError(f"{path}: token {first} (byte {SHARD_HEADER_BYTES + 2 * first}) is {tokens[first]}, "
-                            f"no id of a vocabulary of {vocab_size}: made with another tokenizer")
+                            f"not an id of a vocabulary of {vocab_size}: made with another tokenizer")

@@ -1,7 +1,4 @@
-"""What a trainer offers to the run, and what this machine has."""
-import os
-import resource
-import sys
+"""What a trainer offers to the run. No code of the program: the run takes any object that behaves like this."""
 from typing import Protocol, SupportsFloat
 
 
@@ -61,13 +58,3 @@ class Trainer(Protocol):
     def matmul_flops(self) -> float: ...  # measured peak, floating-point operations per second
     def describe(self) -> str: ...  # number and kind of devices, compute dtype, framework version
     def close(self): ...
-
-
-def host_peak_memory():
-    """Bytes: the largest resident size of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def host_memory():
-    """Bytes of memory in this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,26 +1,25 @@
 """zlib streams (RFC 1950) with equal bytes on every machine: Huffman-coded literals, no matches.
 
-zlib, zlib-ng and Apple's fork write different bytes for equal input, and matches cost more than they save on int8
-weights. Every decision is integer arithmetic, so neither libm nor the numpy version can change a bit.
+zlib and its forks write different bytes for equal input, and matches cost more than they save on int8 weights. All is
+integer arithmetic, so neither libm nor the numpy version can change a bit.
 """
-
 import re
 import zlib
 from functools import cache
 
 import numpy as np
 
-_CHUNK_BYTES = 512  # grid of the first search for block borders
+_CHUNK_BYTES = 512  # grid of the first block borders
 _MOVE_BYTES = 1 << 14  # how far a border may then move
 _PIECE_BYTES = 1 << 18  # packed at a time, to bound memory
 _STORED_BYTES = 65_535  # limit of a stored block
-_HEADER_BITS = 600  # 270 to 610 in practice; the high end gives better borders
+_HEADER_BITS = 600  # 270 to 610 in practice; more gives better borders
 _LENGTH_ORDER = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
 
 
 def zlib_encode(data):
-    """The zlib stream of bytes (less than 2 GiB), at most 6 bytes longer, plus 6 per 65,535 bytes or part of them."""
-    bits = bytearray()  # one per byte, its lowest bit, so that the digits 0 and 1 serve too
+    """The zlib stream of bytes (less than 2 GiB), at most 6 bytes longer, plus 6 per 65,535 bytes begun."""
+    bits = bytearray()  # the lowest of each byte, so that the digits 0 and 1 serve too
     for start, stop, (_, head, lengths) in _blocks(data):
         bits.append(stop == len(data))
         if head:
@@ -41,7 +40,7 @@ def zlib_encode(data):
 
 
 def zlib_size(data):
-    """len(zlib_encode(data)), without the packing of bits that takes most of its time."""
+    """len(zlib_encode(data)), without its slow part, the packing of bits."""
     bits = 0
     for start, stop, (size, head, _) in _blocks(data):
         bits = bits + size if head else -(-(bits + 3) // 8) * 8 + 32 + 8 * (stop - start)
@@ -49,7 +48,7 @@ def zlib_size(data):
 
 
 def _blocks(data):
-    """The blocks of a stream: list of (start, stop, code), where code is as in _block_code."""
+    """list of (start, stop, code as in _block_code)."""
     n = len(data)
     symbols = np.frombuffer(data, np.uint8)
     cuts = np.append(np.arange(0, max(n, 1), _CHUNK_BYTES), n)
@@ -96,8 +95,8 @@ def _huffman_lengths(counts, limit):
 
 
 def _dynamic_head(lengths):
-    """The head of a dynamic block after its first bit, as text. It has one distance code of 0 bits, which means that
-    all symbols are literals (RFC 1951, section 3.2.7)."""
+    """The head of a dynamic block after its first bit, as text. One distance code of 0 bits: all symbols are literals
+    (RFC 1951, section 3.2.7)."""
     text = "".join(chr(65 + length) for length in [*lengths, 0])
     tokens = []  # (symbol, its extra bits)
     for run in re.finditer(r"A{11,138}|A{3,10}|(?<=(.))\1{3,6}(?!\1{1,2}(?!\1))|.", text):  # 7 repeats as 4 + 3
@@ -116,7 +115,7 @@ def _field(value, size):
 
 
 def _block_code(counts):
-    """(exact bits, head, code lengths) of the smallest block with this histogram. The head of stored bytes is empty."""
+    """(bits, head, code lengths) of the smallest block of this histogram. Stored bytes have no head."""
     n = int(counts.sum())
     stored = 8 * n + 42 * max(1, -(-n // _STORED_BYTES)), "", np.full(257, 8)  # up to 7 of the 42 pad to a byte
     if not n:
@@ -153,7 +152,7 @@ def _entropy_bits(counts):
 
 
 def _merge_chunks(cuts, counts):
-    """Join neighbours, best gains first, while a header of their own would cost more than it saves."""
+    """Join neighbours, best gains first, while a header costs more than it saves."""
     bits = _entropy_bits(counts)
     while len(bits) > 1:
         joint = _entropy_bits(counts[:-1] + counts[1:])
@@ -170,7 +169,7 @@ def _merge_chunks(cuts, counts):
 
 
 def _move_cuts(symbols, cuts, counts):
-    """Move each border to where the codes on its two sides cost least, if the exact size falls. (cuts, codes)."""
+    """Move each border to where its two codes cost least, if the exact size falls. (cuts, codes)."""
     cuts, codes = cuts.tolist(), [_block_code(row) for row in counts]
     for i in [*range(1, len(codes))] * 2:  # two passes
         low, high = max(cuts[i - 1] + 1, cuts[i] - _MOVE_BYTES), min(cuts[i + 1] - 1, cuts[i] + _MOVE_BYTES)

@@ -27,7 +27,6 @@ COMMON = params, batches, bpb, schedule, artifact, fit, settings
 def load_trainer(backend, path=None):
     """The trainer class of a backend: this repository's, or that of the script at `path`. Raises UserError."""
     with contextlib.suppress(ModuleNotFoundError):  # MLX and its OpenBLAS must be loaded before torch's libraries
-        import train_gpt_mlx
         load_openblas()
     own = not path or Path(path).resolve() == ROOT / SCRIPTS[backend]
     module = own_script(backend) if own else load_script(Path(path))

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from common.checkpoint import checkpoints
 from common.params import flops_per_token
-from common.recipes import CPU_DEMO
 from common.readlog import parse_log
+from common.recipes import CPU_DEMO
 from common.settings import Settings, UserError, as_text, load_settings, settings_of
 from parity.options import option_settings
 from parity.trainers import SCRIPTS

@@ -12,7 +12,7 @@ import statistics
 from common.artifact import decode_model
 from common.challenge import BUDGET_BYTES
 from common.settings import UserError, model_settings, settings_of
-from records.folder import CODE_LIMIT, Decimal, Refused, declared_seeds
+from records.folder import Decimal, Refused, declared_seeds
 from records.rules import FAIL, FOUNDING, NUMBER_FIELDS, PASS, TEXT_FIELDS, TRACKS, UNVERIFIED, WARN, Finding
 from records.significance import copied_logs, missing_seeds
 
@@ -317,11 +317,13 @@ def _code_that_ran(folder, code):
     logged = {log.code_sha256 for log in folder.logs if log.code_sha256}
     if SCRIPT not in folder.files or not logged:
         return
-    if folder.files[SCRIPT] and SCRIPT not in code:
+    if SCRIPT in code:
+        shipped = code[SCRIPT]["source_sha256"]
+    elif not folder.files[SCRIPT]:
+        shipped = hashlib.sha256(b"").hexdigest()  # an empty file is not inspected
+    else:
         yield Finding(UNVERIFIED, "its source could not be read", "the code that ran", SCRIPT)
         return
-    shipped = code.get(SCRIPT, {}).get("source_sha256")
-    shipped = shipped or hashlib.sha256(folder.read(SCRIPT, CODE_LIMIT)).hexdigest()
     if logged != {shipped}:
         observed = f"code {', '.join(sorted(digest[:12] for digest in logged))}"
         yield Finding(FAIL, observed, f"{shipped[:12]} of {SCRIPT}", "logs")

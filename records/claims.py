@@ -3,7 +3,8 @@ import math
 import re
 import statistics
 
-from common.challenge import EVAL_SECONDS, VAL_BYTES, VAL_BYTES_TOLERANCE, VAL_TOKENS
+from common.challenge import EVAL_SECONDS
+from common.published import VAL_BYTES, VAL_BYTES_TOLERANCE, VAL_TOKENS
 from records.checks import is_founding
 from records.folder import Decimal, on_fineweb
 from records.rules import FAIL, NOT_RUN, PASS, RECORD_ALPHA, TRAIN_LIMITS, UNVERIFIED, WARN, Finding

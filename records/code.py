@@ -46,7 +46,7 @@ def inspect_code(folder, names, others=()):
     """What is in .py files, from a process with limits. dict name -> {
     "error": why it does not compile, or "",
     "wrapped": list of what was opened,
-    "source_sha256": SHA-256 of the innermost source text, or of the file's bytes if it wraps none,
+    "source_sha256": SHA-256 of the text in a file that only unwraps and runs it, else of the file's bytes,
     "reaches": those of `names` and `others` that it imports or names,
     "hazards": [[line, text]]}. Raises RuntimeError if that process died."""
     given = json.dumps([os.path.abspath(folder), list(names), list(others)]).encode()
@@ -65,13 +65,16 @@ def inspect_code(folder, names, others=()):
 def examine(source, names, package=""):
     """What inspect_code says of one file's bytes. package: the folder that it lies in, as part of its name."""
     found = {"error": "", "wrapped": [], "source_sha256": "", "reaches": [], "hazards": []}
+    only_wrappers = True  # so far: what stands beside a wrapper runs too, so that the text inside is not the program
     for layer in range(LAYERS + 1):
         data = _encoded(source)
-        found["source_sha256"] = hashlib.sha256(data).hexdigest()
+        if only_wrappers:
+            found["source_sha256"] = hashlib.sha256(data).hexdigest()
         try:
             if b"\0" in data:
                 raise Unreadable("holds NUL bytes")
-            inner = _examine_layer(source, "(unwrapped) " if layer else "", names, package, found)
+            inner, opened = _examine_layer(source, "(unwrapped) " if layer else "", names, package, found)
+            only_wrappers = only_wrappers and opened is not None
         except SyntaxError as error:
             found["error"] = f"line {error.lineno}: {error.msg}"
         except (RecursionError, MemoryError):
@@ -93,8 +96,9 @@ def _encoded(source):
 
 
 def _examine_layer(source, prefix, names, package, found):
-    """Add what is in one source to `found`. Returns the source that it wraps, or None. Both are bytes or str, as exec()
-    is given them: a coding line means nothing in a str."""
+    """Add what is in one source to `found`. Returns (the source that it wraps, or None; the call that runs it, if the
+    source does nothing else). Sources are bytes or str, as exec() is given them: a coding line means nothing in a
+    str."""
     tree = ast.parse(source)
     compile(source, "train_gpt.py", "exec", dont_inherit=True)
     aliases = imported_aliases(tree)
@@ -105,7 +109,7 @@ def _examine_layer(source, prefix, names, package, found):
         texts = set(hazards(tree, aliases, opened))
         found["hazards"] += [[line, prefix + text] for line, text in sorted(texts)]
         found["reaches"] += sorted(set(reached_files(tree, names, package)) - set(found["reaches"]))
-    return inner
+    return inner, opened
 
 
 def imported_aliases(tree):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.shards import write_shard
+from common.data.folder import write_shard
 from records.jail import NO_SANDBOX, TOO_LARGE, TOO_LONG, TOO_MANY
 from records.logs import read_log
 from records.rules import FAIL, UNVERIFIED, Finding

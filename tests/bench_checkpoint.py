@@ -58,7 +58,7 @@ def bench(backend):
 
 def interrupt(backend):
     """Seconds from SIGTERM to the end of a run that is well under way."""
-    from common.shards import write_shard
+    from common.data.folder import write_shard
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name).absolute()
         random = np.random.default_rng(0)

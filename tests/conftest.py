@@ -11,7 +11,7 @@ import pytest
 
 # before any plain `import mlx`, which would tie MLX to its own slow BLAS; pytest imports this file first
 import train_gpt_mlx
-from common.shards import write_shard
+from common.data.folder import write_shard
 
 ROOT = Path(__file__).parents[1]
 TINY = {

@@ -27,11 +27,12 @@ import sentencepiece
 
 from common.artifact import decode_model, encode_model, inflate_bounded
 from common.checkpoint import decode_checkpoint, write_checkpoint
+from common.data.folder import write_shard
 from common.params import initial_weights
 from common.readlog import parse_line
 from common.runlog import LOG_LINES, log_line
 from common.settings import Settings, UserError, load_settings
-from common.shards import SHARD_MAGIC, check_ids, open_shard, write_shard
+from common.shards import SHARD_MAGIC, check_ids, open_shard
 from common.tokenizer import load_tokenizer
 from common.zstream import zlib_encode
 from records.folder import Folder, declared_seeds, load_json, take_fields

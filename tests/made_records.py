@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 from common.artifact import encode_model
-from common.challenge import BUDGET_BYTES, VAL_BYTES, VAL_TOKENS
+from common.challenge import BUDGET_BYTES
 from common.params import initial_weights
+from common.published import VAL_BYTES, VAL_TOKENS
 from common.runlog import log_line
 from common.settings import Settings
 from records.__main__ import main

@@ -20,7 +20,9 @@ STREAM = TokenStream(np.split(TOKENS, [17, 60]))
 
 
 def tokenizer(leading_space):
-    return Tokenizer(None, 1, [b"?" * int(i % 4) for i in IDS], IDS % 4, leading_space, IDS % 5 == 1)
+    made = Tokenizer(None, None, 1, [b"?" * int(i % 4) for i in IDS], (IDS % 4).tolist(), leading_space.tolist())
+    made.boundary = IDS % 5 == 1
+    return made
 
 
 EXACT = tokenizer(IDS < 0)  # our own kind: each id has its bytes

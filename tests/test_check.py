@@ -4,14 +4,20 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from common.data import __main__ as command
-from common.data import check, documents, fineweb, folder, stats
-from common.data.folder import read_documents
-from common.shards import open_shard, write_shard
+from common.data import check, documents, folder, stats
+from common.data.folder import read_documents, write_shard
+from common.dataset import open_data
+from common.published import VAL_BYTES, VAL_TOKENS
+from common.settings import Settings, UserError
+from common.shards import open_shard
+from tests.conftest import ROOT
 from tests.test_export import texts, write_jsonl
 from tests.test_tokenizer import train
 
@@ -29,7 +35,8 @@ def exported(tmp_path_factory):
     model = train(root / "published.model", vocab_size=330)
     source = write_jsonl(root / "a.jsonl", CORPUS)
     for kind, tokenizer in (("bpe", "bpe:400"), ("bytes", "bytes"), ("published", model)):
-        assert run("export", source, "--tokenizer", tokenizer, "--val-docs", 40, "--shard-tokens", 2000, "--workers", 1, "--out", root / kind) == 0
+        assert run("export", source, "--tokenizer", tokenizer, "--val-docs", 40, "--shard-tokens", 2000,
+                   "--workers", 1, "--out", root / kind) == 0
     return root, source
 
 
@@ -71,7 +78,8 @@ def change_manifest(path, change):
 
 def without_digests(path):
     """So that what is wrong in the shards is looked for in the documents."""
-    change_manifest(path, lambda m: [shard.pop("sha256") for split in m["splits"].values() for shard in split["shards"]])
+    change_manifest(path, lambda m: [
+        shard.pop("sha256") for split in m["splits"].values() for shard in split["shards"]])
 
 
 @pytest.mark.parametrize("kind", ["bpe", "bytes", "published"])
@@ -81,23 +89,29 @@ def test_what_was_exported_agrees(small_pieces, exported, capsys, kind):
     shown, _ = checked(capsys, root / kind, "--docs", source)
     for split in ("train", "val"):
         found = manifest["splits"][split]
-        assert f"{split}, bytes of {found['documents']:,} documents in {found['tokens']:,} tokens: {found['bytes']:,}" in shown
+        size, tokens = found["bytes"], found["tokens"]
+        assert f"{split}, bytes of {found['documents']:,} documents in {tokens:,} tokens: {size:,}" in shown
         assert f"{split}, tokens of the source text: {found['tokens']:,}" in shown
         assert f"{split}, bytes of the source text: {found['text_bytes']:,}" in shown
         assert (f"{split}: the tokenizer changes {found['changed_documents']}" in shown) == (kind == "published")
     assert "no document of validation is in training" in shown
-    assert "the source text is not at hand" in checked(capsys, root / kind)[0]
+    assert "the source text is not available" in checked(capsys, root / kind)[0]
+
+
+SHARD = "docs_train_000001.bin"
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda path: (path / "docs_val_000000.bin").write_bytes(b"short"), r"val docs_val_000000.bin: 5 bytes, less than a shard's header"),
-    (lambda path: os.truncate(path / "docs_train_000001.bin", 2000), "docs_train_000001.bin.*truncated"),
-    (lambda path: (path / "docs_train_000001.bin").write_bytes(b"\x88\xd8\x34\x01\x02" + bytes(1100)), "magic 20240520, version 2"),
-    (lambda path: edit(path / "docs_train_000001.bin", 77, 400), r"docs_train_000001.bin: token 77 \(byte 1178\) is 400"),
-    (lambda path: edit(path / "docs_train_000001.bin", 77, 5), "docs_train_000001.bin: sha256 .*, in the manifest"),
-    (lambda path: (path / "docs_train_000001.bin").unlink(), "names of the shards"),
+    (lambda path: (path / "docs_val_000000.bin").write_bytes(b"short"),
+     r"val docs_val_000000.bin: 5 bytes, less than a shard's header"),
+    (lambda path: os.truncate(path / SHARD, 2000), f"{SHARD}.*truncated"),
+    (lambda path: (path / SHARD).write_bytes(b"\x88\xd8\x34\x01\x02" + bytes(1100)), "magic 20240520, version 2"),
+    (lambda path: edit(path / SHARD, 77, 400), rf"{SHARD}: token 77 \(byte 1178\) is 400"),
+    (lambda path: edit(path / SHARD, 77, 5), f"{SHARD}: sha256 .*, in the manifest"),
+    (lambda path: (path / SHARD).unlink(), "names of the shards"),
     (lambda path: shutil.copy(path / "docs_val_000000.bin", path / "docs_val_000099.bin"), "names of the shards"),
-    (lambda path: change_manifest(path, lambda m: m["tokenizer"].update(vocab_size=401)), "vocab_size: manifest 401, file 400"),
+    (lambda path: change_manifest(path, lambda m: m["tokenizer"].update(vocab_size=401)),
+     "vocab_size: manifest 401, file 400"),
     (lambda path: change_manifest(path, lambda m: m["tokenizer"].update(sha256="0")), "tokenizer .*sha256: manifest 0"),
 ])
 def test_damaged_files_are_found(copy, capsys, spoil, message):
@@ -112,11 +126,13 @@ def test_a_changed_token_is_located(small_pieces, copy, exported, capsys):
     without_digests(path)
     tokens = np.array(open_shard(path / "docs_train_000001.bin"))
     place = int(np.flatnonzero(tokens[100:] == 1)[0]) + 103
-    edit(path / "docs_train_000001.bin", place, 4 + 0xff)  # a byte that is no UTF-8
+    edit(path / "docs_train_000001.bin", place, 4 + 0xff)  # a byte that is not UTF-8
     _, bad = checked(capsys, path, "--docs", exported[1], code=2)
     where = f"docs_train_000001.bin token {place:,}"
-    document = int((np.concatenate([open_shard(path / f"docs_train_00000{i}.bin")[:2000] for i in (0, 1)])[:2000 + place] == 1).sum()) - 1
-    assert any(line.startswith(f"BAD   train document {document:,}: {where} (byte ") and r"stands for b'\xff" in line for line in bad), bad
+    whole = np.concatenate([open_shard(path / f"docs_train_00000{i}.bin")[:2000] for i in (0, 1)])
+    document = int((whole[:2000 + place] == 1).sum()) - 1
+    decoded = f"BAD   train document {document:,}: {where} (byte "
+    assert any(line.startswith(decoded) and r"stands for b'\xff" in line for line in bad), bad
     given = f"BAD   train, {exported[1]}:{40 + document + 1}: {where} has id 259, the text gives {tokens[place]}"
     assert any(line.startswith(given) for line in bad), bad
     assert any("train, digest of the texts" in line for line in bad) and not any("val" in line for line in bad)
@@ -150,10 +166,11 @@ def test_a_wrong_table_is_located(copy, monkeypatch, capsys):
     assert f"(id {tokens[place]}): the table counts {length + 1} bytes, it stands for {length}" in problems[0][1]
 
 
-@pytest.mark.parametrize("key, value", [("splits", []), ("splits", {"train": {}, "val": {}}), ("splits", {"train": {"shards": [{}]}}), ("name", None),
-                                        ("tokenizer", "bytes"), ("source", 1), ("format", [])])
+@pytest.mark.parametrize("key, value", [
+    ("splits", []), ("splits", {"train": {}, "val": {}}), ("splits", {"train": {"shards": [{}]}}), ("name", None),
+    ("tokenizer", "bytes"), ("source", 1), ("format", [])])
 @pytest.mark.parametrize("name", ["check", "stats", "samples"])
-def test_a_manifest_of_another_shape_is_told(copy, capsys, key, value, name):
+def test_a_manifest_of_another_shape_is_reported(copy, capsys, key, value, name):
     path = copy("bytes") / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {key: value}))
     assert run(name, path.parent) == 2
@@ -178,7 +195,8 @@ def test_overlap_is_located(copy, exported, capsys):
     change_manifest(path, lambda m: m["splits"]["train"].update(documents=112, documents_sha256=None, shards=[
         *m["splits"]["train"]["shards"], {"file": "docs_train_000099.bin", "tokens": end}]))
     _, bad = checked(capsys, path, code=2)
-    assert any("1 training documents are copies of validation documents, the first: training 111 of validation 0" in line for line in bad), bad
+    copies = "1 training documents are copies of validation documents, the first: training 111 of validation 0"
+    assert any(copies in line for line in bad), bad
 
 
 def test_published_numbers(copy, capsys, monkeypatch):
@@ -188,11 +206,12 @@ def test_published_numbers(copy, capsys, monkeypatch):
     scored = (val["tokens"] - 1) // 1024 * 1024
     for tokens, size, says in ((scored, val["bytes"], []), (scored + 1024, val["bytes"], ["scored tokens of sp330"]),
                                (scored, 10, ["bytes of the scored"])):
-        monkeypatch.setattr(check, "PUBLISHED", {"sp330": (tokens, size)})
-        monkeypatch.setattr(check, "PUBLISHED_SHARE", 0.2)  # the tail is much of so little text
+        monkeypatch.setattr(check, "VAL_TOKENS", {"sp330": tokens})
+        monkeypatch.setattr(check, "VAL_BYTES", size)
+        monkeypatch.setattr(check, "VAL_BYTES_TOLERANCE", 0.2)  # the tail is much of so little text
         _, bad = checked(capsys, path, code=2 if says else 0)
         assert len(bad) == len(says) and all(word in line for word, line in zip(says, bad))
-    assert fineweb.PUBLISHED["sp1024"] == (62_021_632, 151_080_891)
+    assert (VAL_TOKENS["sp1024"], VAL_BYTES) == (62_021_632, 151_080_891)
 
 
 def test_shards_of_other_origin(exported, tmp_path, capsys):
@@ -226,7 +245,7 @@ def test_pieces_see_each_document_once(piece):
     assert found == [(0, [9, 9]), (2, [1, 5, 6]), (5, [1]), (6, [1, *[7] * 8]), (15, [1])]
 
 
-# stats and samples -----------------------------------------------------------------------------------------------------
+# stats and samples ----------------------------------------------------------------------------------------------------
 
 
 def test_stats(small_pieces, exported, tmp_path, capsys):
@@ -267,18 +286,41 @@ def test_samples_show_borders(exported, copy, capsys):
         assert run("samples", root / "bpe", "--seed", seed) == 0
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1] != shown[2]
-    for arguments, message in ((["--shard", 99], "--shard 99: val has shards 0 to"), (["--at", 10**9], "--at 1000000000: there are"),
-                               (["--windows", 0], "--windows 0")):
+    for arguments, message in ((["--shard", 99], "--shard 99: val has shards 0 to"),
+                               (["--at", 10**9], "--at 1000000000: there are"), (["--windows", 0], "--windows 0")):
         assert run("samples", root / "bpe", *arguments) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_closed_pipe_ends_a_command_quietly(exported):
+    """As `| head -1` does; so many windows fill the pipe."""
+    command = [sys.executable, "-m", "common.data", "samples", exported[0] / "bytes", "--windows", "20000"]
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline().startswith(b"--- docs_val_000000.bin token ")
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(60) == 0
+
+
+def test_one_reader_checks_the_version_of_a_manifest(copy):
+    """A manifest may lack the version; one that is unknown is refused, also for training."""
+    path = copy("bpe")
+    settings = Settings(data_path=str(path), train_seq_len=64)
+    digest = open_data(settings).tokenizer_sha256
+    change_manifest(path, lambda m: m.pop("format"))
+    assert open_data(settings).tokenizer_sha256 == digest == folder.DataFolder(path).tokenizer.sha256
+    change_manifest(path, lambda m: m.update(format="parity-golf-data 2", tokenizer=None))
+    for read in (lambda: open_data(settings), lambda: folder.DataFolder(path)):
+        with pytest.raises(UserError, match=r"manifest.json: is of format parity-golf-data 2, not .* 1: make the data"):
+            read()
 
 
 @pytest.mark.parametrize("name", ["check", "stats", "samples"])
 def test_no_data_folder(tmp_path, capsys, name):
     assert run(name, tmp_path / "none") == 2 and "no such folder" in capsys.readouterr().err
-    (tmp_path / "manifest.json").write_text('{"format": "parity-golf-data 2", "tokenizer": {"file": "bytes"}}')
-    assert run(name, tmp_path) == 2 and "is of format parity-golf-data 2, not parity-golf-data 1" in capsys.readouterr().err
-    (tmp_path / "manifest.json").write_text("[]")
-    assert run(name, tmp_path) == 2 and "is no data manifest" in capsys.readouterr().err
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": "parity-golf-data 1", "tokenizer": {"file": "bytes"}}))
-    assert run(name, tmp_path) == 2 and "is no data manifest" in capsys.readouterr().err
+    for text, message in (
+            ('{"format": "parity-golf-data 2", "tokenizer": {"file": "bytes"}}',
+             "is of format parity-golf-data 2, not parity-golf-data 1"),
+            ("[]", "is not a data manifest"),
+            ('{"format": "parity-golf-data 1", "tokenizer": {"file": "bytes"}}', "is not a data manifest")):
+        (tmp_path / "manifest.json").write_text(text)
+        assert run(name, tmp_path) == 2 and message in capsys.readouterr().err

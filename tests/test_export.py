@@ -17,11 +17,11 @@ from pyarrow import parquet
 from common.data import __main__ as command
 from common.data import documents
 from common.data.documents import block_texts, find_files, read_blocks
-from common.data.tokenizers import train_tokenizer, try_model
+from common.data.tokenizers import decode_ids, train_tokenizer, try_model
 from common.dataset import open_data
 from common.settings import Settings, UserError
 from common.shards import find_shards, open_shard
-from common.tokenizer import decode_ids, load_tokenizer
+from common.tokenizer import load_tokenizer, locate_tokenizer
 from tests.conftest import ROOT
 from tests.test_tokenizer import ODD, TEXT, train
 
@@ -30,7 +30,8 @@ WORDS = TEXT.split()
 
 def texts(count, seed=0, length=40):
     random = np.random.default_rng(seed)
-    return [" ".join(random.choice(WORDS, random.integers(0, length))) + ODD[i % len(ODD)] + str(i) for i in range(count)]
+    return [" ".join(random.choice(WORDS, random.integers(0, length))) + ODD[i % len(ODD)] + str(i)
+            for i in range(count)]
 
 
 def write_jsonl(path, corpus):
@@ -45,7 +46,7 @@ def run(*arguments):
 def read(folder, split):
     """The texts of a split, and its tokens."""
     data = json.loads((folder / "manifest.json").read_bytes())
-    tokenizer = load_tokenizer("bytes" if data["tokenizer"]["file"] == "bytes" else folder / "tokenizer.model")
+    tokenizer = load_tokenizer(locate_tokenizer(folder, data["tokenizer"]["file"]))
     tokens = np.concatenate([open_shard(path) for path in find_shards(folder, split)])
     starts = np.flatnonzero(tokens == tokenizer.bos_id)
     assert starts[0] == 0
@@ -80,7 +81,8 @@ def test_every_document_in_order_whatever_the_workers(small_blocks, tmp_path, to
         size, chain = sum(len(text.encode()) for text in part), b""
         for text in part:
             chain = hashlib.sha256(chain + hashlib.sha256(text.encode()).digest()).digest()
-        assert (found["documents"], found["tokens"], found["bytes"], found["text_bytes"]) == (len(part), len(tokens), size, size)
+        assert (found["documents"], found["tokens"]) == (len(part), len(tokens))
+        assert found["bytes"] == found["text_bytes"] == size
         assert found["documents_sha256"] == chain.hex() and found["changed_documents"] == 0
         assert [shard["tokens"] for shard in found["shards"][:-1]] == [3000] * (len(found["shards"]) - 1)
         for shard in found["shards"]:
@@ -88,8 +90,10 @@ def test_every_document_in_order_whatever_the_workers(small_blocks, tmp_path, to
     assert manifest["splits"]["val"]["first_document"] == 0
     assert f"{len(read(tmp_path / 'out1', 'train')[1]):,} tokens" in capsys.readouterr().out
 
-    data = open_data(Settings(data_path=str(tmp_path / "out1"), train_seq_len=64))  # the manifest supplies tokenizer and vocabulary
-    assert data.train.length == manifest["splits"]["train"]["tokens"] and data.tokenizer.vocab_size == manifest["tokenizer"]["vocab_size"]
+    # The manifest supplies tokenizer and vocabulary.
+    data = open_data(Settings(data_path=str(tmp_path / "out1"), train_seq_len=64))
+    assert data.train.length == manifest["splits"]["train"]["tokens"]
+    assert data.tokenizer.vocab_size == manifest["tokenizer"]["vocab_size"]
 
 
 def test_formats_give_the_same_documents(small_blocks, tmp_path):
@@ -98,19 +102,23 @@ def test_formats_give_the_same_documents(small_blocks, tmp_path):
     (tmp_path / "folder" / "deeper").mkdir(parents=True)
     with gzip.open(tmp_path / "folder" / "b.jsonl.gz", "wb") as file:  # no line end at the end
         file.write("\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in corpus[50:80]).encode())
-    parquet.write_table(pyarrow.table({"id": list(range(30)), "text": corpus[80:110]}), tmp_path / "folder" / "c.parquet", row_group_size=7)
+    table = pyarrow.table({"id": list(range(30)), "text": corpus[80:110]})
+    parquet.write_table(table, tmp_path / "folder" / "c.parquet", row_group_size=7)
     for i, text in enumerate(corpus[110:]):
         (tmp_path / "folder" / "deeper" / f"{i}.txt").write_bytes(text.encode())
     (tmp_path / "folder" / "notes.md").write_text("not a document")
-    assert run(lines, tmp_path / "folder", "--tokenizer", "bytes", "--val-docs", 20, "--out", tmp_path / "out", "--workers", 2) == 0
+    assert run(lines, tmp_path / "folder", "--tokenizer", "bytes", "--val-docs", 20, "--workers", 2,
+               "--out", tmp_path / "out") == 0
     assert read(tmp_path / "out", "val")[0] + read(tmp_path / "out", "train")[0] == corpus
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_bytes())
-    assert manifest["source"]["files"][0] == ["a.jsonl", lines.stat().st_size] and str(tmp_path) not in json.dumps(manifest)
+    assert manifest["source"]["files"][0] == ["a.jsonl", lines.stat().st_size]
+    assert str(tmp_path) not in json.dumps(manifest)
 
 
 @pytest.mark.parametrize("raw, separator, expected", [
     (b"one\n\ntwo \xe2\x82\xac\n\n\n\nthree\n\n", r"\n\n", ["one", "two \u20ac", "", "three"]), (b"", r"\n", [""]),
-    (b"a<|end|>b<|end|>c", "<|end|>", ["a", "b", "c"]), (b"a\xe2\x80\x94b", "\u2014", ["a", "b"]), (b"a\nb", "", ["a\nb"])])
+    (b"a<|end|>b<|end|>c", "<|end|>", ["a", "b", "c"]), (b"a\xe2\x80\x94b", "\u2014", ["a", "b"]),
+    (b"a\nb", "", ["a\nb"])])
 def test_a_text_file_is_cut_at_the_separator(monkeypatch, tmp_path, raw, separator, expected):
     monkeypatch.setattr(documents, "BLOCK_BYTES", 5)
     (tmp_path / "a.txt").write_bytes(raw)
@@ -119,8 +127,9 @@ def test_a_text_file_is_cut_at_the_separator(monkeypatch, tmp_path, raw, separat
     assert found == [*enumerate(expected, 1)] and blocks[-1].place == len(raw)
 
 
-BAD_LINES = [b'{"text": "good"}', b"", b'{"text": "broken', b'{"body": "x"}', b'{"text": null}', b"[1]", b'{"text": "\xff"}',
-             b'{"text": "\\ud800 x"}', b'\xef\xbb\xbf{"text": "bom"}', b"[" * 100_000, b'{"text": "last"}\r']
+BAD_LINES = [b'{"text": "good"}', b"", b'{"text": "broken', b'{"body": "x"}', b'{"text": null}', b"[1]",
+             b'{"text": "\xff"}', b'{"text": "\\ud800 x"}', b'\xef\xbb\xbf{"text": "bom"}', b"[" * 100_000,
+             b'{"text": "last"}\r']
 
 
 def test_bad_lines_are_left_out_if_wanted(small_blocks, tmp_path, capsys):
@@ -128,19 +137,27 @@ def test_bad_lines_are_left_out_if_wanted(small_blocks, tmp_path, capsys):
     path.write_bytes(b"\n".join(BAD_LINES))
     arguments = (path, "--tokenizer", "bytes", "--val-docs", 2, "--workers", 1, "--out", tmp_path / "out")
     assert run(*arguments) == 2
-    assert f"error: {path}:3 is no JSON" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert f"error: {path}:3 is not JSON" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert run(*arguments, "--skip-bad") == 0
     printed = capsys.readouterr().out
-    assert f"left out: 5 lines or rows, the first: {path}:3 is no JSON" in printed
-    assert f"mended: 2 lines or rows, the first: {path}:7 has bytes that are no UTF-8 (byte 10: 0xff)" in printed
-    assert read(tmp_path / "out", "val")[0] + read(tmp_path / "out", "train")[0] == ["good", "\ufffd", "\ufffd x", "bom", "last"]
+    assert f"left out: 5 lines or rows, the first: {path}:3 is not JSON" in printed
+    assert f"repaired: 2 lines or rows, the first: {path}:7 has bytes that are not UTF-8 (byte 10: 0xff)" in printed
+    kept = read(tmp_path / "out", "val")[0] + read(tmp_path / "out", "train")[0]
+    assert kept == ["good", "\ufffd", "\ufffd x", "bom", "last"]
 
 
 @pytest.mark.parametrize("number, message", [(4, "has no text; its keys are: body"), (5, "has no text: it is null"),
-                                             (6, "has no text: it is no object"), (10, "is no JSON")])
+                                             (6, "has no text: it is not an object"), (10, "is not JSON")])
 def test_what_is_wrong_with_a_line(number, message):
     [found] = block_texts(documents.Block("a", 1, BAD_LINES[number - 1], 0), "text")
     assert found[:2] == (1, None) and found[2].startswith(message)
+
+
+def refusal(tmp_path, capsys):
+    """The one line of error of a command that made nothing."""
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    return error
 
 
 @pytest.mark.parametrize("name, data, message", [
@@ -152,17 +169,18 @@ def test_files_that_cannot_be_read(tmp_path, capsys, name, data, message):
     if data is not None:
         (tmp_path / name).write_bytes(data)
     assert run(tmp_path / name, "--tokenizer", "bytes", "--val-docs", 2, "--workers", 1, "--out", tmp_path / "out") == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
-    assert name in error or data == b""
+    error = refusal(tmp_path, capsys)
+    assert message in error and (name in error or data == b"")
 
 
 def test_parquet_columns(tmp_path):
     path = tmp_path / "a.parquet"
-    parquet.write_table(pyarrow.table({"text": pyarrow.array([b"a", None, b"\xff", b""], pyarrow.binary()), "n": [1, 2, 3, 4]}), path)
+    column = pyarrow.array([b"a", None, b"\xff", b""], pyarrow.binary())
+    parquet.write_table(pyarrow.table({"text": column, "n": [1, 2, 3, 4]}), path)
     [block] = read_blocks([path], "text", b"")
     assert [found[:2] for found in block_texts(block, "text")] == [(1, "a"), (2, None), (3, "\ufffd"), (4, "")]
-    for key, message in (("body", "no column body; there are: text, n"), ("n", f"{path}: column n is int64, not a string")):
+    for key, message in (("body", "no column body; there are: text, n"),
+                         ("n", f"{path}: column n is int64, not a string")):
         with pytest.raises(UserError, match=message):
             list(read_blocks([path], key, b""))
 
@@ -174,38 +192,43 @@ def test_a_folder_without_documents(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--tokenizer", "bpe:100"], "--tokenizer bpe:100: the size must be 260"), (["--tokenizer", "unigram:70000"], "to 65536"),
-    (["--tokenizer", "bpe"], "the size must be"), (["--tokenizer", "wordpiece:300"], "none of bpe:SIZE"),
-    (["--tokenizer", "none.model"], "no such file"), (["--tokenizer", "bpe:9000"], "vocabulary size 9000: the texts give at most"),
-    (["--tokenizer", "unigram:9000"], "the texts give at most"), (["--tokenizer", "bytes", "--val-docs", "0"], "--val-docs 0"),
+    (["--tokenizer", "bpe:100"], "--tokenizer bpe:100: the size must be 260"),
+    (["--tokenizer", "unigram:70000"], "to 65536"), (["--tokenizer", "bpe"], "the size must be"),
+    (["--tokenizer", "wordpiece:300"], "none of bpe:SIZE"), (["--tokenizer", "none.model"], "no such file"),
+    (["--tokenizer", "bpe:9000"], "vocabulary size 9000: the texts give at most"),
+    (["--tokenizer", "unigram:9000"], "the texts give at most"),
+    (["--tokenizer", "bytes", "--val-docs", "0"], "--val-docs 0"),
     (["--tokenizer", "bytes", "--val-docs", "60"], "60 documents, of which the first 60"),
-    (["--tokenizer", "bytes", "--workers", "0"], "--workers 0"), (["--tokenizer", "bytes", "--shard-tokens", "0"], "--shard-tokens 0")])
-def test_what_cannot_be_is_said_in_one_line(tmp_path, capsys, arguments, message):
+    (["--tokenizer", "bytes", "--workers", "0"], "--workers 0"),
+    (["--tokenizer", "bytes", "--shard-tokens", "0"], "--shard-tokens 0")])
+def test_what_is_not_possible_is_reported_in_one_line(tmp_path, capsys, arguments, message):
     source = write_jsonl(tmp_path / "a.jsonl", texts(60))
     assert run(source, "--val-docs", 5, "--workers", 1, "--out", tmp_path / "out", *arguments) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert message in refusal(tmp_path, capsys)
 
 
 def test_copies_of_validation_are_left_out_of_training(tmp_path, capsys):
-    out, corpus = tmp_path / "out", ["a", "b", "c", "b", "d", "a", "d"]
-    assert run(write_jsonl(tmp_path / "a.jsonl", corpus), "--tokenizer", "bytes", "--val-docs", 2, "--workers", 1, "--out", out) == 0
+    out, source = tmp_path / "out", write_jsonl(tmp_path / "a.jsonl", ["a", "b", "c", "b", "d", "a", "d"])
+    assert run(source, "--tokenizer", "bytes", "--val-docs", 2, "--workers", 1, "--out", out) == 0
     assert read(out, "val")[0] == ["a", "b"] and read(out, "train")[0] == ["c", "d", "d"]
     assert "left out of training: 2 copies" in capsys.readouterr().out
-    assert run(write_jsonl(tmp_path / "b.jsonl", ["a", "a"]), "--tokenizer", "bytes", "--val-docs", 1, "--workers", 1, "--out", tmp_path / "no") == 2
+    source = write_jsonl(tmp_path / "b.jsonl", ["a", "a"])
+    assert run(source, "--tokenizer", "bytes", "--val-docs", 1, "--workers", 1, "--out", tmp_path / "no") == 2
     assert "all training documents are copies" in capsys.readouterr().err
 
 
-def test_a_published_model_may_change_text_and_it_is_said_by_how_much(tmp_path, capsys):
+def test_a_published_model_may_change_text_and_it_is_reported_by_how_much(tmp_path, capsys):
     model, out = train(tmp_path / "published.model"), tmp_path / "out"
     corpus = ["plain text here", " two  spaces ", "\ufb01 ligature", "more", "the end"]
-    assert run(write_jsonl(tmp_path / "a.jsonl", corpus), "--tokenizer", model, "--val-docs", 3, "--workers", 1, "--out", out) == 0
+    source = write_jsonl(tmp_path / "a.jsonl", corpus)
+    assert run(source, "--tokenizer", model, "--val-docs", 3, "--workers", 1, "--out", out) == 0
     found = json.loads((out / "manifest.json").read_bytes())["splits"]["val"]
     kept = ["plain text here", "two spaces", "fi ligature"]
     before, after = sum(len(text.encode()) for text in corpus[:3]), sum(map(len, kept))
     assert read(out, "val")[0] == kept
     assert (found["bytes"], found["text_bytes"], found["changed_documents"]) == (after, before, 2)
-    assert f"changes 2 documents: it counts {after} bytes, the text has {before}, {before - after:+}" in capsys.readouterr().out
+    changes = f"changes 2 documents: it counts {after} bytes, the text has {before}, {before - after:+}"
+    assert changes in capsys.readouterr().out
 
 
 def test_a_tokenizer_is_made_from_a_sample_of_training_text_that_its_size_bounds(small_blocks, tmp_path):
@@ -214,9 +237,10 @@ def test_a_tokenizer_is_made_from_a_sample_of_training_text_that_its_size_bounds
         if size < 5000:
             taken.append(i)
             size += len(corpus[i].encode())
-    assert run(write_jsonl(tmp_path / "a.jsonl", corpus), "--tokenizer", "bpe:320", "--val-docs", 20, "--sample-bytes", 5000, "--workers", 2,
-               "--out", tmp_path / "out") == 0
-    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == train_tokenizer([corpus[i] for i in sorted(taken)], 320)
+    assert run(write_jsonl(tmp_path / "a.jsonl", corpus), "--tokenizer", "bpe:320", "--val-docs", 20,
+               "--sample-bytes", 5000, "--workers", 2, "--out", tmp_path / "out") == 0
+    expected = train_tokenizer([corpus[i] for i in sorted(taken)], 320)
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == expected
 
 
 def test_a_model_that_crashes_the_library_is_named(tmp_path, monkeypatch, capsys):
@@ -232,12 +256,12 @@ def test_a_model_that_crashes_the_library_is_named(tmp_path, monkeypatch, capsys
     model = train(tmp_path / "a.model")
     with pytest.raises(UserError, match="a.model: the SentencePiece library crashes on this model"):
         try_model(model)
-    assert run(write_jsonl(tmp_path / "a.jsonl", texts(9)), "--tokenizer", model, "--val-docs", 2, "--out", tmp_path / "out") == 2
+    source = write_jsonl(tmp_path / "a.jsonl", texts(9))
+    assert run(source, "--tokenizer", model, "--val-docs", 2, "--out", tmp_path / "out") == 2
     assert "crashes on this model" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-# interruptions ---------------------------------------------------------------------------------------------------------
-
+# interruptions --------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def long_source(tmp_path_factory):
@@ -257,9 +281,9 @@ def start(source, out, *arguments, before="pass"):
     """An export in a process of its own; `before` runs in it first."""
     code = (f"import sys; {before}; from common.data import documents; documents.BLOCK_BYTES = 50_000; "
             "from common.data.__main__ import end_with, main; end_with(main(['export', *sys.argv[1:]]))")
-    program = [sys.executable, "-c", code, source, "--tokenizer", "bytes", "--val-docs", 100, "--shard-tokens", 200_000, "--workers", 2,
-               "--out", out]
-    return subprocess.Popen([*map(str, [*program, *arguments])], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    program = [sys.executable, "-c", code, source, "--tokenizer", "bytes", "--val-docs", 100,
+               "--shard-tokens", 200_000, "--workers", 2, "--out", out, *arguments]
+    return subprocess.Popen([*map(str, program)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def finish(process, code=0):
@@ -276,32 +300,39 @@ def wait_for(condition):
 
 
 def children(pid):
-    return subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True, check=False).stdout.split()
+    return ps("--ppid", str(pid), "-o", "pid=").split()
+
+
+def ps(*arguments):
+    return subprocess.run(["ps", *arguments], capture_output=True, text=True, check=False).stdout
 
 
 def runs(pid):
-    shown = subprocess.run(["ps", "-p", pid, "-o", "stat="], capture_output=True, text=True, check=False).stdout.strip()
+    shown = ps("-p", pid, "-o", "stat=").strip()
     return shown and not shown.startswith("Z")
 
 
-SLOW = "import time; from common.data import export; write = export.write_shard; export.write_shard = lambda *a: (write(*a), time.sleep(0.3))"
+SLOW = ("import time; from common.data import export; write = export.write_shard; "
+        "export.write_shard = lambda *a: (write(*a), time.sleep(0.3))")
+INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_an_export_that_was_ended_goes_on(long_source, whole, tmp_path, how):
+def test_an_export_that_was_ended_continues(long_source, whole, tmp_path, how):
     out, staging = tmp_path / "out", tmp_path / ".out.partial"
-    process = start(long_source, out, before=SLOW + "; import signal; signal.signal(signal.SIGINT, signal.default_int_handler)")
+    process = start(long_source, out, before=f"{SLOW}; {INTERRUPTIBLE}")
     wait_for(lambda: len(list(staging.glob("*_train_*.bin"))) >= 3)
     workers = children(process.pid)
     assert len(workers) >= 2
     process.send_signal(how)
     said = finish(process, -9 if how == signal.SIGKILL else 2)
     if how != signal.SIGKILL:
-        assert "\nerror: interrupted; whole shards are kept" in f"\n{said}" and "Traceback" not in said
+        assert "\nerror: interrupted; complete shards are kept" in f"\n{said}" and "Traceback" not in said
     wait_for(lambda: not any(map(runs, workers)))
     assert not out.exists() and len(list(staging.glob("*.bin"))) < len(whole) - 2
     times = {path.name: path.stat().st_mtime_ns for path in staging.glob("*_train_00000[01].bin")}
-    assert "goes on behind" in finish(start(long_source, out))
+    (staging / ".docs_train_000099.bin.tmp").touch()  # as of a write that was killed
+    assert "continues after" in finish(start(long_source, out))
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("*_train_00000[01].bin")} == times
     assert contents(out) == whole and not staging.exists()
     if how == signal.SIGKILL:
@@ -309,7 +340,7 @@ def test_an_export_that_was_ended_goes_on(long_source, whole, tmp_path, how):
         assert "is not this export" in finish(start(long_source, out, "--val-docs", 101), 2)
 
 
-def test_other_documents_begin_anew(long_source, whole, tmp_path):
+def test_other_documents_start_again(long_source, whole, tmp_path):
     source, out, staging = tmp_path / "a.jsonl", tmp_path / "out", tmp_path / ".out.partial"
     source.write_bytes(long_source.read_bytes())
     process = start(source, out, before=SLOW)
@@ -317,14 +348,15 @@ def test_other_documents_begin_anew(long_source, whole, tmp_path):
     process.kill()
     process.communicate()
     os.utime(source, (1, 1))
-    assert "goes on" not in finish(start(source, out))
+    assert "continues" not in finish(start(source, out))
     assert contents(out) == whole
 
 
 def test_two_exports_into_one_folder(long_source, whole, tmp_path):
     process = start(long_source, tmp_path / "out", before=SLOW)
     wait_for((tmp_path / ".out.partial" / "state.json").exists)
-    assert f"another command that writes to {tmp_path / '.out.partial'} is under way" in finish(start(long_source, tmp_path / "out"), 2)
+    said = finish(start(long_source, tmp_path / "out"), 2)
+    assert f"another command that writes to {tmp_path / '.out.partial'} is under way" in said
     finish(process)
     assert contents(tmp_path / "out") == whole
 
@@ -334,17 +366,19 @@ def test_the_lock_ends_with_its_process(tmp_path):
     staging.mkdir()
     lock = os.open(staging, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    arguments = (write_jsonl(tmp_path / "a.jsonl", texts(9)), "--tokenizer", "bytes", "--val-docs", 2, "--workers", 1, "--out", tmp_path / "out")
+    source = write_jsonl(tmp_path / "a.jsonl", texts(9))
+    arguments = source, "--tokenizer", "bytes", "--val-docs", 2, "--workers", 1, "--out", tmp_path / "out"
     assert run(*arguments) == 2
     os.close(lock)
     assert run(*arguments) == 0
 
 
-LIMIT = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))"
+LIMIT = ("import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+         "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))")
 
 
 @pytest.mark.parametrize("limit", ["file size", "disk"])
-def test_a_full_disk_leaves_nothing_that_looks_whole(long_source, whole, tmp_path, limit):
+def test_a_full_disk_leaves_nothing_that_looks_complete(long_source, whole, tmp_path, limit):
     out = tmp_path / "disk" / "out"
     out.parent.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", out.parent]
@@ -352,7 +386,8 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(long_source, whole, tmp_pat
         pytest.skip("only root can mount a small disk; the limit of the file size is tested everywhere")
     try:
         said = finish(start(long_source, out, before=LIMIT if limit == "file size" else "pass"), 2)
-        assert "\nerror: " in f"\n{said}" and ("No space left" in said or "File too large" in said) and "Traceback" not in said
+        assert "\nerror: " in f"\n{said}" and "Traceback" not in said
+        assert "No space left" in said or "File too large" in said
         assert not out.exists() and not list(out.parent.rglob("manifest.json")) and not list(out.parent.rglob("*.tmp"))
         for path in out.parent.rglob("*.bin"):
             open_shard(path)

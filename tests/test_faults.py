@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from common.checkpoint import checkpoints
+from common.data.folder import write_shard
 from common.readlog import parse_log
-from common.shards import write_shard
 from tests.faults import Run, ended, flip_bit, small_disk
 
 

@@ -1,5 +1,4 @@
 """The FineWeb download, against a hub on this machine: `python -m pytest tests/test_fineweb.py`."""
-import hashlib
 import io
 import json
 import os
@@ -9,31 +8,26 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 import pytest
 import sentencepiece
 
 from common.data import fineweb
+from common.data.folder import write_shard
+from common.data.tokenizers import decode_ids
 from common.dataset import open_data
 from common.settings import Settings, UserError
-from common.shards import open_shard, write_shard
-from common.tokenizer import decode_ids, load_tokenizer
+from common.shards import open_shard
+from common.tokenizer import load_tokenizer
+from tests.conftest import ROOT
+from tests.hub import REPO, Hub, digest, git_digest
 
-ROOT = Path(__file__).parents[1]
-REPO, DATASET, VOCABULARY = "someone/golf", "datasets/datasets/fineweb10B_sp300", 300
+DATASET, VOCABULARY = "datasets/datasets/fineweb10B_sp300", 300
 TRAIN = [f"fineweb_train_{i:06}.bin" for i in range(3)]
 VAL = [f"fineweb_val_{i:06}.bin" for i in range(2)]
 MODEL = "datasets/tokenizers/fineweb_300_bpe.model"
-CUT = 11 << 20  # bytes before a broken connection: more than the 10 MiB that the library writes at a time
-
-
-def digest(data):
-    return hashlib.sha256(data).hexdigest()
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +45,10 @@ def export(tmp_path_factory):
     ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
     train, val = np.concatenate(ids[:60]), np.concatenate(ids[60:])
     assert len(val) > 3000
-    files = {MODEL: model.getvalue(), "README.md": b"# Golf\n", "datasets/docs_selected.jsonl": b'{"text": "the cat"}\n',
-             "datasets/tokenizers/fineweb_8192_bpe.model": b"another", "datasets/datasets/fineweb10B_byte260/x_val_0.bin": b"",
+    files = {MODEL: model.getvalue(), "README.md": b"# Golf\n",
+             "datasets/docs_selected.jsonl": b'{"text": "the cat"}\n',
+             "datasets/tokenizers/fineweb_8192_bpe.model": b"another",
+             "datasets/datasets/fineweb10B_byte260/x_val_0.bin": b"",
              "datasets/manifest.json": json.dumps({"datasets": [{"name": "fineweb10B_sp300"}]}).encode()}
     # The first is above 10 MiB, so that a download of it can be broken off; the border of val is inside a document.
     shards = [np.resize(train, 6_000_000), train[1000:], train, val[:2001], val[2001:]]
@@ -61,106 +57,6 @@ def export(tmp_path_factory):
         files[f"{DATASET}/{name}"] = (folder / name).read_bytes()
     return SimpleNamespace(files=files, val_text="".join(texts[60:]), val_documents=60, val_tokens=len(val),
                            val_bytes=sum(map(len, texts[60:])))
-
-
-class Hub(ThreadingHTTPServer):
-    """As much of the Hugging Face Hub as the library asks for: commit, listing in pages, files; large ones elsewhere."""
-
-    def __init__(self, files):
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.daemon_threads = True
-        self.files, self.sizes = dict(files), {}  # sizes: what the listing says where it is not the truth
-        self.faults = {}  # path: what happens to one download of it after another
-        self.downloads = []  # (last part of the path, Range)
-        self.stalled, self.resumed = threading.Event(), threading.Event()
-
-    @property
-    def commit(self):
-        return hashlib.sha1(repr(sorted((path, digest(data)) for path, data in self.files.items())).encode()).hexdigest()
-
-    def names(self):
-        return sorted(name for name, _ in self.downloads if name in TRAIN + VAL)
-
-
-class Answer(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def send(self, status, body=b"", **headers):
-        self.send_response(status)
-        for name, value in ({"Content_Length": len(body)} | headers).items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def missing(self, code):
-        self.send(404, b"{}", X_Error_Code=code, X_Error_Message=code)
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        hub, url = self.server, urlsplit(self.path)
-        address, query, files = unquote(url.path), parse_qs(url.query), self.server.files
-        if found := re.fullmatch(r"/cdn/(.*)", address):
-            return self.download(found[1])
-        kind, _, rest = address.removeprefix("/api").removeprefix("/datasets/").removeprefix(REPO + "/").partition("/")
-        if REPO not in address:
-            return self.missing("RepoNotFound")
-        revision, _, path = rest.partition("/")
-        if revision not in ("main", hub.commit):
-            return self.missing("RevisionNotFound")
-        if kind == "revision":
-            return self.send(200, json.dumps({"id": REPO, "sha": hub.commit}).encode(), Content_Type="application/json")
-        if kind == "tree":
-            below = sorted(name for name in files if name.startswith(path + "/"))
-            if not below:
-                return self.missing("EntryNotFound")
-            start = int(query.get("cursor", ["0"])[0])
-            link = f'<http://127.0.0.1:{hub.server_port}{url.path}?recursive=True&cursor={start + 5}>; rel="next"'
-            page = [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0}, *map(self.listed, below[start : start + 5])]
-            return self.send(200, json.dumps(page).encode(), **({"Link": link} if start + 5 < len(below) else {}))
-        assert kind == "resolve"
-        if path not in files:
-            return self.missing("EntryNotFound")
-        listed = self.listed(path)
-        if "lfs" not in listed:
-            if self.command == "GET":
-                hub.downloads.append((path.rpartition("/")[2], ""))
-            return self.send(200, files[path], ETag=f'"{listed["oid"]}"', X_Repo_Commit=hub.commit)
-        # Another host than the hub's, as the real one has it.
-        self.send(302, Location=f"http://localhost:{hub.server_port}/cdn/{path}", X_Repo_Commit=hub.commit,
-                  X_Linked_Size=listed["size"], X_Linked_ETag=f'"{listed["lfs"]["oid"]}"')
-
-    def listed(self, path):
-        data = self.server.files[path]
-        size = self.server.sizes.get(path, len(data))
-        entry = {"type": "file", "path": path, "size": size, "oid": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()}
-        if not path.endswith((".json", ".md")):
-            entry["lfs"] = {"oid": digest(data), "size": size, "pointerSize": 134}
-        return entry
-
-    def download(self, path):
-        hub, data, wanted = self.server, self.server.files[path], self.headers.get("Range", "")
-        hub.downloads.append((path.rpartition("/")[2], wanted))
-        fault = hub.faults[path].pop(0) if hub.faults.get(path) else ""
-        if fault == "busy":
-            return self.send(503, b"busy")
-        if fault == "corrupt":
-            data = data[:-1] + bytes([data[-1] ^ 1])
-        if wanted:
-            start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
-            return self.send(206, data[start:], Content_Range=f"bytes {start}-{len(data) - 1}/{len(data)}")
-        if not fault or fault == "corrupt":
-            return self.send(200, data)
-        self.send(200, data[:CUT], Content_Length=len(data))
-        self.close_connection = True
-        if fault == "stall":
-            hub.stalled.set()
-            hub.resumed.wait(60)
 
 
 @pytest.fixture
@@ -173,13 +69,14 @@ def hub(export):
 
 
 def start(endpoint, out, *arguments, before="pass"):
-    """The command in a process of its own, as the library reads its environment when imported; `before` runs in it first."""
+    """The command in a process of its own, as the library reads its environment when imported. `before` runs first."""
     code = f"import sys; {before}; from common.data.__main__ import main; sys.exit(main(['fineweb', *sys.argv[1:]]))"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))} | {
         "HF_ENDPOINT": endpoint, "HF_HOME": str(out.parent / "home"), "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
     command = [sys.executable, "-c", code, "--variant", "sp300", "--out", out, "--repo", REPO, *arguments]
-    return subprocess.Popen([*map(str, command)], env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen([*map(str, command)], env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
 
 
 def run(hub, out, *arguments, before="pass", code=0):
@@ -204,7 +101,8 @@ def expected_manifest(hub, export, train):
 
 def check_folder(hub, export, out, train, *more):
     assert json.loads((out / "manifest.json").read_bytes()) == expected_manifest(hub, export, train)
-    assert sorted(path.name for path in out.iterdir()) == sorted([*train, *VAL, "tokenizer.model", "manifest.json", *more])
+    names = sorted(path.name for path in out.iterdir())
+    assert names == sorted([*train, *VAL, "tokenizer.model", "manifest.json", *more])
     for name in [*train, *VAL]:
         assert (out / name).read_bytes() == hub.files[f"{DATASET}/{name}"]
 
@@ -267,7 +165,8 @@ def test_a_bad_shard_is_fetched_once_more_and_then_named(hub, export, tmp_path):
     check_folder(hub, export, out, TRAIN[:2])
 
 
-@pytest.mark.parametrize("place, value, message", [(1024 + 2 * 700, 300, "token 700 .* is 300"), (8, 5, "header says 5 tokens")])
+@pytest.mark.parametrize("place, value, message", [
+    (1024 + 2 * 700, 300, "token 700 .* is 300"), (8, 5, "header says 5 tokens")])
 def test_a_shard_that_was_published_bad_is_named(hub, tmp_path, place, value, message):
     data = bytearray(hub.files[f"{DATASET}/{VAL[1]}"])
     data[place : place + 4 if place < 1024 else place + 2] = value.to_bytes(4 if place < 1024 else 2, "little")
@@ -295,13 +194,14 @@ def test_an_interrupted_run_is_taken_up(hub, export, tmp_path):
     hub.downloads.clear()
     run(hub, out)  # default: 80
     assert set(hub.names()) == {*TRAIN, *VAL} - whole
-    assert [wanted for name, wanted in hub.downloads if name == TRAIN[0]] == [f"bytes={10 << 20}-"], "goes on where it was"
+    ranges = [wanted for name, wanted in hub.downloads if name == TRAIN[0]]
+    assert ranges == [f"bytes={10 << 20}-"], "continues where it was"
     check_folder(hub, export, out, TRAIN)
 
 
 def test_more_than_a_file_can_be_was_left(hub, export, tmp_path):
     whole = hub.files[f"{DATASET}/{TRAIN[0]}"]
-    part = tmp_path / "data" / ".partial" / f"{hashlib.sha1(b'blob %d' % len(whole) + bytes(1) + whole).hexdigest()}.incomplete"
+    part = tmp_path / "data" / ".partial" / f"{git_digest(whole)}.incomplete"
     part.parent.mkdir(parents=True)
     part.write_bytes(whole + b"x")
     run(hub, tmp_path / "data", "--train-shards", 1)
@@ -319,18 +219,20 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again(hub, export, tmp_path
 def test_a_changed_folder_has_no_manifest_until_it_is_whole(hub, export, tmp_path):
     out = tmp_path / "data"
     run(hub, out, "--train-shards", 1)
-    die = f"import os; replace = os.replace; os.replace = lambda a, b: (replace(a, b), os.path.dirname(b) == {str(out)!r} and os._exit(9))"
+    die = ("import os; replace = os.replace; "
+           f"os.replace = lambda a, b: (replace(a, b), os.path.dirname(b) == {str(out)!r} and os._exit(9))")
     run(hub, out, before=die, code=9)
     assert {*TRAIN[1:]} & {path.name for path in out.iterdir()} and not (out / "manifest.json").exists()
     run(hub, out)
     check_folder(hub, export, out, TRAIN)
 
 
-def test_validation_that_is_not_the_published_one_is_told(hub, export, tmp_path):
+def test_validation_that_is_not_the_published_one_is_reported(hub, export, tmp_path):
     out, scored = tmp_path / "data", (export.val_tokens - 1) // 1024 * 1024
     for tokens, size, warned in ((scored, export.val_bytes * 1.0004, False), (scored, export.val_bytes * 1.0006, True),
                                  (scored + 1024, export.val_bytes, True)):
-        known = f"from common.data import fineweb; fineweb.PUBLISHED = {{'sp300': ({tokens}, {int(size)})}}"
+        known = (f"from common.data import fineweb; fineweb.VAL_TOKENS = {{'sp300': {tokens}}}; "
+                 f"fineweb.VAL_BYTES = {int(size)}")
         _, errors = run(hub, out, "--train-shards", 1, before=known)
         assert errors.startswith("warning: ") == warned
         assert all(f"{number:,}" in errors for number in (scored, export.val_bytes, tokens, int(size))) == warned
@@ -362,7 +264,7 @@ def spoil(hub, out, what):
     ("shards", ["--train-shards", "0"], "--train-shards 0"),
     ("no space", [], r"needs 1,000,000,000,0\S+ bytes more, [\d,]+ are free"),
     ("foreign shard", [], "mine_train_000.bin is not of fineweb10B_sp300"),
-    ("foreign manifest", [], "manifest.json is not one of fineweb10B_sp300"),
+    ("foreign manifest", [], "is not a fineweb10B_sp300 data set"),
 ])
 def test_errors_are_one_line_and_change_nothing(hub, tmp_path, what, arguments, message):
     out = tmp_path / "data"
@@ -399,12 +301,12 @@ PATHS = ["a/d/fineweb10B_sp4/x_train_1.bin", "a/d/fineweb10B_sp4/x_train_0.bin",
                      {"name": "bpe4", "kind": "bpe", "model_path": "t/other.model"}]}, "other.model"),
     ({"datasets": {"fineweb10B_sp4": {"tokenizer": "b"}}, "tokenizers": {"b": {"m": "other.model"}}}, "other.model"),
 ])
-def test_the_published_manifest_may_tell_the_tokenizer(manifest, model):
+def test_the_published_manifest_may_name_the_tokenizer(manifest, model):
     shards, found = fineweb.find_dataset(PATHS, json.dumps(manifest).encode(), "sp4")
     assert found == f"a/t/{model}" and shards == {"train": [PATHS[1], PATHS[0]], "val": [PATHS[2]]}
 
 
-def test_a_manifest_that_is_no_json_is_passed_over():
+def test_a_manifest_that_is_not_json_is_ignored():
     assert fineweb.find_dataset(PATHS, b"\xff{", "sp4")[1] == "a/t/fineweb_4_bpe.model"
     with pytest.raises(UserError, match="there are: sp4"):
         fineweb.find_dataset(PATHS[:2], b"", "sp4")

@@ -13,9 +13,10 @@ import pytest
 
 from common.data import __main__ as command
 from common.data import pydoc
+from common.data.tokenizers import decode_ids
 from common.settings import UserError
 from common.shards import check_ids, find_shards, open_shard
-from common.tokenizer import Tokenizer, count_bytes, decode_ids, load_tokenizer
+from common.tokenizer import Tokenizer, count_bytes, load_tokenizer
 
 
 def read(folder, split):
@@ -135,8 +136,7 @@ def test_unigram_bits():
 
 def test_a_document_that_the_tokenizer_changes_is_refused():
     plain = load_tokenizer("bytes")
-    broken = Tokenizer(lambda text: plain.encode(text.lower()), plain.bos_id, plain.token_bytes, plain.byte_counts,
-                       plain.leading_space, plain.boundary)
+    broken = Tokenizer(lambda text: plain.encode(text.lower()), plain.decode, plain.bos_id, plain.token_bytes)
     tokens, size, kept = pydoc.encode_document(broken, "abc")
     assert (tokens.tolist(), size, kept) == ([1, 101, 102, 103], 3, True)
     with pytest.raises(UserError, match="Abc"):
@@ -199,11 +199,14 @@ def test_never_replaces_anything_else(small, tmp_path, capsys):
     out = tmp_path / "data"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    for manifest in (None, "", "[]", '{"format": "parity-golf-data 1", "name": "fineweb"}'):
+    for manifest in (None, "", "[]", '{"format": "parity-golf-data 1", "name": "fineweb"}',
+                     '{"format": "parity-golf-data 2", "name": "pydoc"}'):
         if manifest is not None:
             (out / "manifest.json").write_text(manifest)
         assert run("--out", out, "--vocab-size", 300, "--force") == 2
-        assert "is no pydoc data set" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "is not a pydoc data set" in error
+        assert ("manifest.json: is of format parity-golf-data 2" in error) == ("data 2" in str(manifest))
     assert run("--out", out / "mine.txt", "--vocab-size", 300, "--force") == 2
     assert (out / "mine.txt").read_text() == "mine"
 
@@ -224,5 +227,6 @@ def test_an_interrupted_build_leaves_what_was_there(small, tmp_path, monkeypatch
 
 
 def test_without_a_command_help_is_printed(capsys):
-    assert command.main([]) == 0
-    assert "pydoc" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as done:
+        command.main([])
+    assert done.value.code == 0 and "pydoc" in capsys.readouterr().out

@@ -68,7 +68,7 @@ def test_a_rank_that_raises(backend, tmp_path, data_path):
 @pytest.mark.parametrize(
     "fault, words",
     [
-        (("stops", 1, 8), ["rank 1 (process ", "hangs in step 8", "no sign of life"]),
+        (("stops", 1, 8), ["rank 1 (process ", "hangs in step 8", "no heartbeat"]),
         (("sleeps_in_data", 1, 8), ["rank 1 hangs in step 8"]),
         (("stops", 0, 8), ["rank 0 (process ", "hangs in step 8"]),
     ],

@@ -162,7 +162,8 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
         ("plain", write_code(CODE_BOMB), "expands to more"),
     ],
     "code bytes": [
-        ("plain", write_code("import importlib\nimportlib.import_module('helper')", helper="x = 1"), "reaches helper.py"),
+        ("plain", write_code("from importlib import import_module\nimport_module('helper')", helper="x = 1"),
+         "reaches helper.py"),
         ("plain", files({"train_gpt.py": "import p.a", "p/a.py": "from . import b", "p/b.py": "x = 1"}),
          "reaches p/a.py, p/b.py"),
         ("plain", write("table.bin", b"12345"), "5 bytes in table.bin that no check"),
@@ -337,6 +338,7 @@ def test_a_wrapper_that_may_run_something_else_is_a_hazard(tmp_path, more):
         found = inspected(tmp_path, source.replace(f"\n{start}", f"\n{more}\n{start}"))
         assert EXEC in [text for _, text in found["hazards"]] and not found["error"]
         assert not found["wrapped"] or found["hazards"][-1] == SOCKET  # it is opened all the same if it can be
+        assert found["source_sha256"] != hashlib.sha256(INNER.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(("old", "new"), [

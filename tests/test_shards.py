@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import shards
+from common.data.folder import write_shard
 from common.settings import UserError
-from common.shards import check_ids, find_shards, open_shard, write_shard
+from common.shards import check_ids, find_shards, open_shard
 
 
 def shard_bytes(tokens, magic=20240520, version=1, count=None):
@@ -79,7 +80,7 @@ def test_write_into_no_folder(tmp_path):
     (shard_bytes([1], count=-1), "-1 tokens"),
     (shard_bytes([1], count=2**31 - 1), "truncated"),
 ])
-def test_refuses_what_is_no_whole_shard(tmp_path, data, message):
+def test_refuses_what_is_not_a_whole_shard(tmp_path, data, message):
     (tmp_path / "a.bin").write_bytes(data)
     with pytest.raises(UserError, match=f"a.bin.*{message}"):
         open_shard(tmp_path / "a.bin")

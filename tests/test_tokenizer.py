@@ -1,4 +1,5 @@
 """Tokenizers: `python -m pytest tests/test_tokenizer.py`."""
+import hashlib
 import io
 import random
 
@@ -8,9 +9,16 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from common.data.tokenizers import train_tokenizer
+from common.data.tokenizers import decode_ids, tokenizer_entry, train_tokenizer
 from common.settings import UserError
-from common.tokenizer import MODEL_LIMIT, SPACE_MARKER, count_bytes, decode_ids, load_tokenizer
+from common.tokenizer import (
+    MODEL_LIMIT,
+    SPACE_MARKER,
+    TOKENIZER_KINDS,
+    count_bytes,
+    load_tokenizer,
+    locate_tokenizer,
+)
 
 TEXT = "The quick brown fox, who was 42,\n    jumps over the lazy dog.\n\n\nAnd then? \u201cThe end\u201d, caf\u00e9.\n"
 OURS = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}
@@ -69,6 +77,20 @@ def test_bytes_are_lossless(text):
     ids = tokenizer.encode(text)
     assert ids == [4 + byte for byte in text.encode()]
     assert decode_ids(tokenizer, ids) == text.encode() and document_bytes(tokenizer, ids) == len(ids)
+
+
+def test_a_manifest_names_each_kind(folder, ours):
+    """The entry of a folder's tokenizer leads back to the same tokenizer."""
+    digests = {"bytes": hashlib.sha256(b"bytes").hexdigest(),
+               "sentencepiece": hashlib.sha256((folder / "ours.model").read_bytes()).hexdigest()}
+    entries = [tokenizer_entry(path, load_tokenizer(path)) for path in ("bytes", str(folder / "ours.model"))]
+    assert entries == [{"kind": "bytes", "file": "bytes", "sha256": digests["bytes"], "vocab_size": 260},
+                       {"kind": "sentencepiece", "file": "ours.model", "sha256": digests["sentencepiece"],
+                        "vocab_size": 350}]
+    assert [entry["kind"] for entry in entries] == list(TOKENIZER_KINDS)
+    for entry in entries:
+        again = load_tokenizer(locate_tokenizer(folder, entry["file"]))
+        assert tokenizer_entry(entry["file"], again) == entry
 
 
 def test_byte_tokenizer_table():
@@ -161,7 +183,7 @@ def test_refuses_models_whose_bytes_cannot_be_counted(tmp_path, changes, message
         load_tokenizer(train(tmp_path / "a.model", **changes))
 
 
-def test_refuses_what_is_no_model(tmp_path, folder, ours):
+def test_refuses_what_is_not_a_model(tmp_path, folder, ours):
     path = tmp_path / "a.model"
     for message, size in (
             ("no such file", None), ("not a usable", 0), ("not a usable", 100), ("more than", MODEL_LIMIT + 1)):

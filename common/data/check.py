@@ -1,39 +1,38 @@
-"""Whether a data folder is what it says: every header, count, id and digest, and every byte of every document.
+"""Check that a data folder is what it says: every header, count, id and digest, and every byte of every document.
 
-The bytes are counted three ways: from the table that scoring uses, by decoding each document (our own decoder and SentencePiece's
-must agree), and from the source text, where it is at hand: then the documents are tokenized again and compared id by id.
+The bytes are counted three ways: by the table that scoring uses; by decoding each document (our decoder and that of the
+tokenizer's library must agree); and from the source text, where it is available: then the documents are tokenized again
+and compared id by id.
 """
-import functools
 import hashlib
 import itertools
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 from tqdm import tqdm
 
 from common.data.documents import add_input, find_files, read_blocks
 from common.data.encode import encode_block, place_documents, progress
-from common.data.fineweb import PUBLISHED
 from common.data.folder import (
     DOCUMENT_TOKENS,
     DataFolder,
     add_folder,
     cached_stream,
     file_sha256,
+    in_whole_windows,
     read_documents,
     where,
 )
-from common.data.tokenizers import cached_tokenizer, is_lossless, tokenizer_entry
+from common.data.tokenizers import cached_tokenizer, decode_ids, is_lossless, tokenizer_entry
 from common.data.workers import add_workers, in_order, worker_pool
+from common.published import VAL_BYTES, VAL_BYTES_TOLERANCE, VAL_TOKENS
 from common.settings import UserError
 from common.shards import check_ids, find_shards, open_shard
-from common.tokenizer import count_bytes, decode_ids
+from common.tokenizer import count_bytes
 
 SHOWN = 20  # disagreements that are printed
-PUBLISHED_SHARE = 0.0005  # of the bytes: so far may they be from the published number
-NATURAL_COPIES = 0.001  # of the validation documents: so many may be in training in a corpus that was not cleaned of copies
+NATURAL_COPIES = 0.001  # the share of validation documents that may be in training where copies were not left out
 
 
 class Report:
@@ -44,10 +43,14 @@ class Report:
 
     def compare(self, what: str, **values) -> None:
         """All values must be equal."""
+        shown = {name: f"{value:,}" if isinstance(value, int) else str(value) for name, value in values.items()}
+        first = next(iter(values))
         if len(set(map(str, values.values()))) > 1:
-            self.disagree(what, ", ".join(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in values.items()))
+            self.disagree(what, ", ".join(f"{name} {text}" for name, text in shown.items()))
+        elif isinstance(values[first], int):
+            print(f"ok    {what}: {shown[first]}")
         else:
-            print(f"ok    {what}: {next(iter(values.values())):,}" if isinstance([*values.values()][0], int) else f"ok    {what}")
+            print(f"ok    {what}")
 
     def disagree(self, what: str, how: str) -> None:
         self.bad += 1
@@ -66,7 +69,7 @@ def check_shard(job: tuple[str, int]) -> tuple[int, str, str]:
         check_ids(tokens, vocab_size, path)
         return len(tokens), file_sha256(path), ""
     except UserError as error:
-        return 0, "", str(error)
+        return 0, "", str(error).removeprefix(f"{path}: ")
 
 
 def check_files(report: Report, pool, folder: DataFolder) -> None:
@@ -74,44 +77,38 @@ def check_files(report: Report, pool, folder: DataFolder) -> None:
     if manifest:
         entry = tokenizer_entry(folder.tokenizer_path, tokenizer)
         for key in ("sha256", "vocab_size"):
-            report.compare(f"tokenizer {folder.tokenizer_path}, {key}", manifest=manifest["tokenizer"].get(key), file=entry[key])
+            named = manifest["tokenizer"].get(key)
+            report.compare(f"tokenizer {folder.tokenizer_path}, {key}", manifest=named, file=entry[key])
     for split in ("train", "val"):
         paths = find_shards(folder.path, split)
-        table = manifest.get("splits", {}).get(split, {})
-        promised = {shard["file"]: shard for shard in table.get("shards", [])}
+        promised = {shard["file"]: shard for shard in folder.table(split).get("shards", [])}
         if manifest:
-            report.compare(f"{split}, names of the shards", manifest=sorted(promised), folder=[path.name for path in paths])
-        wrong = 0
+            names = [path.name for path in paths]
+            report.compare(f"{split}, names of the shards", manifest=sorted(promised), folder=names)
+        before = report.bad
         jobs = [(str(path), tokenizer.vocab_size) for path in paths]
-        for (path, _), (tokens, sha256, problem) in tqdm(in_order(pool, check_shard, jobs, 8), f"{split} shards", len(jobs), disable=None):
+        results = tqdm(in_order(pool, check_shard, jobs, 8), f"{split} shards", len(jobs), disable=None)
+        for (path, _), (tokens, sha256, problem) in results:
             name = Path(path).name
-            problems = [problem.removeprefix(f"{path}: ")] if problem else [
-                f"{key} {found}, in the manifest {promised[name][key]}" for key, found in (("tokens", tokens), ("sha256", sha256))
-                if promised.get(name, {}).get(key, found) != found]
-            for how in problems:
-                report.disagree(f"{split} {name}", how)
-            wrong += len(problems)
-        if not wrong:
+            if problem:
+                report.disagree(f"{split} {name}", problem)
+                continue
+            for key, found in (("tokens", tokens), ("sha256", sha256)):
+                named = promised.get(name, {}).get(key, found)
+                if named != found:
+                    report.disagree(f"{split} {name}", f"{key} {found}, in the manifest {named}")
+        if report.bad == before:
             print(f"ok    {split}: headers, lengths, digests and ids of {len(paths)} shards")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Documents
 
-@functools.cache
-def library_decoder(tokenizer_path: str):
-    """list of ids -> bytes, by other means than the tables of common/tokenizer.py."""
-    if tokenizer_path == "bytes":
-        return lambda ids: bytes(i - 4 for i in ids if i >= 4)
-    model = sentencepiece.SentencePieceProcessor(model_file=tokenizer_path)
-    return lambda ids: model.decode(ids).encode()
-
-
 def check_piece(job) -> tuple[list, list, bytes, list]:
-    """Of the documents that begin in a piece: bytes of each from the table, and decoded; their hashes, joined; and disagreements, as
-    (document, what)."""
+    """For the documents that begin in a piece: the bytes of each by the table, and decoded; their hashes, joined; and
+    disagreements, as (document, what)."""
     folder, tokenizer_path, split, start, end = job
-    tokenizer, decode, stream = cached_tokenizer(tokenizer_path), library_decoder(tokenizer_path), cached_stream(folder, split)
+    tokenizer, stream = cached_tokenizer(tokenizer_path), cached_stream(folder, split)
     first, tokens, borders = read_documents(stream, tokenizer.bos_id, start, end)
     counts = count_bytes(tokenizer, np.append(tokenizer.bos_id, tokens[:-1]), tokens)
     counted = np.add.reduceat(counts, borders[:-1]).tolist() if len(borders) > 1 else []
@@ -120,7 +117,7 @@ def check_piece(job) -> tuple[list, list, bytes, list]:
         a = begin + int(tokens[begin] == tokenizer.bos_id)
         ids = tokens[a:b].tolist()
         text = decode_ids(tokenizer, ids)
-        other = decode(ids)
+        other = tokenizer.decode(ids)
         decoded.append(len(text))
         hashes.append(hashlib.sha256(text).digest())
         if counted[number] != len(text) or other != text:
@@ -130,14 +127,19 @@ def check_piece(job) -> tuple[list, list, bytes, list]:
 
 
 def locate(tokenizer, ids, counts, text: bytes, other: bytes) -> tuple[int, str]:
-    """(token of a document, what is wrong with it): the first whose count is not its length, or where the decoders part."""
-    lengths = [len(decode_ids(tokenizer, [before, i])) - len(decode_ids(tokenizer, [before])) for before, i in zip([tokenizer.bos_id, *ids], ids)]
+    """(token of a document, what is wrong with it): the first whose count is not its length, or where the two decoded
+    texts part."""
+    lengths = []
+    for before, i in zip([tokenizer.bos_id, *ids], ids):
+        lengths.append(len(decode_ids(tokenizer, [before, i])) - len(decode_ids(tokenizer, [before])))
     for index, (count, length) in enumerate(zip(counts.tolist(), lengths)):
         if count != length:
             return index, f"(id {ids[index]}): the table counts {count} bytes, it stands for {length}"
-    byte = next((i for i, pair in enumerate(zip(text, other)) if pair[0] != pair[1]), min(len(text), len(other)))
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, other))
+    byte = sum(1 for _ in same)
     index = min(int(np.searchsorted(np.cumsum(lengths), byte, side="right")), max(len(ids) - 1, 0))
-    return index, f"(byte {byte} of the document): stands for {text[byte:byte + 12]!r}, SentencePiece decodes {other[byte:byte + 12]!r}"
+    return index, (f"(byte {byte} of the document): stands for {text[byte:byte + 12]!r}, "
+                   f"SentencePiece decodes {other[byte:byte + 12]!r}")
 
 
 def check_documents(report: Report, pool, folder: DataFolder, split: str, workers: int, val_hashes: dict) -> Namespace:
@@ -158,8 +160,9 @@ def check_documents(report: Report, pool, folder: DataFolder, split: str, worker
         total.documents += len(counted)
         total.bytes += sum(counted)
         total.decoded += sum(decoded)
-    report.compare(f"{split}, bytes of {total.documents:,} documents in {total.tokens:,} tokens", table=total.bytes, decoded=total.decoded)
-    table = folder.manifest.get("splits", {}).get(split, {})
+    report.compare(f"{split}, bytes of {total.documents:,} documents in {total.tokens:,} tokens",
+                   table=total.bytes, decoded=total.decoded)
+    table = folder.table(split)
     for key in ("documents", "tokens", "bytes"):
         if key in table:
             report.compare(f"{split}, {key}", manifest=table[key], found=getattr(total, key))
@@ -169,11 +172,12 @@ def check_documents(report: Report, pool, folder: DataFolder, split: str, worker
 
 
 def check_overlap(report: Report, folder: DataFolder, copies: list, val_documents: int) -> None:
+    """copies: (training document, validation document) of each training document whose text is also in validation."""
     if not copies:
         print("ok    no document of validation is in training")
         return
-    how = (f"{len(copies):,} training documents are copies of validation documents, the first: training {copies[0][0]:,} of "
-           f"validation {copies[0][1]:,}")
+    how = (f"{len(copies):,} training documents are copies of validation documents, the first: training "
+           f"{copies[0][0]:,} of validation {copies[0][1]:,}")
     # Different texts may become equal by normalization.
     exact = "source" in folder.manifest and is_lossless(folder.tokenizer)
     if not exact and len({val for _, val in copies}) <= NATURAL_COPIES * val_documents:
@@ -183,72 +187,76 @@ def check_overlap(report: Report, folder: DataFolder, copies: list, val_document
 
 
 def check_published(report: Report, folder: DataFolder, total: Namespace) -> None:
-    """Validation against the challenge's numbers, which count whole windows of 1024 tokens."""
+    """Compare validation with the challenge's numbers, which count whole windows."""
     variant = folder.manifest.get("name", "").removeprefix("fineweb10B_")
-    if variant in PUBLISHED:
-        tokens, size = PUBLISHED[variant]
-        scored = (total.tokens - 1) // 1024 * 1024
+    if variant in VAL_TOKENS:
+        scored = in_whole_windows(total.tokens)
         tail = folder.stream("val").read(scored, total.tokens - scored)
         counted = total.bytes - int(count_bytes(folder.tokenizer, tail[:-1], tail[1:]).sum())
-        report.compare(f"scored tokens of {variant}", published=tokens, found=scored)
-        if abs(counted - size) > PUBLISHED_SHARE * size:
-            report.disagree(f"bytes of the scored tokens of {variant}", f"published {size:,}, found {counted:,}")
+        report.compare(f"scored tokens of {variant}", published=VAL_TOKENS[variant], found=scored)
+        if abs(counted - VAL_BYTES) > VAL_BYTES_TOLERANCE * VAL_BYTES:
+            report.disagree(f"bytes of the scored tokens of {variant}", f"published {VAL_BYTES:,}, found {counted:,}")
         else:
-            print(f"ok    bytes of the scored tokens of {variant}: {counted:,}, published {size:,}")
+            print(f"ok    bytes of the scored tokens of {variant}: {counted:,}, published {VAL_BYTES:,}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Source
 
 def check_source(report: Report, pool, folder: DataFolder, options, totals: dict) -> None:
-    """Tokenize the documents again, and compare id by id; where a tokenizer may change text, say by how many bytes."""
+    """Tokenize the documents again and compare id by id. Where a tokenizer may change text, say by how many bytes."""
     files, source = find_files(options.docs), folder.manifest.get("source")
-    rules = {"text_key": options.text_key, "separator": options.separator.decode("latin-1"), "val_docs": totals["val"].documents} | (source or {})
+    rules = {"text_key": options.text_key, "separator": options.separator.decode("latin-1"),
+             "val_docs": totals["val"].documents} | (source or {})
     if source:
-        report.compare("names and sizes of the documents' files", manifest=source["files"],
-                       found=[[file.name, file.stat().st_size] for file in files])
-    jobs = ((block, folder.tokenizer_path, rules["text_key"])
-            for block in read_blocks(files, rules["text_key"], rules["separator"].encode("latin-1")))
+        found = [[file.name, file.stat().st_size] for file in files]
+        report.compare("names and sizes of the documents' files", manifest=source["files"], found=found)
+    blocks = read_blocks(files, rules["text_key"], rules["separator"].encode("latin-1"))
+    jobs = ((block, folder.tokenizer_path, rules["text_key"]) for block in blocks)
     seen, val_hashes = 0, set()
     sums = {split: np.zeros(3, np.int64) for split in totals}
     position = dict.fromkeys(totals, 0)
     for (block, *_), encoded in progress("source", files, in_order(pool, encode_block, jobs, 2 * options.workers)):
-        for split, part in place_documents(encoded, seen, rules["val_docs"], val_hashes):
-            split = "train" if split == "copies" and not source else split  # noqa: PLW2901
+        for placed, part in place_documents(encoded, seen, rules["val_docs"], val_hashes):
+            split = "train" if placed == "copies" and not source else placed
             if split != "copies" and (source or position[split] < totals[split].tokens):
                 sums[split] += np.sum(part.sizes, axis=0)
                 position[split] = compare_part(report, folder, block, split, part, position[split])
         seen += len(encoded.hashes)
         if not source and position["train"] >= totals["train"].tokens:
-            break  # published are the first shards only
+            break  # only the first shards are published
     for split, (counted, size, changed) in sums.items():
         if source:
-            report.compare(f"{split}, bytes of the source text", manifest=folder.manifest["splits"][split]["text_bytes"], text=int(size))
+            named = folder.table(split).get("text_bytes")
+            report.compare(f"{split}, bytes of the source text", manifest=named, text=int(size))
             report.compare(f"{split}, tokens of the source text", text=position[split], found=totals[split].tokens)
         if is_lossless(folder.tokenizer):
             report.compare(f"{split}, bytes", source=int(size), table=int(counted))
         else:
-            print(f"note  {split}: the tokenizer changes {changed:,} documents; it counts {counted:,} bytes, the text has {size:,}, "
-                  f"{size - counted:+,}")
+            print(f"note  {split}: the tokenizer changes {changed:,} documents; it counts {counted:,} bytes, "
+                  f"the text has {size:,}, {size - counted:+,}")
 
 
 def compare_part(report: Report, folder: DataFolder, block, split: str, part, position: int) -> int:
-    """Where the split goes on behind the part's documents."""
+    """The position in the split after the documents of the part."""
     stream = folder.stream(split)
-    if position + len(part.tokens) <= stream.length and np.array_equal(stream.read(position, len(part.tokens)), part.tokens):
-        return position + len(part.tokens)
+    end = position + len(part.tokens)
+    if end <= stream.length and np.array_equal(stream.read(position, len(part.tokens)), part.tokens):
+        return end
     documents = np.split(part.tokens, np.cumsum(part.lengths)[:-1])
     for number, ids, after in zip(part.numbers, documents, [*documents[1:], None]):
         there = read_up_to(stream, position, len(ids) + 1)
+        at_end = position + len(there) == stream.length
         if stands_at(stream, position, ids):
             position += len(ids)
-        elif "source" not in folder.manifest and position + len(there) == stream.length and np.array_equal(there, ids[:len(there)]):
-            return stream.length  # the last published shard ends inside of a document
+        elif "source" not in folder.manifest and at_end and np.array_equal(there, ids[:len(there)]):
+            return stream.length  # the last published shard ends inside a document
         else:
             same = int(np.argmin(np.append(there[:len(ids)] == ids[:len(there)], False)))
             ours, theirs = (str(array[same]) if same < len(array) else "none" for array in (there, ids))
             place = where(stream, position + same) if position + same < stream.length else "the end"
-            report.disagree(f"{split}, {block.file}:{number}", f"{place} has id {ours}, the text gives {theirs} as its token {same:,}")
+            report.disagree(f"{split}, {block.file}:{number}",
+                            f"{place} has id {ours}, the text gives {theirs} as its token {same:,}")
             if after is None or not stands_at(stream, position, after):  # else this document is missing
                 starts = np.flatnonzero(read_up_to(stream, position + 1, DOCUMENT_TOKENS) == ids[0])
                 position = position + 1 + int(starts[0]) if len(starts) else stream.length
@@ -260,7 +268,7 @@ def read_up_to(stream, position: int, count: int) -> np.ndarray:
 
 
 def stands_at(stream, position: int, ids: np.ndarray) -> bool:
-    """Whether a document, BOS first, is at a position, and no more than it."""
+    """Whether exactly this document, BOS first, is at a position."""
     there = read_up_to(stream, position, len(ids) + 1)
     return np.array_equal(there[:len(ids)], ids) and (len(there) == len(ids) or there[-1] == ids[0])
 
@@ -269,22 +277,24 @@ def stands_at(stream, position: int, ids: np.ndarray) -> bool:
 # Command
 
 def add_command(subparsers) -> None:
-    parser = subparsers.add_parser("check", help="whether a data folder is what it says, byte by byte")
+    parser = subparsers.add_parser("check", help="check that a data folder is what it says, byte by byte")
     add_folder(parser)
-    parser.add_argument("--docs", nargs="+", type=Path, help="the source documents, in the order of the export (default: *docs*.jsonl* in DIR)")
+    parser.add_argument("--docs", nargs="+", type=Path,
+                        help="the source documents, in the order of the export (default: *docs*.jsonl* in DIR)")
     add_input(parser)
     add_workers(parser)
     parser.set_defaults(run=run)
 
 
 def run(options) -> None:
-    """UserError: there is a disagreement, and what was printed says where."""
-    folder, report, val_hashes, totals = DataFolder(options.folder, options.tokenizer), Report(), {}, {}
+    """UserError: there is a disagreement; what was printed says where."""
+    folder, report = DataFolder(options.folder, options.tokenizer), Report()
+    val_hashes, totals = {}, {}
     options.docs = options.docs or sorted(options.folder.glob("*docs*.jsonl*"))
     with worker_pool(options.workers) as pool:
         check_files(report, pool, folder)
         if report.bad:
-            raise UserError(f"{options.folder}: {report.bad} disagreements; the documents were not looked at")
+            raise UserError(f"{options.folder}: {report.bad} disagreements; the documents were not checked")
         for split in ("val", "train"):
             totals[split] = check_documents(report, pool, folder, split, options.workers, val_hashes)
         check_overlap(report, folder, totals["train"].copies, totals["val"].documents)
@@ -292,6 +302,6 @@ def run(options) -> None:
         if options.docs:
             check_source(report, pool, folder, options, totals)
         else:
-            print("note  the source text is not at hand: --docs compares with it")
+            print("note  the source text is not available: --docs compares with it")
     if report.bad:
         raise UserError(f"{options.folder}: {report.bad} disagreements, of which {min(report.bad, SHOWN)} are shown")

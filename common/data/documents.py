@@ -1,10 +1,11 @@
 """Documents from files, in order and in blocks of bounded size.
 
-.jsonl, .jsonl.gz   a JSON object a line, the text under one key; empty lines are passed over
-.parquet            a row each, the text in one column
+.jsonl, .jsonl.gz   one JSON object per line, the text under one key; empty lines are skipped
+.parquet            one document per row, the text in one column
 .txt                the file is one document, or several with a separator between them
 
-A text is what its UTF-8 says. Invalid bytes, and halves of surrogate pairs in JSON, become U+FFFD; each such document is counted.
+A text is what its UTF-8 says. Invalid bytes, and halves of surrogate pairs in JSON, become U+FFFD; such documents are
+counted.
 """
 import argparse
 import dataclasses
@@ -17,14 +18,14 @@ from pathlib import Path
 from common.settings import UserError
 
 SUFFIXES = ".jsonl", ".jsonl.gz", ".parquet", ".txt"
-BLOCK_BYTES = 1 << 20  # about; one document at least
+BLOCK_BYTES = 1 << 20  # about; at least one document
 DOCUMENT_LIMIT = 8 << 20  # bytes of a document, or of its line: SentencePiece takes a hundred times as much memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """rows: whole lines of JSON, or a list of documents (bytes; None: there is none). first: number of its first line or row,
-    from 1. place: bytes of all input files that have been read."""
+    """rows: whole lines of JSON, or a list of documents (bytes; None where there is none). first: number of its first
+    line or row, from 1. place: how many bytes of all input files have been read."""
 
     file: str
     first: int
@@ -34,8 +35,9 @@ class Block:
 
 def add_input(parser) -> None:
     parser.add_argument("--text-key", default="text", help="key or column that holds the text (default: %(default)s)")
-    parser.add_argument("--separator", type=_separator, default=b"", help=r"what stands between the documents of a .txt file, such as '\n\n' or "
-                        "'<|endoftext|>' (default: nothing, the file is one document)")
+    parser.add_argument("--separator", type=_separator, default=b"",
+                        help=r"what stands between the documents of a .txt file, such as '\n\n' or '<|endoftext|>' "
+                        "(default: nothing, the file is one document)")
 
 
 def _separator(text: str) -> bytes:
@@ -46,7 +48,7 @@ def _separator(text: str) -> bytes:
 
 
 def find_files(paths) -> list[Path]:
-    """The files, those of a folder sorted by path. UserError: missing, of no known kind, or none."""
+    """The files, those of a folder sorted by path. UserError: missing, of an unknown type, or none at all."""
     found = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -78,8 +80,9 @@ def read_blocks(files, text_key: str, separator: bytes):
             for first, rows, place in parts:
                 yield Block(str(file), first, rows, before + place)
             before += file.stat().st_size
-        except (OSError, EOFError, zlib.error, ValueError, NotImplementedError) as error:  # pyarrow's errors are these
-            raise UserError(f"{file}: cannot be read, cut short or damaged: {' '.join(str(error).split())}") from error
+        except (OSError, EOFError, zlib.error, ValueError, NotImplementedError) as error:  # pyarrow's errors too
+            reason = " ".join(str(error).split())
+            raise UserError(f"{file}: cannot be read, cut short or damaged: {reason}") from error
 
 
 def _lines(path):
@@ -88,7 +91,9 @@ def _lines(path):
         while rows := file.read(BLOCK_BYTES):
             rest = file.readline(DOCUMENT_LIMIT)
             if len(rest) == DOCUMENT_LIMIT:
-                raise UserError(f"{path}: the line after {number + rows.count(10) - 1} is longer than {DOCUMENT_LIMIT:,} bytes: split that document")
+                before = number + rows.count(b"\n") - 1
+                raise UserError(f"{path}: the line after {before} is longer than {DOCUMENT_LIMIT:,} bytes: "
+                                "split that document")
             yield number, rows + rest, raw.tell()
             number += (rows + rest).count(b"\n")
 
@@ -99,8 +104,8 @@ def _text(path, separator):
         while chunk := file.read(BLOCK_BYTES if separator else DOCUMENT_LIMIT + 1):
             *rows, rest = (rest + chunk).split(separator) if separator else [rest + chunk]
             if len(rest) > DOCUMENT_LIMIT:
-                raise UserError(f"{path}: document {number + len(rows)} is longer than {DOCUMENT_LIMIT:,} bytes: split it, or give the "
-                                "--separator of the documents in it")
+                raise UserError(f"{path}: document {number + len(rows)} is longer than {DOCUMENT_LIMIT:,} bytes: "
+                                "split it, or give the --separator of the documents in it")
             if rows:
                 yield number, rows, file.tell()
             number += len(rows)
@@ -109,10 +114,7 @@ def _text(path, separator):
 
 
 def _parquet(path, key):
-    try:
-        from pyarrow import binary, parquet
-    except ImportError as error:
-        raise UserError(f"Parquet needs pyarrow: `pip install '.[data]'` ({error})") from error
+    from pyarrow import binary, parquet
     with parquet.ParquetFile(path, pre_buffer=False) as file:
         if key not in file.schema_arrow.names:
             raise UserError(f"{path}: no column {key}; there are: {', '.join(file.schema_arrow.names)}")
@@ -122,22 +124,27 @@ def _parquet(path, key):
         size, rows, number = path.stat().st_size, max(1, file.metadata.num_rows), 1
         groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
         mean = sum(group.total_byte_size for group in groups) / rows
-        for batch in file.iter_batches(int(min(max(1, BLOCK_BYTES / max(mean, 1)), 1 << 14)), columns=[key]):
+        batch_rows = int(min(max(1, BLOCK_BYTES / max(mean, 1)), 1 << 14))
+        for batch in file.iter_batches(batch_rows, columns=[key]):
             texts = batch.column(0).cast(binary()).to_pylist()  # bytes, valid UTF-8 or not
             if any(len(text or b"") > DOCUMENT_LIMIT for text in texts):
-                raise UserError(f"{path}: a document in rows {number} to {number + len(texts) - 1} is longer than {DOCUMENT_LIMIT:,} bytes")
+                raise UserError(f"{path}: a document in rows {number} to {number + len(texts) - 1} is longer than "
+                                f"{DOCUMENT_LIMIT:,} bytes")
             number += len(texts)
             yield number - len(texts), texts, size * (number - 1) // rows
 
 
 def block_texts(block: Block, text_key: str):
-    """(number of the line or row, text or None, problem) of each document of a block. With a text, a problem was mended."""
-    rows = block.rows if isinstance(block.rows, list) else block.rows.split(b"\n")
-    for number, row in enumerate(rows, block.first):
-        if isinstance(block.rows, list):
-            yield number, *((None, f"has no {text_key}: it is null") if row is None else _valid_text(row))
-        elif row.strip():
-            yield number, *_json_text(row, text_key)
+    """(number of the line or row, text or None, problem) of each document of a block. A text with a problem was
+    repaired."""
+    if isinstance(block.rows, list):
+        for number, row in enumerate(block.rows, block.first):
+            text, problem = (None, f"has no {text_key}: it is null") if row is None else _valid_text(row)
+            yield number, text, problem
+    else:
+        for number, row in enumerate(block.rows.split(b"\n"), block.first):
+            if row.strip():
+                yield number, *_json_text(row, text_key)
 
 
 def _json_text(row: bytes, text_key: str):
@@ -145,17 +152,22 @@ def _json_text(row: bytes, text_key: str):
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return None, f"is no JSON: {error}"
-    if not isinstance(found, dict) or text_key not in found:
-        return None, f"has no {text_key}" + (f"; its keys are: {', '.join(found)}"[:200] if isinstance(found, dict) else ": it is no object")
+        return None, f"is not JSON: {error}"
+    if not isinstance(found, dict):
+        return None, f"has no {text_key}: it is not an object"
+    if text_key not in found:
+        return None, f"has no {text_key}" + f"; its keys are: {', '.join(found)}"[:200]
     if not isinstance(found[text_key], str):
         return None, f"has no {text_key}: it is {json.dumps(found[text_key])[:40]}, not a string"
     text = re.sub("[\ud800-\udfff]", "\ufffd", found[text_key])
-    return text, problem or ("has half a surrogate pair, replaced by U+FFFD" if text != found[text_key] else "")
+    if text != found[text_key] and not problem:
+        problem = "has half a surrogate pair, replaced by U+FFFD"
+    return text, problem
 
 
 def _valid_text(raw: bytes):
     try:
         return raw.decode(), ""
     except UnicodeDecodeError as error:
-        return raw.decode(errors="replace"), f"has bytes that are no UTF-8 (byte {error.start}: {raw[error.start]:#04x}), replaced by U+FFFD"
+        wrong = f"{error.start}: {raw[error.start]:#04x}"
+        return raw.decode(errors="replace"), f"has bytes that are not UTF-8 (byte {wrong}), replaced by U+FFFD"

@@ -1,8 +1,9 @@
 """Documents to tokenizer, token shards and manifest.
 
-The first --val-docs documents are validation, the rest is training, in their order; a training document whose text is that of a
-validation document is left out. BOS stands before each. The folder is built beside its place, as .NAME.partial, and renamed when it is
-whole: the bytes are the same whatever the number of workers and interruptions. What was begun is taken up at the last whole shard.
+The first --val-docs documents are validation, the rest is training, in their order; a training document whose text is
+that of a validation document is left out. BOS stands before each. The folder is built beside its place, as
+.NAME.partial, and renamed when it is complete: the bytes are the same whatever the number of workers and interruptions.
+An interrupted export continues after its last complete shard.
 """
 import contextlib
 import hashlib
@@ -25,60 +26,90 @@ from common.data.encode import (
     sample_documents,
     stop_at_bad,
 )
-from common.data.folder import alone, file_sha256, read_manifest, write_manifest
-from common.data.tokenizers import KINDS, tokenizer_entry, train_tokenizer, try_model
+from common.data.folder import alone, file_sha256, manifest_named, write_manifest, write_shard
+from common.data.tokenizers import parse_tokenizer, tokenizer_entry, train_tokenizer
 from common.data.workers import add_workers, in_order, worker_pool
-from common.files import write_file
+from common.files import read_json, write_file
+from common.published import VAL_DOCUMENTS
 from common.settings import UserError
-from common.shards import write_shard
-from common.tokenizer import load_tokenizer
+from common.tokenizer import TOKENIZER_KINDS, load_tokenizer
 
 NAME = "docs"
+COUNTED = "documents", "tokens", "bytes", "text_bytes", "changed_documents"  # of a split, in its manifest
 
 
 def add_command(subparsers) -> None:
     parser = subparsers.add_parser("export", help="documents to tokenizer, shards and manifest")
-    parser.add_argument("docs", nargs="+", type=Path, metavar="DOCS", help=".jsonl, .jsonl.gz, .parquet or .txt files, or folders of them")
-    parser.add_argument("--tokenizer", required=True, help="bpe:SIZE or unigram:SIZE to make one, bytes, or a SentencePiece .model file")
+    parser.add_argument("docs", nargs="+", type=Path, metavar="DOCS",
+                        help=".jsonl, .jsonl.gz, .parquet or .txt files, or folders of them")
+    parser.add_argument("--tokenizer", required=True,
+                        help="bpe:SIZE or unigram:SIZE to make one, bytes, or a SentencePiece .model file")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--val-docs", type=int, default=50_000, help="the first so many are validation (default: %(default)s)")
-    parser.add_argument("--shard-tokens", type=int, default=100_000_000, help="tokens of a shard (default: %(default)s)")
+    parser.add_argument("--val-docs", type=int, default=VAL_DOCUMENTS,
+                        help="how many documents, the first ones, are validation (default: %(default)s)")
+    parser.add_argument("--shard-tokens", type=int, default=100_000_000,
+                        help="tokens per shard (default: %(default)s)")
     parser.add_argument("--sample-bytes", type=int, default=16_000_000,
-                        help="text that a tokenizer is made from: training documents chosen by their hash (default: %(default)s)")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out lines without a text, and say how many; default: stop at the first")
+                        help="bytes of text that a tokenizer is made from: training documents chosen by their hash "
+                        "(default: %(default)s)")
+    parser.add_argument("--skip-bad", action="store_true",
+                        help="leave out lines without a text, and report how many (default: stop at the first)")
     add_input(parser)
     add_workers(parser)
     parser.set_defaults(run=run)
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Shards
+
 class Shards:
-    """The splits under way. state can be saved and taken up: `blocks` were read; counts of what was in them; shards on disk, which may
-    hold more than that."""
+    """The splits under way. state can be saved and resumed: how many blocks were read; counts of what was in them; the
+    shards on disk, which may hold more than that."""
 
     def __init__(self, folder: Path, shard_tokens: int, state: dict | None):
         self.folder, self.shard_tokens = folder, shard_tokens
-        empty = {"documents": 0, "tokens": 0, "bytes": 0, "text_bytes": 0, "changed_documents": 0, "documents_sha256": ""}
-        self.state = state or {"blocks": 0, "counts": {split: dict(empty) for split in ("train", "val", "copies")},
-                               "shards": {"train": [], "val": []}, "problems": {"bad": [0, ""], "mended": [0, ""]}}
+        empty = dict.fromkeys(COUNTED, 0) | {"documents_sha256": ""}
+        self.state = state or {
+            "blocks": 0,
+            "counts": {split: dict(empty) for split in ("train", "val", "copies")},
+            "shards": {"train": [], "val": []},
+            "problems": {"bad": [0, ""], "mended": [0, ""]},
+        }
         self.waiting = {"train": [], "val": []}  # tokens of the next shard, in parts
 
+    def documents(self) -> int:
+        return sum(counts["documents"] for counts in self.state["counts"].values())
+
+    def written(self) -> int:
+        """How many shards are on disk."""
+        return sum(map(len, self.state["shards"].values()))
+
     def add(self, split: str, part: Encoded) -> None:
-        counts, position = self.state["counts"][split], self.state["counts"][split]["tokens"]
+        counts = self.state["counts"][split]
+        position = counts["tokens"]
         chain = bytes.fromhex(counts["documents_sha256"])
         for key in part.hashes:
             chain = hashlib.sha256(chain + key).digest()
         totals = np.sum(part.sizes, axis=0).tolist()
-        for name, more in zip(counts, (len(part.hashes), len(part.tokens), *totals)):
+        for name, more in zip(COUNTED, (len(part.hashes), len(part.tokens), *totals)):
             counts[name] += more
         counts["documents_sha256"] = chain.hex()
         if split == "copies":
             return
         if split == "train":
-            self.flush("val")  # so that what waits is of this block alone when a shard has been written
+            self.flush("val")  # so that only tokens of this block wait when a shard has been written
         there = sum(shard["tokens"] for shard in self.state["shards"][split])
         self.waiting[split].append(part.tokens[max(0, there - position):])
         while sum(map(len, self.waiting[split])) >= self.shard_tokens:
             self.flush(split)
+
+    def add_problems(self, kind: str, file: str, problems: list) -> None:
+        """kind: "bad" or "mended". Counts the problems, and keeps the first as text."""
+        total, first = self.state["problems"][kind]
+        if problems and not first:
+            number, what = problems[0]
+            first = f"{file}:{number} {what}"
+        self.state["problems"][kind] = [total + len(problems), first]
 
     def flush(self, split: str) -> None:
         """Write a shard of what waits, if anything does."""
@@ -88,33 +119,33 @@ class Shards:
             shards = self.state["shards"][split]
             path = self.folder / f"{NAME}_{split}_{len(shards):06}.bin"
             write_shard(path, tokens[:self.shard_tokens])
-            shards.append({"file": path.name, "tokens": min(len(tokens), self.shard_tokens), "sha256": file_sha256(path)})
+            size = min(len(tokens), self.shard_tokens)
+            shards.append({"file": path.name, "tokens": size, "sha256": file_sha256(path)})
 
 
 def write_shards(pool, options, files, staging: Path, model: str, state: dict | None, save) -> Shards:
-    """Encode all documents. save(state) is called when a shard has been written. UserError: no training documents."""
+    """Encode all documents. save(state) is called after a shard was written. UserError: no training documents."""
     shards, val_hashes = Shards(staging, options.shard_tokens, state), set()
     if state:
-        print(f"goes on behind {sum(map(len, state['shards'].values()))} whole shards", file=sys.stderr)
+        print(f"continues after {shards.written()} complete shards", file=sys.stderr)
         hashes = (staging / "val_hashes").read_bytes()
         val_hashes.update(hashes[i:i + 32] for i in range(0, len(hashes), 32))
     blocks = itertools.islice(read_blocks(files, options.text_key, options.separator), shards.state["blocks"], None)
     jobs = ((block, model, options.text_key) for block in blocks)
     for (block, *_), encoded in progress("encoding", files, in_order(pool, encode_block, jobs, 2 * options.workers)):
         stop_at_bad(options, block, encoded.bad)
+        # A copy of what the state was before this block, which will be read again but for the tokens that are on disk.
         before = json.loads(json.dumps({key: shards.state[key] for key in ("blocks", "counts", "problems")}))
-        for kind, problems in (("bad", encoded.bad), ("mended", encoded.mended)):
-            total, first = shards.state["problems"][kind]
-            shards.state["problems"][kind] = [total + len(problems), first or "".join(f"{block.file}:{n} {what}" for n, what in problems[:1])]
-        seen = sum(counts["documents"] for counts in shards.state["counts"].values())
-        written = sum(map(len, shards.state["shards"].values()))
-        for split, part in place_documents(encoded, seen, options.val_docs, val_hashes):
+        shards.add_problems("bad", block.file, encoded.bad)
+        shards.add_problems("mended", block.file, encoded.mended)
+        written = shards.written()
+        for split, part in place_documents(encoded, shards.documents(), options.val_docs, val_hashes):
             shards.add(split, part)
-        if written < sum(map(len, shards.state["shards"].values())):
+        if written < shards.written():
             write_file(staging / "val_hashes", b"".join(sorted(val_hashes)))  # before the state that counts on it
-            save(shards.state | before)  # this block will be read again, but for the tokens that are on disk
+            save(shards.state | before)
         shards.state["blocks"] += 1
-    check_count(options, sum(counts["documents"] for counts in shards.state["counts"].values()))
+    check_count(options, shards.documents())
     for split in ("val", "train"):
         shards.flush(split)
         if not shards.state["shards"][split]:
@@ -126,22 +157,20 @@ def write_shards(pool, options, files, staging: Path, model: str, state: dict | 
 # Command
 
 def run(options) -> None:
-    """Make the folder, or go on making it. UserError: it cannot be done, or something else is there."""
+    """Make the folder, or continue making it. UserError: it cannot be done, or something else is there."""
     for name, low, high in (("val_docs", 1, 10**9), ("shard_tokens", 1, 2**31 - 1), ("sample_bytes", 1, 2**40)):
         if not low <= getattr(options, name) <= high:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be {low} to {high}")
-    kind, _, size = options.tokenizer.partition(":")
-    made = kind in KINDS
-    if made and not (size.isdecimal() and 260 <= int(size) <= 65536):
-        raise UserError(f"--tokenizer {options.tokenizer}: the size must be 260 (control ids, bytes) to 65536 (16 bits)")
-    if not made and options.tokenizer != "bytes":
-        if not options.tokenizer.endswith(".model"):
-            raise UserError(f"--tokenizer {options.tokenizer} is none of bpe:SIZE, unigram:SIZE, bytes or a file that ends in .model")
-        try_model(options.tokenizer)
+    options.model_type, options.vocab_size = parse_tokenizer(options.tokenizer)
     files = find_files(options.docs)
-    source = {"files": [[file.name, file.stat().st_size] for file in files], "separator": options.separator.decode("latin-1"),
-              "tokenizer": options.tokenizer if made or kind == "bytes" else file_sha256(options.tokenizer)}
-    source |= {name: getattr(options, name) for name in ("text_key", "val_docs", "shard_tokens", "sample_bytes", "skip_bad")}
+    by_name = options.model_type or options.tokenizer in TOKENIZER_KINDS
+    source = {
+        "files": [[file.name, file.stat().st_size] for file in files],
+        "separator": options.separator.decode("latin-1"),
+        "tokenizer": options.tokenizer if by_name else file_sha256(options.tokenizer),
+    }
+    rules = "text_key", "val_docs", "shard_tokens", "sample_bytes", "skip_bad"
+    source |= {name: getattr(options, name) for name in rules}
     plan = source | {"paths": [[str(file.resolve()), file.stat().st_mtime_ns] for file in files]}
     out = options.out.resolve()
     staging = out.with_name(f".{out.name}.partial")
@@ -153,48 +182,44 @@ def run(options) -> None:
                 staging.rmdir()
                 return
             with worker_pool(options.workers) as pool:
-                build(pool, options, files, staging, source, plan)
+                summary = build(pool, options, files, staging, source, plan)
             os.replace(staging, out)
+        print(*summary, sep="\n")
     except KeyboardInterrupt:
-        raise UserError("interrupted; whole shards are kept: run the same command again to go on") from None
+        raise UserError("interrupted; complete shards are kept: run the same command again to continue") from None
     finally:
         with contextlib.suppress(OSError):
             staging.rmdir()  # where nothing was begun
 
 
 def already_there(out: Path, source: dict) -> bool:
-    """UserError: something else is there, or not whole."""
+    """UserError: something else is there, or the folder is not complete."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    with contextlib.suppress(UserError):
-        if read_manifest(out).get("source") == source:
-            return True
+    if manifest_named(out, NAME).get("source") == source:
+        return True
     raise UserError(f"{out} is there and is not this export; choose another --out, or remove it")
 
 
-def build(pool, options, files, staging: Path, source: dict, plan: dict) -> None:
-    """Fill the staging folder, the manifest last, and say what is in it."""
+def build(pool, options, files, staging: Path, source: dict, plan: dict) -> list[str]:
+    """Fill the staging folder, the manifest last. Returns a summary in lines."""
     progress_file, model = staging / "state.json", staging / "tokenizer.model"
 
     def save(state):
         write_file(progress_file, json.dumps({"plan": plan, "state": state}).encode())
 
-    try:
-        found = json.loads(progress_file.read_bytes())
-    except (OSError, ValueError):
-        found = {}
+    found = read_json(progress_file)
     if found.get("plan") != plan:
         found = {}
         for file in staging.iterdir():
             file.unlink()
-    kind, _, size = options.tokenizer.partition(":")
-    if not found and kind in KINDS:
+    path = options.tokenizer if options.tokenizer in TOKENIZER_KINDS else str(model)
+    if not found and options.model_type:
         texts = sample_documents(pool, options, files)
-        model.write_bytes(pool.submit(train_tokenizer, texts, int(size), kind).result())
+        model.write_bytes(pool.submit(train_tokenizer, texts, options.vocab_size, options.model_type).result())
         del texts
-    elif not found and kind != "bytes":
+    elif not found and path == str(model):
         shutil.copyfile(options.tokenizer, model)
-    path = "bytes" if kind == "bytes" else str(model)
     tokenizer = load_tokenizer(path)
     if not found:
         save(None)
@@ -202,18 +227,26 @@ def build(pool, options, files, staging: Path, source: dict, plan: dict) -> None
     splits = {split: state["counts"][split] | {"shards": state["shards"][split]} for split in ("train", "val")}
     splits["val"]["first_document"] = 0
     splits["train"]["copies_left_out"] = state["counts"]["copies"]["documents"]
-    for name in ("state.json", "val_hashes"):
-        (staging / name).unlink(missing_ok=True)
-    write_manifest(staging, {"name": NAME, "source": source, "splits": splits, "tokenizer": tokenizer_entry(path, tokenizer)})
-    print(f"{options.out}: vocabulary {tokenizer.vocab_size}, from {len(files)} files")
+    for file in (progress_file, staging / "val_hashes", *staging.glob(".*.tmp")):  # .tmp: of a write that was killed
+        file.unlink(missing_ok=True)
+    entry = tokenizer_entry(path, tokenizer)
+    write_manifest(staging, {"name": NAME, "source": source, "splits": splits, "tokenizer": entry})
+    title = f"{options.out}: vocabulary {tokenizer.vocab_size}, from {len(files)} files"
+    return [title, *summarize(splits, state["problems"])]
+
+
+def summarize(splits: dict, problems: dict):
+    """Lines about the splits, and about documents that were changed, repaired or left out."""
     for split, counts in splits.items():
-        print(f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes, "
-              f"{counts['bytes'] / counts['tokens']:.3f} bytes per token")
+        yield (f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes, "
+               f"{counts['bytes'] / counts['tokens']:.3f} bytes per token")
         if changed := counts["changed_documents"]:
-            print(f"{split}: the tokenizer changes {changed:,} documents: it counts {counts['bytes']:,} bytes, the text has "
-                  f"{counts['text_bytes']:,}, {counts['text_bytes'] - counts['bytes']:+,}")
-    for what, (count, first) in (("left out", state["problems"]["bad"]), ("mended", state["problems"]["mended"])):
+            size, text = counts["bytes"], counts["text_bytes"]
+            yield (f"{split}: the tokenizer changes {changed:,} documents: it counts {size:,} bytes, the text has "
+                   f"{text:,}, {text - size:+,}")
+    for what, kind in (("left out", "bad"), ("repaired", "mended")):
+        count, first = problems[kind]
         if count:
-            print(f"{what}: {count:,} lines or rows, the first: {first}")
+            yield f"{what}: {count:,} lines or rows, the first: {first}"
     if copies := splits["train"]["copies_left_out"]:
-        print(f"left out of training: {copies:,} copies of validation documents")
+        yield f"left out of training: {copies:,} copies of validation documents"

@@ -1,7 +1,7 @@
-"""FineWeb as the challenge exports it: token shards and tokenizer from a data set repository of the Hugging Face Hub.
+"""FineWeb as the challenge exports it: token shards and tokenizer from a dataset repository of the Hugging Face Hub.
 
-The folder serves as DATA_PATH alone. Its manifest.json tells what the files hold and no more:
-equal data, equal bytes. A later run checks every file against the repository and fetches the rest; more shards stay.
+The folder serves as DATA_PATH by itself. Its manifest.json says what the files hold and nothing else: equal data, equal
+bytes. A later run checks every file against the repository and fetches the rest; shards that are there already stay.
 """
 import contextlib
 import hashlib
@@ -17,28 +17,23 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.data.folder import alone, write_manifest
+from common.data.folder import WINDOW_TOKENS, alone, file_sha256, in_whole_windows, manifest_named, write_manifest
 from common.data.tokenizers import tokenizer_entry, try_model
+from common.published import VAL_BYTES, VAL_BYTES_TOLERANCE, VAL_TOKENS
 from common.settings import UserError
 from common.shards import check_ids, open_shard
 from common.tokenizer import count_bytes, load_tokenizer
 
-# Of validation: tokens in whole windows of 1024, and bytes, which are those of the same 50,000 texts within 0.05 %.
-PUBLISHED = {"sp1024": (62_021_632, 151_080_891), "sp4096": (45_508_608, 151_080_891), "sp8192": (40_540_160, 151_080_891)}
-
 
 class Repository:
-    """A data set repository at one commit: `files`, {path: RepoFile} below the prefix, and how to fetch them."""
+    """A dataset repository at one commit: `files`, {path: RepoFile} below the prefix, and how to fetch them."""
 
     def __init__(self, name: str, prefix: str, revision: str):
-        try:
-            from huggingface_hub import hf_api, utils
-        except ImportError as error:
-            raise UserError(f"huggingface_hub is needed: `pip install '.[data]'` ({error})") from error
+        from huggingface_hub import hf_api, utils
         utils.disable_progress_bars()  # those of several files overwrite each other
         self.name, self.api = name, hf_api.HfApi()
         with self._explained(f"{name}, revision {revision}, folder {prefix}"):
-            # Asked for first because it fails at once without a connection; listing tries again for half a minute.
+            # Asked for first because it fails at once without a connection; the listing tries again for half a minute.
             self.commit = self.api.dataset_info(name, revision=revision, timeout=30).sha
             tree = self.api.list_repo_tree(name, prefix, recursive=True, revision=self.commit, repo_type="dataset")
             self.files = {file.path: file for file in tree if isinstance(file, hf_api.RepoFile)}
@@ -48,11 +43,12 @@ class Repository:
         try:
             yield
         except Exception as error:  # also those of its HTTP client, which was requests, then httpx, then httpx2
-            raise UserError(f"{what}: not to be had from {self.api.endpoint}; check the names and the connection, then "
-                            f"run this again ({type(error).__name__}: {' '.join(str(error).split())})") from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(f"{what}: not available from {self.api.endpoint}; check the names and the connection, then "
+                            f"run this again ({reason})") from error
 
     def fetch(self, path: str, folder: Path | None = None, vocab_size: int = 0) -> tuple[Path, dict]:
-        """Download a file into the hub's cache, or to its path below a folder, and examine it there."""
+        """Download a file into the hub's cache, or into a folder, and examine it there: (its path, its entry)."""
         for again in (False, True):
             with self._explained(path):
                 local = self._download(path, folder) if folder else Path(self.api.hf_hub_download(
@@ -65,19 +61,19 @@ class Repository:
         raise UserError(f"fetched twice: {problem}") from problem
 
     def _download(self, path: str, folder: Path) -> Path:
-        """Into a folder, behind what an earlier attempt left there, which hf_hub_download begins anew in each process."""
+        """Into a folder, after what an earlier attempt left there; hf_hub_download starts again in each process."""
         from huggingface_hub.file_download import build_hf_headers, hf_hub_url, http_get
         headers = build_hf_headers(token=self.api.token)
         remote, local = self.files[path], folder / os.path.basename(path)
         url = hf_hub_url(self.name, path, repo_type="dataset", revision=self.commit, endpoint=self.api.endpoint)
-        with open(folder / f"{remote.blob_id}.incomplete", "ab") as file:  # the same bytes, or not the same name
+        with open(folder / f"{remote.blob_id}.incomplete", "ab") as file:  # other bytes have another name
             if file.seek(0, os.SEEK_END) > remote.size:
                 file.truncate(0)
             for pause in (1, 5, 0):
                 try:
-                    if file.seek(0, os.SEEK_END) == remote.size:  # the rest of a whole file cannot be asked for
-                        break
-                    http_get(url, file, resume_size=file.seek(0, os.SEEK_END), headers=headers, expected_size=remote.size)
+                    there = file.seek(0, os.SEEK_END)
+                    if there < remote.size:  # else nothing is left that could be asked for
+                        http_get(url, file, resume_size=there, headers=headers, expected_size=remote.size)
                     break
                 except Exception as error:
                     if not pause or 400 <= getattr(getattr(error, "response", None), "status_code", 500) < 500:
@@ -88,11 +84,13 @@ class Repository:
 
 
 def examine(path: Path, remote, vocab_size: int) -> dict:
-    """A file's entry in our manifest. UserError: it is not the remote file, or no shard with ids of that vocabulary."""
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    same = (sha256 == remote.lfs.sha256 if remote.lfs else  # small files are known by Git's hash
-            remote.blob_id == hashlib.sha1(b"blob %d\0" % remote.size + path.read_bytes()).hexdigest())
+    """The entry of a file in our manifest. UserError: it is not the remote file, or not a shard with ids of that
+    vocabulary."""
+    sha256 = file_sha256(path)
+    if remote.lfs:
+        same = sha256 == remote.lfs.sha256
+    else:  # small files are known by Git's hash
+        same = remote.blob_id == hashlib.sha1(b"blob %d\0" % remote.size + path.read_bytes()).hexdigest()
     if not same:
         raise UserError(f"{path}: {path.stat().st_size} bytes, not the {remote.size} that the repository lists")
     tokens = open_shard(path) if path.suffix == ".bin" else []
@@ -143,13 +141,18 @@ def in_parallel(function, files: dict, folder: Path) -> dict:
     return results
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Command
+
 def add_command(subparsers) -> None:
     parser = subparsers.add_parser("fineweb", help="the challenge's data: FineWeb shards from the Hugging Face Hub")
     parser.add_argument("--variant", default="sp1024", help="which export, by its tokenizer (default: %(default)s)")
-    parser.add_argument("--train-shards", type=int, default=80, help="the first so many, 200 MB each (default: %(default)s)")
+    parser.add_argument("--train-shards", type=int, default=80,
+                        help="how many, the first ones, 200 MB each (default: %(default)s)")
     parser.add_argument("--with-docs", action="store_true", help="also the raw documents, tens of GB, if it has any")
     parser.add_argument("--out", type=Path, help="folder to make or to complete (default: data/fineweb10B_VARIANT)")
-    parser.add_argument("--repo", default="willdepueoai/parameter-golf", help="data set repository (default: %(default)s)")
+    parser.add_argument("--repo", default="willdepueoai/parameter-golf",
+                        help="dataset repository (default: %(default)s)")
     parser.add_argument("--prefix", default="datasets", help="folder in it (default: %(default)s)")
     parser.add_argument("--revision", default="main", help="branch, tag or commit (default: %(default)s)")
     parser.set_defaults(run=run)
@@ -159,15 +162,14 @@ def run(options) -> None:
     """Make the folder what the options say. UserError: it cannot be done, or the folder holds something else."""
     variant, name, prefix = options.variant, f"fineweb10B_{options.variant}", options.prefix.strip("/")
     out = options.out or Path("data", name)
-    target = out / "manifest.json"
     if options.train_shards < 1:
         raise UserError(f"--train-shards {options.train_shards}: at least one is needed")
-    if target.exists() and f'"name": "{name}"'.encode() not in target.read_bytes():
-        raise UserError(f"{target} is not one of {name}; choose another --out, or remove that folder")
+    if (out / "manifest.json").exists():
+        manifest_named(out, name)
     repository = Repository(options.repo, prefix, options.revision)
-    remote, published = repository.files, f"{prefix}/manifest.json".lstrip("/")
-    manifest = repository.fetch(published)[0].read_bytes() if published in remote else b""
-    shards, model = find_dataset(remote, manifest, variant)
+    published = f"{prefix}/manifest.json".lstrip("/")
+    manifest = repository.fetch(published)[0].read_bytes() if published in repository.files else b""
+    shards, model = find_dataset(repository.files, manifest, variant)
     cached = repository.fetch(model)[0]
     try_model(cached)
     tokenizer = load_tokenizer(cached)
@@ -176,19 +178,31 @@ def run(options) -> None:
     out.mkdir(parents=True, exist_ok=True)
     try:
         with alone(out):
-            complete(options, out, repository, shards, model, cached, tokenizer)
+            splits, wanted = choose_files(options, out, repository, shards, model)
+            entries = fetch_missing(out, repository, wanted, cached, tokenizer)
+            table = {split: {"tokens": sum(entries[file]["tokens"] for file in files),
+                             "shards": [entries[file] for file in files]} for split, files in splits.items()}
+            # Not of training: for 80 shards the count would take a minute in every run, and nothing needs it.
+            table["val"] |= count_validation([out / file for file in splits["val"]], tokenizer)
+            entry = tokenizer_entry(out / "tokenizer.model", tokenizer)
+            write_manifest(out, {"name": name, "splits": table, "tokenizer": entry})
     except KeyboardInterrupt:
-        raise UserError("interrupted; what has come is kept: run this again to go on") from None
+        raise UserError("interrupted; what has come is kept: run this again to continue") from None
     finally:
         with contextlib.suppress(OSError):
             out.rmdir()  # where nothing was begun
+    train, val = table["train"], table["val"]
+    print(f"{out}: vocabulary {tokenizer.vocab_size}, from {options.repo} at {repository.commit[:12]}",
+          f"train: {len(train['shards'])} of {len(shards['train'])} shards, {train['tokens']:,} tokens",
+          f"val: {val['documents']:,} documents, {val['tokens']:,} tokens, {val['bytes']:,} bytes", sep="\n")
+    warn_if_not_published(variant, val["tokens"], val["bytes"])
 
 
-def complete(options, out: Path, repository, shards, model: str, cached: Path, tokenizer) -> None:
-    """Fetch what is missing in the folder, then write its manifest. UserError: it cannot be done."""
-    variant, name, remote = options.variant, f"fineweb10B_{options.variant}", repository.files
-    target, staging = out / "manifest.json", out / ".partial"
-    there = {path.name: path.stat().st_size for path in out.glob("*")}
+def choose_files(options, out: Path, repository, shards: dict, model: str) -> tuple[dict, dict]:
+    """(files of each split, all files), as {name in the folder: RepoFile}. UserError: shards of another data set are in
+    the folder."""
+    name, remote = f"fineweb10B_{options.variant}", repository.files
+    there = {path.name for path in out.glob("*")}
     splits = {split: {os.path.basename(path): remote[path] for path in shards[split]} for split in shards}
     if stray := {file for file in there if re.search(r"_(train|val)_.*\.bin$", file)}.difference(*splits.values()):
         raise UserError(f"{out / min(stray)} is not of {name}; choose another --out, or remove it")
@@ -199,14 +213,20 @@ def complete(options, out: Path, repository, shards, model: str, cached: Path, t
         docs = {os.path.basename(path): remote[path] for path in remote if re.search(r"docs[^/]*\.jsonl[^/]*$", path)}
         print(f"raw documents: {', '.join(docs) or f'no *docs*.jsonl* is in {options.repo}'}")
         wanted |= docs
-    needed = sum(part.size for file, part in wanted.items() if there.get(file) != part.size)
+    return splits, wanted
+
+
+def fetch_missing(out: Path, repository, wanted: dict, cached: Path, tokenizer) -> dict:
+    """{name: its entry} of the wanted files, each of which is then whole in the folder. UserError: too little space."""
+    staging = out / ".partial"
+    sizes = {path.name: path.stat().st_size for path in out.glob("*")}
+    needed = sum(part.size for file, part in wanted.items() if sizes.get(file) != part.size)
     parts = {part: part.stat().st_size for part in staging.glob("*.incomplete")}
     others = parts.keys() - {staging / f"{file.blob_id}.incomplete" for file in wanted.values()}  # of another export
     needed -= sum(parts[part] for part in parts.keys() - others)
     free = shutil.disk_usage(out).free
     if needed > free:
         raise UserError(f"{out} needs {needed:,} bytes more, {free:,} are free: fewer --train-shards, or another --out")
-
     staging.mkdir(exist_ok=True)
     for part in others:
         part.unlink()
@@ -218,26 +238,28 @@ def complete(options, out: Path, repository, shards, model: str, cached: Path, t
             local, entry = Path(shutil.copy(cached, staging)), examine(cached, wanted[file], 0)
         else:
             local, entry = repository.fetch(wanted[file].path, staging, tokenizer.vocab_size)
-        target.unlink(missing_ok=True)
+        (out / "manifest.json").unlink(missing_ok=True)  # not before the folder changes
         os.replace(local, out / file)
         return entry
 
     entries = in_parallel(obtain, wanted, staging)
     shutil.rmtree(staging, ignore_errors=True)
-    table = {split: {"tokens": sum(entries[file]["tokens"] for file in splits[split]),
-                     "shards": [entries[file] for file in splits[split]]} for split in splits}
-    # Of validation alone: for 80 training shards the count would take a minute in every run, and nothing needs it.
-    tokens = np.concatenate([open_shard(out / file) for file in splits["val"]])
+    return entries
+
+
+def count_validation(paths, tokenizer) -> dict:
+    """The number of documents and bytes in the shards of validation."""
+    tokens = np.concatenate([open_shard(path) for path in paths])
     previous, cuts = np.append(np.uint16(tokenizer.bos_id), tokens[:-1]), range(1 << 22, len(tokens), 1 << 22)
     pairs = zip(np.split(previous, cuts), np.split(tokens, cuts), strict=True)
     size = sum(int(count_bytes(tokenizer, *pair).sum(dtype=np.int64)) for pair in pairs)
-    table["val"] |= {"documents": int(np.count_nonzero(tokens == tokenizer.bos_id)), "bytes": size}
-    write_manifest(out, {"name": name, "splits": table, "tokenizer": tokenizer_entry(out / "tokenizer.model", tokenizer)})
-    print(f"{out}: vocabulary {tokenizer.vocab_size}, from {options.repo} at {repository.commit[:12]}",
-          f"train: {len(splits['train'])} of {len(shards['train'])} shards, {table['train']['tokens']:,} tokens",
-          f"val: {table['val']['documents']:,} documents, {len(tokens):,} tokens, {size:,} bytes", sep="\n")
-    scored = (len(tokens) - 1) // 1024 * 1024
-    known_scored, known_size = PUBLISHED.get(variant, (scored, size))
-    if scored != known_scored or abs(size - known_size) > 0.0005 * known_size:
-        print(f"warning: validation has {scored:,} tokens in windows of 1024 and {size:,} bytes, but as published "
-              f"{known_scored:,} and {known_size:,}: scores on it cannot be compared", file=sys.stderr)
+    return {"documents": int(np.count_nonzero(tokens == tokenizer.bos_id)), "bytes": size}
+
+
+def warn_if_not_published(variant: str, tokens: int, size: int) -> None:
+    """Compare validation with the challenge's numbers, where it has some for the variant."""
+    scored = in_whole_windows(tokens)
+    published = VAL_TOKENS.get(variant)
+    if published and (scored != published or abs(size - VAL_BYTES) > VAL_BYTES_TOLERANCE * VAL_BYTES):
+        print(f"warning: validation has {scored:,} tokens in windows of {WINDOW_TOKENS} and {size:,} bytes, but as "
+              f"published {published:,} and {VAL_BYTES:,}: scores on it cannot be compared", file=sys.stderr)

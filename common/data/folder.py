@@ -1,6 +1,7 @@
 """A data folder: its manifest, and its documents read from the shards in pieces.
 
-A folder is whole if it has a manifest.json. It tells what the files hold and no more, so that equal data give equal bytes.
+A folder is complete if it has a manifest.json. The manifest says what the files hold and nothing else, so that equal
+data give equal bytes.
 """
 import contextlib
 import functools
@@ -13,19 +14,36 @@ import numpy as np
 
 from common.batches import TokenStream
 from common.data.tokenizers import try_model
+from common.dataset import MANIFEST_FORMAT, read_manifest
 from common.files import try_lock, write_file
 from common.settings import UserError
-from common.shards import find_shards, open_shard
-from common.tokenizer import Tokenizer, load_tokenizer
+from common.shards import SHARD_HEADER_BYTES, SHARD_MAGIC, SHARD_VERSION, find_shards, open_shard
+from common.tokenizer import Tokenizer, load_tokenizer, locate_tokenizer
 
-FORMAT = "parity-golf-data 1"
 PIECE_TOKENS = 1 << 20
-DOCUMENT_TOKENS = 1 << 24  # without a BOS for so long there are no documents
+DOCUMENT_TOKENS = 1 << 24  # so many tokens without a BOS are not documents
+WINDOW_TOKENS = 1024  # of the windows in which the challenge's numbers count validation
+
+
+def write_shard(path, tokens) -> None:
+    """Write ids 0 to 65535 of shape (tokens,). The file is complete or as it was. UserError: unfit ids or folder."""
+    path, tokens = Path(path), np.asarray(tokens)
+    if tokens.ndim != 1 or not 0 < tokens.size < 2**31:
+        raise UserError(f"{path}: a shard holds 1 to {2**31 - 1} tokens in one row, not shape {tokens.shape}")
+    if tokens.dtype.kind not in "iu" or tokens.min() < 0 or tokens.max() > 65535:
+        raise UserError(f"{path}: a shard holds integers 0 to 65535, not {tokens.dtype} {tokens.min()}..{tokens.max()}")
+    header = np.zeros(SHARD_HEADER_BYTES // 4, "<i4")
+    header[:3] = SHARD_MAGIC, SHARD_VERSION, tokens.size
+    try:
+        write_file(path, header, tokens.astype("<u2"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def add_folder(parser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="data folder")
-    parser.add_argument("--tokenizer", help="SentencePiece model or `bytes`, for shards without a manifest.json of ours")
+    parser.add_argument("--tokenizer",
+                        help="SentencePiece model or `bytes`, for shards without a manifest.json of ours")
 
 
 def file_sha256(path) -> str:
@@ -35,39 +53,32 @@ def file_sha256(path) -> str:
 
 @contextlib.contextmanager
 def alone(folder: Path):
-    """Keeps other commands that ask so out of a folder. It goes with the process. UserError: one is at work there."""
+    """Hold the lock of a folder, which also ends with the process. UserError: another command holds it."""
     lock = os.open(folder, os.O_RDONLY)
     try:
         if not try_lock(lock):
-            raise UserError(f"another command that writes to {folder} is under way: wait for its end, or stop it")
+            raise UserError(f"another command that writes to {folder} is under way: wait until it ends, or stop it")
         yield
     finally:
         os.close(lock)
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
-    """The file is whole or as it was."""
-    text = json.dumps({"format": FORMAT} | manifest, indent=2, sort_keys=True) + "\n"
+    """The file is complete or as it was."""
+    text = json.dumps({"format": MANIFEST_FORMAT} | manifest, indent=2, sort_keys=True) + "\n"
     write_file(folder / "manifest.json", text.encode())
 
 
-def read_manifest(folder: Path) -> dict:
-    """UserError: there is none of this format."""
-    path = folder / "manifest.json"
+def manifest_named(folder: Path, name: str) -> dict:
+    """The manifest of a data set that an earlier run made. UserError: the folder holds something else."""
     try:
-        manifest = json.loads(path.read_bytes())
-        if manifest["format"] == FORMAT:
-            files = [shard["file"] for split in ("train", "val") for shard in manifest["splits"][split]["shards"]]
-            texts = [manifest["tokenizer"]["file"], manifest["name"], *files]
-            if all(isinstance(text, str) for text in texts) and isinstance(manifest.get("source", {}), dict):
-                return manifest
-            raise TypeError
-        problem = f"is of format {manifest['format']}, not {FORMAT}"
-    except OSError as error:
-        problem = str(error.strerror)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        problem = "is no data manifest"
-    raise UserError(f"{path}: {problem}; make the data again, or give --tokenizer if its shards are of other origin")
+        manifest, _ = read_manifest(folder)
+        problem = "" if manifest.get("name") == name else "it has no manifest.json with this name"
+    except UserError as error:
+        problem = error
+    if problem:
+        raise UserError(f"{folder} is not a {name} data set ({problem}); choose another --out, or remove it")
+    return manifest
 
 
 class DataFolder:
@@ -77,18 +88,31 @@ class DataFolder:
         self.path = Path(path)
         if not self.path.is_dir():
             raise UserError(f"{path}: no such folder")
-        self.manifest = {} if tokenizer_path else read_manifest(self.path)
-        named = tokenizer_path or self.manifest["tokenizer"]["file"]
-        self.tokenizer_path = named if tokenizer_path or named == "bytes" else str(self.path / named)
-        if named != "bytes":
-            try_model(self.tokenizer_path)
+        self.manifest = {} if tokenizer_path else self._read_manifest()
+        self.tokenizer_path = tokenizer_path or locate_tokenizer(self.path, self.manifest["tokenizer"]["file"])
+        try_model(self.tokenizer_path)
         self.tokenizer: Tokenizer = load_tokenizer(self.tokenizer_path)
+
+    def _read_manifest(self) -> dict:
+        try:
+            manifest, _ = read_manifest(self.path)
+            if manifest:
+                return manifest
+            problem = f"{self.path / 'manifest.json'}: No such file or directory; make the data again"
+        except UserError as error:
+            problem = error
+        raise UserError(f"{problem}, or give --tokenizer if its shards come from elsewhere")
+
+    def table(self, split: str) -> dict:
+        """What the manifest says of a split; empty without a manifest."""
+        return self.manifest.get("splits", {}).get(split, {})
 
     def stream(self, split: str) -> TokenStream:
         return cached_stream(str(self.path), split)
 
     def pieces(self, split: str):
-        """Jobs for the workers, which together see each document of a split once: (folder, tokenizer, split, start, end)."""
+        """Jobs for the workers, which together see each document of a split once: (folder, tokenizer, split, start,
+        end)."""
         length = self.stream(split).length
         for start in range(0, length, PIECE_TOKENS):
             yield str(self.path), self.tokenizer_path, split, start, min(start + PIECE_TOKENS, length)
@@ -96,20 +120,22 @@ class DataFolder:
 
 @functools.cache
 def cached_stream(folder: str, split: str) -> TokenStream:
-    """The shards of a split as one sequence. UserError: none, or a broken one."""
+    """The shards of a split as one sequence. UserError: there are none, or one is broken."""
     return TokenStream([open_shard(path) for path in find_shards(folder, split)])
 
 
 def read_documents(stream: TokenStream, bos_id: int, start: int, end: int):
-    """(position of the first, tokens int32, borders): the documents that begin in [start, end); document i is
-    tokens[borders[i]:borders[i + 1]]. What stands before the first BOS of the stream is a document too. UserError: no BOS in sight."""
+    """(position of the first token, tokens int32, borders) of the documents that begin in [start, end). Document i is
+    tokens[borders[i]:borders[i + 1]]. What stands before the first BOS of the stream is a document too. UserError: no
+    BOS for too long."""
     length = stream.length
     last = end
-    while last < length and stream.read(last, 1)[0] != bos_id:  # the last document goes on behind the end
+    while last < length and stream.read(last, 1)[0] != bos_id:  # the last document goes on after the end
         found = np.flatnonzero(stream.read(last, min(1 << 16, length - last)) == bos_id)
         last += int(found[0]) if len(found) else min(1 << 16, length - last)
         if last - end > DOCUMENT_TOKENS:
-            raise UserError(f"{where(stream, end)}: no BOS (id {bos_id}) in {DOCUMENT_TOKENS:,} tokens: made with another tokenizer")
+            raise UserError(f"{where(stream, end)}: no BOS (id {bos_id}) in {DOCUMENT_TOKENS:,} tokens: "
+                            "made with another tokenizer")
     tokens = stream.read(start, last - start)
     starts = np.flatnonzero(tokens[:end - start] == bos_id)
     if start == 0 and (not len(starts) or starts[0]):
@@ -120,7 +146,12 @@ def read_documents(stream: TokenStream, bos_id: int, start: int, end: int):
 
 
 def where(stream: TokenStream, position: int) -> str:
-    """A token's place, as file and number in it."""
+    """The place of a token, as its file and its number in it."""
     index = int(np.searchsorted(stream.ends, position, side="right"))
     shard = stream.shards[index]
     return f"{Path(shard.filename).name} token {position - stream.ends[index] + len(shard):,}"
+
+
+def in_whole_windows(tokens: int) -> int:
+    """How many tokens of a validation split are scored in whole windows, as the challenge's numbers count them."""
+    return (tokens - 1) // WINDOW_TOKENS * WINDOW_TOKENS

@@ -1,17 +1,15 @@
 """The embedded corpus: the documentation inside every Python, so that data is there in seconds and offline.
 
-Texts are the language reference of `pydoc_data.topics` and the docstrings of the standard library, read from its
+Its texts are the language reference of `pydoc_data.topics` and the docstrings of the standard library, read from the
 sources without importing them. The same Python and sentencepiece always give the same bytes.
 
-A document is a run of paragraphs of one topic or module, about 4 KB. A hash of its text says whether it is validation.
-The guarantee: no 8 consecutive words of a validation document occur in a training document. Topics and docstrings
-repeat each other, so training paragraphs are dropped to keep it (2.5 % of the text).
+A document is a run of paragraphs of one topic or module, about 4 KB. A hash of its text decides whether it is
+validation. The guarantee: no 8 consecutive words of a validation document occur in a training document. Topics and
+docstrings repeat each other, so training paragraphs that would break it are dropped (2.5 % of the text).
 """
 import ast
-import contextlib
 import hashlib
 import importlib
-import json
 import os
 import platform
 import re
@@ -22,15 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.folder import FORMAT, file_sha256, write_manifest
+from common.data.folder import file_sha256, manifest_named, write_manifest, write_shard
 from common.data.stats import unigram_bits
 from common.data.tokenizers import encode_document, tokenizer_entry, train_tokenizer
 from common.settings import UserError
-from common.shards import write_shard
 from common.tokenizer import load_tokenizer
 
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-DOCUMENT_CHARACTERS = 4000  # a longer topic or module becomes several documents
+DOCUMENT_CHARACTERS = 4000  # a topic or module that is longer becomes several documents
 VALIDATION_SHARE = 0.08
 SHINGLE_WORDS = 8
 
@@ -39,8 +36,8 @@ SHINGLE_WORDS = 8
 # Text
 
 def documents() -> list[list[str]]:
-    """The paragraphs of every document; joined by an empty line they are its text."""
-    texts = (text.encode(errors="replace").decode() for text in [*_topics(), *_modules()])  # "\ud800" is no text
+    """The paragraphs of every document; joined by empty lines they are its text."""
+    texts = (text.encode(errors="replace").decode() for text in [*_topics(), *_modules()])  # "\ud800" is not text
     return [part for text in texts for part in _cut(text)]
 
 
@@ -65,7 +62,7 @@ def _topics() -> list[str]:
 
 
 def _modules() -> list[str]:
-    """One text a module that has docstrings: each docstring under its qualified name, in source order."""
+    """One text per module that has docstrings: each docstring under its qualified name, in source order."""
     root = Path(sysconfig.get_path("stdlib"))
     texts = []
     with warnings.catch_warnings(action="ignore"):  # invalid escapes in old sources
@@ -83,7 +80,7 @@ def _modules() -> list[str]:
 
 
 def _docstrings(node: ast.AST, name: str):
-    """(qualified name, docstring) of a module or class and all in it, but not of functions inside functions."""
+    """(qualified name, docstring) of a module or class and everything in it except functions inside functions."""
     function, named = ast.FunctionDef | ast.AsyncFunctionDef, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     if isinstance(node, named | ast.Module) and (doc := ast.get_docstring(node)):  # cleaned as inspect.cleandoc does
         yield name, doc
@@ -103,7 +100,7 @@ def split(parts: list[list[str]]) -> dict[str, list[str]]:
             continue
         kept, tail = [], []
         for paragraph in paragraphs:
-            # With the words before it, so that no border between kept paragraphs makes a held-out shingle.
+            # With the words before it, so that two kept paragraphs do not make a held-out shingle at their border.
             joined = tail + words(paragraph)
             if held_out.isdisjoint(shingles(joined)):
                 kept.append(paragraph)
@@ -118,7 +115,7 @@ def _is_validation(text: str) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """What counts as a word in the guarantee: letters, digits and underscores, in lower case."""
+    """The words that the guarantee is about: letters, digits and underscores, in lower case."""
     return re.findall(r"\w+", text.lower())
 
 
@@ -131,7 +128,7 @@ def shingles(sequence: list[str]) -> set[str]:
 # Shards
 
 def build(folder: Path, vocab_size: int) -> list[str]:
-    """Write the whole data set into an empty folder, the manifest last. Returns a summary in lines."""
+    """Write the data set into an empty folder, the manifest last. Returns a summary in lines."""
     texts = split(documents())
     model = folder / "tokenizer.model"
     model.write_bytes(train_tokenizer(texts["train"], vocab_size))
@@ -146,7 +143,8 @@ def build(folder: Path, vocab_size: int) -> list[str]:
                         "shards": [{"file": shard.name, "tokens": tokens[name].size, "sha256": file_sha256(shard)}]}
         summary.append(f"{name}: {len(texts[name]):,} documents, {tokens[name].size:,} tokens, {size:,} bytes, "
                        f"{size / tokens[name].size:.3f} bytes per token")
-    bits = unigram_bits(*(np.bincount(tokens[name], minlength=vocab_size) for name in ("train", "val"))) / splits["val"]["bytes"]
+    counts = {name: np.bincount(tokens[name], minlength=vocab_size) for name in tokens}
+    bits = unigram_bits(counts["train"], counts["val"]) / splits["val"]["bytes"]
     summary.append(f"unigram entropy of val under the frequencies of train: {bits:.3f} bits per byte")
     write_manifest(folder, {"name": "pydoc", "python": platform.python_version(), "splits": splits,
                             "tokenizer": tokenizer_entry(model, tokenizer)})
@@ -158,14 +156,15 @@ def build(folder: Path, vocab_size: int) -> list[str]:
 
 def add_command(subparsers) -> None:
     parser = subparsers.add_parser("pydoc", help="embedded corpus: the documentation inside Python; seconds, offline")
-    parser.add_argument("--vocab-size", type=int, default=1024, help="ids of the tokenizer (default: %(default)s)")
+    parser.add_argument("--vocab-size", type=int, default=1024,
+                        help="vocabulary size of the tokenizer (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder to make (default: data/pydoc_spVOCAB_SIZE)")
     parser.add_argument("--force", action="store_true", help="replace a pydoc data set that is there")
     parser.set_defaults(run=run)
 
 
 def run(options) -> None:
-    """Build beside the target and rename, so that a folder of that name is a whole data set."""
+    """Build beside the target and rename, so that a folder of that name is a complete data set."""
     out = options.out or Path(f"data/pydoc_sp{options.vocab_size}")
     target = out.resolve()
     manifest = _present(target)
@@ -182,30 +181,28 @@ def run(options) -> None:
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)  # not before the new one stands
+    shutil.rmtree(old, ignore_errors=True)  # not before the new one is in place
     print(f"{out}: vocabulary {options.vocab_size}, from Python {platform.python_version()}", *summary, sep="\n")
 
 
-def _present(folder: Path) -> dict | None:
-    """The manifest of a pydoc data set; None: nothing is there. UserError: something else is."""
+def _present(folder: Path) -> dict:
+    """The manifest of a pydoc data set; empty where nothing is there. UserError: something else is there."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        if (manifest["format"], manifest["name"]) == (FORMAT, "pydoc"):
-            return manifest
-    raise UserError(f"{folder} is there and is no pydoc data set; choose another --out, or remove it")
+        return {}
+    return manifest_named(folder, "pydoc")
 
 
 def _check(folder: Path, manifest: dict, vocab_size: int) -> None:
-    """UserError: the data set has another vocabulary, or files that are not those of its manifest."""
-    try:
-        found = manifest["tokenizer"]["vocab_size"]
-        files = [manifest["tokenizer"], *(shard for part in manifest["splits"].values() for shard in part["shards"])]
-        whole = all(file_sha256(folder / file["file"]) == file["sha256"] for file in files)
-    except (OSError, TypeError, KeyError, AttributeError):
-        found, whole = vocab_size, False
+    """UserError: the data set has another vocabulary, or its files are not those of its manifest."""
+    found = manifest["tokenizer"].get("vocab_size", vocab_size)
     if found != vocab_size:
         raise UserError(f"{folder} has vocabulary {found}, not {vocab_size}; choose another --out, or --force")
+    files = [manifest["tokenizer"]]
+    for part in manifest.get("splits", {}).values():
+        files += part["shards"]
+    try:
+        whole = all(file_sha256(folder / file["file"]) == file.get("sha256") for file in files)
+    except OSError:
+        whole = False
     if not whole:
-        raise UserError(f"{folder} is damaged: not the files of its manifest; make it again with --force")
+        raise UserError(f"{folder} is damaged: its files are not those of its manifest; make it again with --force")

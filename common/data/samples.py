@@ -11,15 +11,22 @@ def add_command(subparsers) -> None:
     add_folder(parser)
     parser.add_argument("--split", choices=("train", "val"), default="val", help="(default: %(default)s)")
     parser.add_argument("--shard", type=int, help="number of the shard, from 0 (default: any)")
-    parser.add_argument("--at", type=int, help="first token of the window (default: at random)")
-    parser.add_argument("--windows", type=int, default=3, help="how many, one behind the other after --at (default: %(default)s)")
-    parser.add_argument("--length", type=int, default=100, help="tokens of a window (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random places (default: %(default)s)")
+    parser.add_argument("--at", type=int, help="first token of the window (default: random)")
+    parser.add_argument("--windows", type=int, default=3, help="how many, consecutive with --at (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=100, help="tokens per window (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random places (default: %(default)s)")
     parser.set_defaults(run=run)
 
 
+def show_character(character: str) -> str:
+    if character == "|":
+        return r"\|"
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
 def show_tokens(tokenizer, ids) -> str:
-    """ids (tokens,) between bars, each document on a line of its own; control characters, bars and parts of characters as escapes."""
+    """ids (tokens,) between bars, each document on a line of its own. Control characters, bars and parts of characters
+    are escaped."""
     shown = ""
     for i in ids.tolist():
         if i == tokenizer.bos_id:
@@ -30,12 +37,12 @@ def show_tokens(tokenizer, ids) -> str:
             shown += f"|<control {i}>"
         else:
             text = tokenizer.token_bytes[i].decode(errors="backslashreplace")
-            shown += "|" + "".join(c if c.isprintable() and c != "|" else r"\|" if c == "|" else c.encode("unicode_escape").decode() for c in text)
+            shown += "|" + "".join(map(show_character, text))
     return shown.removeprefix("\n")
 
 
 def run(options) -> None:
-    """UserError: no such place."""
+    """UserError: there is no such place."""
     folder = DataFolder(options.folder, options.tokenizer)
     stream = folder.stream(options.split)
     first, end = 0, stream.length
@@ -56,5 +63,3 @@ def run(options) -> None:
     for start in starts:
         ids = stream.read(int(start), min(length, end - int(start)))
         print(f"--- {where(stream, int(start))}, {len(ids)} tokens", show_tokens(folder.tokenizer, ids), sep="\n")
-
-

@@ -1,4 +1,4 @@
-"""What a data folder holds, in numbers: tokens, documents, bytes, lengths, and the unigram entropy, as text and as a picture."""
+"""What a data folder holds, in numbers: counts, document lengths and unigram entropy, as text and as a picture."""
 from pathlib import Path
 
 import numpy as np
@@ -14,27 +14,29 @@ BINS = 25  # document lengths in tokens, BOS too: 1, 2 to 3, 4 to 7, ...
 
 
 def unigram_bits(train_counts: np.ndarray, val_counts: np.ndarray) -> float:
-    """Bits that tokens with val_counts (vocabulary,) cost under the frequencies of train_counts, each id counted once more so that
-    none has 0."""
+    """Bits that tokens with val_counts (vocabulary,) cost under the frequencies of train_counts, where each id is
+    counted once more so that none has 0."""
     counts = train_counts + 1
     return -float((val_counts * np.log2(counts / counts.sum())).sum())
 
 
 def count_piece(job) -> tuple[np.ndarray, np.ndarray, int]:
-    """Of the documents that begin in a piece: count of each id (vocabulary,), count of each length class (BINS,), bytes."""
+    """For the documents that begin in a piece: the count of each id (vocabulary,), the count of each length class
+    (BINS,), and the bytes. UserError: ids that the tokenizer does not have."""
     folder, tokenizer_path, split, start, end = job
     tokenizer = cached_tokenizer(tokenizer_path)
     _, tokens, borders = read_documents(cached_stream(folder, split), tokenizer.bos_id, start, end)
     if len(tokens) and tokens.max() >= tokenizer.vocab_size:
-        raise UserError(f"{folder}: {split} has ids beyond the tokenizer's {tokenizer.vocab_size}: `python -m common.data check` says where")
-    lengths = np.diff(borders)
+        raise UserError(f"{folder}: {split} has ids beyond the tokenizer's {tokenizer.vocab_size}: "
+                        "`python -m common.data check` says where")
+    classes = np.log2(np.diff(borders)).astype(int)
     before = np.append(tokenizer.bos_id, tokens[:-1])
-    return (np.bincount(tokens, minlength=tokenizer.vocab_size), np.bincount(np.log2(lengths).astype(int), minlength=BINS)[:BINS],
-            int(count_bytes(tokenizer, before, tokens).sum(dtype=np.int64)))
+    size = int(count_bytes(tokenizer, before, tokens).sum(dtype=np.int64))
+    return np.bincount(tokens, minlength=tokenizer.vocab_size), np.bincount(classes, minlength=BINS)[:BINS], size
 
 
 def count_split(pool, folder: DataFolder, split: str, workers: int):
-    """The same over a split."""
+    """The same for a split."""
     jobs = list(folder.pieces(split))
     totals = np.zeros(folder.tokenizer.vocab_size, np.int64), np.zeros(BINS, np.int64), 0
     for _, part in tqdm(in_order(pool, count_piece, jobs, 2 * workers), split, len(jobs), disable=None):
@@ -47,10 +49,11 @@ def describe(split: str, counts, lengths, size: int) -> list[str]:
     tokens, documents = int(counts.sum()), int(lengths.sum())
     used = counts[counts > 0]
     bits = -float((used * np.log2(used / tokens)).sum())
-    lines = [f"{split}: {tokens:,} tokens, {documents:,} documents, {size:,} bytes, {size / tokens:.3f} bytes per token, "
-             f"{size / documents:,.0f} bytes per document",
+    lines = [f"{split}: {tokens:,} tokens, {documents:,} documents, {size:,} bytes, "
+             f"{size / tokens:.3f} bytes per token, {size / documents:,.0f} bytes per document",
              f"  ids that occur: {len(used):,} of {len(counts):,}",
-             f"  unigram entropy: {bits / max(size, 1):.4f} bits per byte, the floor for a model that knows these frequencies and no context",
+             f"  unigram entropy: {bits / max(size, 1):.4f} bits per byte, the floor for a model that knows these "
+             "frequencies and no context",
              "  documents by length in tokens:"]
     classes = np.flatnonzero(lengths)
     lines += [f"  {2**i:>10,} to {2**(i + 1) - 1:<10,} {lengths[i]:>12,} {'#' * round(50 * lengths[i] / lengths.max())}"
@@ -59,11 +62,8 @@ def describe(split: str, counts, lengths, size: int) -> list[str]:
 
 
 def draw(path: Path, title: str, found: dict) -> None:
-    """found: {split: (counts, lengths, bytes)}. UserError: matplotlib is missing."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise UserError("the picture needs matplotlib: pip install '.[data]'") from None
+    """found: {split: (counts, lengths, bytes)}."""
+    import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
@@ -72,14 +72,15 @@ def draw(path: Path, title: str, found: dict) -> None:
         ranked = np.sort(counts)[::-1] / counts.sum()
         right.plot(np.arange(1, len(ranked) + 1), np.where(ranked > 0, ranked, np.nan), label=split)
     left.set(xscale="log", xlabel="tokens of a document", ylabel="share of documents", title=title)
-    right.set(xscale="log", yscale="log", xlabel="rank of the token", ylabel="share of tokens", title="token frequencies")
+    right.set(xscale="log", yscale="log", xlabel="rank of the token", ylabel="share of tokens",
+              title="token frequencies")
     left.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
 def add_command(subparsers) -> None:
-    parser = subparsers.add_parser("stats", help="tokens, documents, bytes, lengths and unigram entropy of a data folder")
+    parser = subparsers.add_parser("stats", help="counts, document lengths and unigram entropy of a data folder")
     add_folder(parser)
     parser.add_argument("--png", type=Path, help="picture to write (default: stats.png in the folder)")
     add_workers(parser)

@@ -1,6 +1,5 @@
-"""Tokenizers of our own from SentencePiece, which keep every byte of a text; and models from anywhere, tried with care."""
+"""Our own SentencePiece tokenizers, which keep every byte of a text; and models of unknown origin, tried with care."""
 import functools
-import hashlib
 import io
 import re
 from pathlib import Path
@@ -10,24 +9,27 @@ import sentencepiece
 
 from common.data.workers import Died, worker_pool
 from common.settings import UserError
-from common.tokenizer import Tokenizer, count_bytes, decode_ids, load_tokenizer
+from common.tokenizer import TOKENIZER_KINDS, Tokenizer, count_bytes, load_tokenizer
 
-KINDS = "bpe", "unigram"
+MODEL_TYPES = "bpe", "unigram"  # of the SentencePiece models that we train
+SMALLEST, LARGEST = 260, 65536  # vocabulary sizes
+SIZES = f"{SMALLEST} (control ids, bytes) to {LARGEST} (16 bits)"
 
 
-def train_tokenizer(texts, vocab_size: int, kind: str = "bpe") -> bytes:
-    """A lossless SentencePiece model of one of KINDS; equal texts give equal bytes. UserError: vocab_size does not suit them."""
-    if not 260 <= vocab_size <= 65536:
-        raise UserError(f"vocabulary size {vocab_size}: must be 260 (control ids, bytes) to 65536 (16 bits)")
-    # SentencePiece skips texts with a character that it uses itself (NUL, tab, U+2581, U+2585). Whole documents go in,
-    # because only line ends inside a text become part of pieces: 3 % fewer tokens than from single lines. Of the
-    # settings tried, split_digits and this coverage are within 0.005 bits per byte of the best bigram model at 1024 and
-    # at 4096 ids. One thread: with two, a unigram model's bytes differ.
+def train_tokenizer(texts, vocab_size: int, model_type: str = "bpe") -> bytes:
+    """A lossless SentencePiece model of one of MODEL_TYPES; equal texts give equal bytes. UserError: vocab_size does
+    not suit the texts."""
+    if not SMALLEST <= vocab_size <= LARGEST:
+        raise UserError(f"vocabulary size {vocab_size}: must be {SIZES}")
+    # SentencePiece skips texts with a character that it uses itself (NUL, tab, U+2581, U+2585). It gets whole
+    # documents, because line ends become part of pieces only inside a text: 3 % fewer tokens than from single lines.
+    # Of the settings tried, split_digits and this coverage are within 0.005 bits per byte of the best bigram model at
+    # 1024 and at 4096 ids. One thread: with two, the bytes of a unigram model differ.
     reserved = str.maketrans("\0\t\u2581\u2585", "\n\n\n\n")
     file = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(text.translate(reserved) for text in texts), model_writer=file, model_type=kind,
+            sentence_iterator=(text.translate(reserved) for text in texts), model_writer=file, model_type=model_type,
             vocab_size=vocab_size, pad_id=0, bos_id=1, eos_id=2, unk_id=3, normalization_rule_name="identity",
             byte_fallback=True, add_dummy_prefix=False, remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True, character_coverage=0.995, split_digits=True,
@@ -42,13 +44,31 @@ def train_tokenizer(texts, vocab_size: int, kind: str = "bpe") -> bytes:
     return file.getvalue()
 
 
+def parse_tokenizer(text: str) -> tuple[str, int]:
+    """(one of MODEL_TYPES, vocabulary size) of TYPE:SIZE; ("", 0) for a tokenizer that exists. UserError: neither, or
+    it cannot be used."""
+    model_type, _, size = text.partition(":")
+    if model_type in MODEL_TYPES:
+        if not size.isdecimal() or not SMALLEST <= int(size) <= LARGEST:
+            raise UserError(f"--tokenizer {text}: the size must be {SIZES}")
+        return model_type, int(size)
+    if text not in TOKENIZER_KINDS and not text.endswith(".model"):
+        raise UserError(f"--tokenizer {text} is none of bpe:SIZE, unigram:SIZE, bytes or a file that ends in .model")
+    try_model(text)
+    return "", 0
+
+
 def try_model(path) -> None:
-    """UserError: the model cannot be used. It is loaded and run in another process, as a bad one may crash the library."""
+    """UserError: the tokenizer cannot be used. A file is loaded and run in another process, as a bad model may crash
+    the library."""
+    if path in TOKENIZER_KINDS:
+        return
     with worker_pool(1) as pool:
         try:
             pool.submit(_use, path).result()
         except Died:
-            raise UserError(f"{path}: the SentencePiece library crashes on this model; get it again from where it was made") from None
+            raise UserError(f"{path}: the SentencePiece library crashes on this model; get it again from where it was "
+                            "made") from None
 
 
 def _use(path) -> None:
@@ -63,19 +83,28 @@ def cached_tokenizer(path) -> Tokenizer:
 
 
 def tokenizer_entry(path, tokenizer: Tokenizer) -> dict:
-    """What a manifest says of a tokenizer at a path, or of "bytes"."""
-    kind, data = ("bytes", b"bytes") if path == "bytes" else ("sentencepiece", Path(path).read_bytes())
-    return {"kind": kind, "file": Path(path).name, "sha256": hashlib.sha256(data).hexdigest(), "vocab_size": tokenizer.vocab_size}
+    """The entry of a manifest for the tokenizer at a path: a file in the folder, or the name of a kind."""
+    return {"kind": tokenizer.kind, "file": Path(path).name, "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size}
 
 
 def is_lossless(tokenizer: Tokenizer) -> bool:
-    """Our own and bytes keep every text. Published models, told by their leading spaces, may normalize it."""
+    """Our own and bytes keep every text. Published models, known by their leading spaces, may normalize it."""
     return not tokenizer.leading_space.any()
 
 
+def decode_ids(tokenizer: Tokenizer, ids) -> bytes:
+    """The bytes of ids (tokens,) by the tables that scoring uses, as if the ids followed BOS."""
+    ids = np.append(tokenizer.bos_id, ids).astype(int)
+    parts = [tokenizer.token_bytes[i] for i in ids[1:].tolist()]
+    for place in np.flatnonzero(tokenizer.leading_space[ids[1:]] & tokenizer.boundary[ids[:-1]]):
+        parts[place] = parts[place][1:]  # no space at the start
+    return b"".join(parts)
+
+
 def encode_document(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, int, bool]:
-    """BOS and the ids of a document, uint16 (tokens,); the bytes that scoring counts for them; whether they stand for just the
-    text's UTF-8 bytes. UserError: they do not, and the tokenizer promises it."""
+    """BOS and the ids of a document, uint16 (tokens,); the bytes that scoring counts for them; whether they stand for
+    exactly the text's UTF-8 bytes. UserError: they do not, although the tokenizer promises it."""
     raw, tokens = text.encode(), np.array([tokenizer.bos_id, *tokenizer.encode(text)], np.uint16)
     size = int(count_bytes(tokenizer, tokens[:-1], tokens[1:]).sum(dtype=np.int64))
     kept = size == len(raw) and decode_ids(tokenizer, tokens[1:]) == raw
