@@ -74,9 +74,12 @@ def open_run(trainer_class, settings, script, interrupt):
     trainer = trainer_class(settings, initial_weights(settings))
     name = settings.run_id or time.strftime("%Y%m%d-%H%M%S", time.localtime(agree(trainer, time.time())[0]))
     path, identity = Path(settings.resume or f"runs/{name}"), run_identity(settings, data, bundle_source(script))
-    step, seconds, damaged, damage = 0, 0.0, [], []
-    if settings.resume:
-        step, seconds, damaged = together(trainer, lambda: resume(trainer, path, identity, damage.append))
+    damage = []
+
+    def resumed():  # what RESUME=auto finds may differ by rank
+        return resume(trainer, path, identity, damage.append) if settings.resume else (0, 0.0, [])
+
+    step, seconds, damaged = together(trainer, resumed)
     mine = np.array([step, zlib.crc32(repr(sorted(identity.items())).encode())], float)
     if agree(trainer, failed=(trainer.all_sum(mine) != trainer.world_size * mine).any())[1]:
         trainer.close()
