@@ -262,7 +262,8 @@ class TorchTrainer:
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def make_optimizers(self):
-        """Muon, Adam, and self.tensors: all that a run needs to go on, by name. The optimizers update them in place."""
+        """Muon, Adam, and self.tensors: all that a run needs to resume, by name. The optimizers update them in
+        place."""
         s, params = self.s, self.params
         groups = {name: p.group for name, p in param_table(s).items()}
         self.muon = Muon({n: p for n, p in params.items() if groups[n] == "matrix"}, self.dtype, s.muon_backend_steps)

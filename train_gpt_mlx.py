@@ -40,8 +40,8 @@ from common.settings import Settings, UserError
 
 @dataclasses.dataclass(frozen=True)
 class MlxSettings(Settings):
-    metadata = Settings.__dataclass_fields__["micro_batch_tokens"].metadata
-    micro_batch_tokens: int = dataclasses.field(default=8192, metadata=metadata)  # for a Mac with 16 GB
+    micro_batch_tokens: int = dataclasses.field(  # for a Mac with 16 GB
+        default=8192, metadata=Settings.__dataclass_fields__["micro_batch_tokens"].metadata)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class GPT(nn.Module):
         """(B, T, V) in float32, float64 in reference mode."""
         return self.head_logits(self.features(tokens_BT), self.head())
 
-    def head(self):
+    def head(self):  # passed on as an argument: in_turn() gives gradients of its arguments only
         return (self.tok_emb if self.s.tie_embeddings else self.lm_head).weight
 
     def head_logits(self, x, weight):

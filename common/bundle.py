@@ -7,8 +7,8 @@
 Three things are left out: the imports between these files, a line that repeats an import of a file before, and the
 `if __name__ == "__main__":` block of a module.
 `bundle` compresses that text into a short file that unpacks and runs it. A bundle imports nothing from common/, so it
-is its own bundle. OTHERS takes the place of two modules in it: this one, and the one of --preflight, which is for
-before one pays for a run, and whose bytes would count.
+is its own bundle. In a bundle, OTHERS replaces two modules: this one, and preflight, which is used before a run and
+whose bytes would count.
 """
 import argparse
 import ast
@@ -17,11 +17,11 @@ import bz2
 import dis
 import hashlib
 import inspect
-import os
 import re
 import sys
 from pathlib import Path
 
+from common.command import closed_pipe_is_quiet
 from common.settings import UserError
 
 SOURCE_LIMIT = 4 << 20  # bytes of the readable program in a bundle: a small payload can expand to gigabytes
@@ -66,7 +66,8 @@ exec(compile(SOURCE, NAME, "exec"))
 
 
 class BundleError(UserError):
-    """The script cannot become one file that behaves as before. The message starts with `file:line:`."""
+    """The script cannot become one file that behaves as before. The message starts with the file, and the line where
+    there is one."""
 
 
 def bundle(path):
@@ -147,7 +148,9 @@ class _SourceFile:
             self.tree = ast.parse(self.text)
             self.cut([node for node in self.tree.body if self.inlined and _is_main_block(node)])
             self.names = _bound_names(compile(self.tree, "", "exec", dont_inherit=True))
-        except (OSError, SyntaxError, ValueError) as error:
+        except OSError as error:
+            raise BundleError(f"{self.path}: {error.strerror}: name a trainer or a bundle") from None
+        except (SyntaxError, ValueError) as error:
             self.fail(error, getattr(error, "msg", error))
         self.words = {node.id: node for node in ast.walk(self.tree) if isinstance(node, ast.Name)}
         for word in ("__file__", "__name__", "globals", "eval", "exec"):
@@ -294,11 +297,8 @@ def main():
         code = source if options.source else bundle(options.script)
     except BundleError as error:
         parser.exit(2, f"error: {error}\n")
-    try:
+    with closed_pipe_is_quiet():
         sys.stdout.buffer.write(code)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if not options.source:
         print(f"{len(code)} bytes, SHA-256 {hashlib.sha256(code).hexdigest()}", file=sys.stderr)
         print(f"source: {len(source)} bytes, SHA-256 {hashlib.sha256(source).hexdigest()}", file=sys.stderr)

@@ -14,8 +14,8 @@ from common.settings import UserError
 
 def run_command(tool, description, commands, arguments=None, default=None, extra=""):
     """Exit code of one command: 2 after one line of error. tool: as in `python -m tool`; commands: modules; default:
-    the command where the first argument does not name one; extra: the extra of pyproject.toml that has what they
-    import. A command that sets `takes_settings` gets the arguments that it does not know as options.settings."""
+    the command if the first argument is a flag, or none is given; extra: the extra of pyproject.toml that has what
+    they import. A command that sets `takes_settings` gets the arguments that it does not know as options.settings."""
     parser = argparse.ArgumentParser(
         f"python -m {tool}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -23,7 +23,7 @@ def run_command(tool, description, commands, arguments=None, default=None, extra
     for module in commands:
         module.add_command(subparsers)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if default and (not arguments or arguments[0] not in {*subparsers.choices, "-h", "--help"}):
+    if default and (not arguments or (arguments[0][:1] == "-" and arguments[0] not in ("-h", "--help"))):
         arguments.insert(0, default)
     code = 0
     with closed_pipe_is_quiet():
@@ -56,6 +56,8 @@ def exit_code(options, extra):
     except UserError as error:
         problem = error
     except ImportError as error:
+        if (error.name or "").split(".")[0] in ("common", "parity", "records"):
+            raise  # a defect of ours
         problem = f"{error}: `pip install '.[{extra}]'` provides what this command needs"
     except OSError as error:
         problem = f"{error}: free some space, then run the command again" if error.errno == errno.ENOSPC else error

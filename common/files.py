@@ -1,4 +1,4 @@
-"""Files that are complete or as they were, and locks."""
+"""Write files whole or not at all; lock files."""
 import contextlib
 import fcntl
 import json
@@ -6,7 +6,7 @@ import os
 
 
 def write_file(path, *parts):
-    """Write buffers to one file, which is complete or as it was, even after a power cut. The path. Raises OSError."""
+    """Write buffers to a file, whole or not at all, even across a power cut. Returns the path. Raises OSError."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:

@@ -32,21 +32,21 @@ class Run:
     interrupt: Interrupt
     step: int = 0  # optimizer steps made
     seconds: float = 0.0  # training time, without validation, by the clock of rank 0
-    started: float = 0.0  # clock when the program began with it
+    started: float = 0.0  # clock when the program opened the run
     damage: tuple = ()  # what was wrong with newer checkpoints
 
     def __post_init__(self):
         self.first_step, self.clock = self.step, self.started
-        self.pending = []  # (step, tokens, loss) of steps whose loss was not looked at
+        self.pending = []  # (step, tokens, loss) of steps whose loss is not checked yet
         self.val = None  # (val_loss, val_bpb) of the last validation
-        self.shown = -math.inf  # seconds when the progress bar was last drawn
+        self.shown = -math.inf  # training seconds when the bar was last drawn
 
     def log(self, kind, **values):
         if self.folder:
             self.folder.log(kind, **values)
 
     def tick(self, asked=False):
-        """Add the time since the last tick. Whether any rank asks for a stop."""
+        """Add the time since the last tick. True if any rank asks for a stop."""
         now = time.perf_counter()
         self.seconds, asked = agree(self.trainer, self.seconds + now - self.clock, asked)
         self.clock = now
@@ -59,7 +59,7 @@ class Run:
         return max(self.settings.rank_timeout, 10 * self.seconds / self.step)
 
     def is_last(self):
-        """Whether none is left, or the next one could end after the cap."""
+        """True if no step is left, or the next one could end after the cap."""
         spare_steps = 2 + self.trainer.steps_ahead
         next_end = self.seconds + spare_steps * self.seconds / max(self.step, 1)
         return self.step == self.settings.iterations or next_end > (self.settings.max_wallclock_seconds or math.inf)
@@ -93,8 +93,8 @@ def warm_up(run):
 def train(run):
     """Train to the last step or the time cap. Raises Agreed on every rank."""
     s, trainer = run.settings, run.trainer
-    run.interrupt.waits, run.clock = True, time.perf_counter()
-    with progress_bar(trainer) as bar:
+    with progress_bar(trainer) as bar:  # takes 7 ms, before the clock starts
+        run.interrupt.waits, run.clock = True, time.perf_counter()
         while True:
             last = run.is_last()
             if last or (s.val_loss_every and run.step % s.val_loss_every == 0):
@@ -161,7 +161,7 @@ def after_step(run, tokens, loss, bar):
     if stop:
         raise Agreed(f"interrupted by a signal after step {run.step}", "interrupted")
     if not logged and (bar.disable or run.seconds - run.shown < 0.5):
-        return  # to read the loss is to wait for the device
+        return  # reading the loss waits for the device
     run.shown, value, rate = run.seconds, float(loss), run.step * s.train_batch_tokens / run.seconds
     bar.n = run_progress(s, run.step, run.seconds)
     bar.set_postfix_str(f" step {run.step} loss {value:.3f} {rate:,.0f} tok/s")

@@ -92,8 +92,8 @@ class RankWatch:
             end = time.monotonic() + 10 * BEAT_SECONDS
             while not try_lock(self.file):
                 if time.monotonic() > end:
-                    raise UserError(f"rank {self.rank} of an earlier run in {self.path} still lives: stop that "
-                                    "process, then go on")
+                    raise UserError(f"rank {self.rank} of an earlier run in {self.path} is still running: stop "
+                                    "that process, then start again")
                 time.sleep(BEAT_SECONDS / 10)
             self.beat()
 
@@ -118,7 +118,7 @@ class RankWatch:
             for number, item in enumerate(items):
                 self.mark([*far, number], place, limit)
                 yield item
-            self.mark([*far, 1 << 40], place, PATIENCE)  # further than any that is not through
+            self.mark([*far, 1 << 40], place, PATIENCE)  # further than any that has not finished
         return marked
 
     def close(self, status, reason, doubtful=False):
@@ -143,7 +143,7 @@ class RankWatch:
                 self.leave(found)
             before, clock = found, time.monotonic()
             time.sleep(BEAT_SECONDS)
-            if time.monotonic() - clock > 5 * BEAT_SECONDS:  # the machine stood still
+            if time.monotonic() - clock > 5 * BEAT_SECONDS:  # the machine was suspended
                 self.since, self.peers = {}, {rank: [peer[0], b"", 0.0] for rank, peer in self.peers.items()}
 
     def look(self):
@@ -190,8 +190,8 @@ class RankWatch:
                 late[rank] = "timeout", f"rank {rank} hangs in {self.states[rank]['place']}, for {now - seen:.0f} s"
         if len(late) == len(since):
             seconds = now - since[self.rank][1]
-            reason = (f"no rank goes on in {self.state['place']}, for {seconds:.0f} s: one of them hangs, or the "
-                      "connection between them")
+            reason = (f"no rank makes progress in {self.state['place']}, for {seconds:.0f} s: one of them hangs, or "
+                      "the connection between them is lost")
             late = dict.fromkeys(late, ("timeout", reason))
         return late
 

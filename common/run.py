@@ -36,13 +36,13 @@ def main(trainer_class, script):
     if {"--help", "-h"} & set(flags):
         say(settings_help(kind, f"usage: python {Path(script).name} [--preflight | --source] [--setting value ...]"))
         return 0
-    if "--source" in flags:
-        say(bundle_source(script).removesuffix("\n"))
-        return 0
     rank = int(os.environ.get("RANK") or os.environ.get("MLX_RANK") or 0)
     run, silent = None, rank > 0  # rank 0 reads the same settings, and reports what is wrong with them
     with Interrupt() as interrupt:
         try:
+            if "--source" in flags:
+                say(bundle_source(script).removesuffix("\n"))
+                return 0
             texts, wrong = read_settings(kind, [flag for flag in flags if flag != "--preflight"], os.environ,
                                          lambda text: None if rank else say(f"warning: {text}", sys.stderr))
             silent = silent and not texts.get("resume")  # of a folder that may lie on another machine
@@ -74,9 +74,12 @@ def open_run(trainer_class, settings, script, interrupt):
     trainer = trainer_class(settings, initial_weights(settings))
     name = settings.run_id or time.strftime("%Y%m%d-%H%M%S", time.localtime(agree(trainer, time.time())[0]))
     path, identity = Path(settings.resume or f"runs/{name}"), run_identity(settings, data, bundle_source(script))
-    step, seconds, damaged, damage = 0, 0.0, [], []
-    if settings.resume:
-        step, seconds, damaged = together(trainer, lambda: resume(trainer, path, identity, damage.append))
+    damage = []
+
+    def resumed():  # what RESUME=auto finds may differ by rank
+        return resume(trainer, path, identity, damage.append) if settings.resume else (0, 0.0, [])
+
+    step, seconds, damaged = together(trainer, resumed)
     mine = np.array([step, zlib.crc32(repr(sorted(identity.items())).encode())], float)
     if agree(trainer, failed=(trainer.all_sum(mine) != trainer.world_size * mine).any())[1]:
         trainer.close()
@@ -86,7 +89,7 @@ def open_run(trainer_class, settings, script, interrupt):
     watch = RankWatch(path, trainer.rank, trainer.world_size, settings.rank_timeout)
     saver = Saver(path, identity, settings.checkpoint_every, folder.log, step, seconds, damaged) if folder else None
     watch.steps = step
-    return Run(settings, data, trainer, folder, saver, watch, interrupt, step, seconds, started, damage)
+    return Run(settings, data, trainer, folder, saver, watch, interrupt, step, seconds, started, tuple(damage))
 
 
 def complete(run, script):
@@ -144,7 +147,7 @@ def fail(error, run, rank, silent):
 
 
 def explain(error):
-    """(status, reason, whether the program is wrong) of an error."""
+    """(status, reason, whether it is a defect of the program) of an error."""
     if isinstance(error, UserError):
         return error.status, str(error), False
     if isinstance(error, KeyboardInterrupt):
@@ -162,7 +165,7 @@ def explain(error):
 
 
 def describe_run(run, code):
-    """The lines from which the run can be made again."""
+    """The lines from which the run can be repeated."""
     s, data, trainer, path = run.settings, run.data, run.trainer, run.folder.path
     packages = [f"{name} {metadata.version(name)}" for name in ("numpy", "sentencepiece", "safetensors")]
     run.log("run", run_id=s.run_id or "-", backend=trainer.backend, device=trainer.describe())

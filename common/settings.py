@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import re
 
-# What a setting decides. The model file carries those of the model; a run may go on with others of the last three.
+# What a setting decides. The model file carries those of the model; a resumed run may change those of the last three.
 KINDS = {
     "model": "the model",
     "training": "training",

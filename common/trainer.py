@@ -1,4 +1,4 @@
-"""What a trainer offers to the run. No code of the program: the run takes any object that behaves like this."""
+"""What a trainer offers to the run. Only types: the run accepts any object with these methods."""
 from typing import Protocol, SupportsFloat
 
 

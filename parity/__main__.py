@@ -13,16 +13,15 @@ ladder's flags.
 import sys
 
 from common.command import run_command
+from common.settings import BOOLS
 from parity import climb, curves, portable
-
-TRUTH = "0", "1", "true", "false", "yes", "no"
 
 
 def with_values(arguments):
     """`--compile` alone means --compile=1."""
     following = [*arguments[1:], ""]
     return [
-        "--compile=1" if argument == "--compile" and after.lower() not in TRUTH else argument
+        "--compile=1" if argument == "--compile" and after.lower() not in BOOLS else argument
         for argument, after in zip(arguments, following)
     ]
 

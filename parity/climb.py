@@ -47,6 +47,7 @@ def add_problem(parser):
                         help="optimizer steps of the training rung (default: 20: the bounds of losses are for these)")
     hidden = {"dest": "given", "help": argparse.SUPPRESS}
     parser.add_argument("--untied", action="append_const", const="--tie-embeddings=0", **hidden)
+    # known to argparse, or it would take their values for the positional FILE of export
     for name in settings_of("model", "training", "evaluation", "memory", "run"):
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, action="append", type=lambda text, flag=flag: f"{flag}={text}", **hidden)

@@ -222,3 +222,9 @@ def test_a_script_that_is_not_a_trainer_is_one_line_of_error(text, says, tmp_pat
     assert main(["--torch", str(path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and says in error
+
+
+def test_an_unknown_command_is_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["foo"])
+    assert "invalid choice: 'foo'" in capsys.readouterr().err

@@ -87,7 +87,7 @@ def test_a_rank_that_hangs(fault, words, backend, tmp_path, data_path):
 @pytest.mark.parametrize("fault, words, changes", [
     (("slow_validation", 1000, 1), "rank 1 hangs in the validation after step 7",
      {"val_loss_every": 7, "rank_timeout": 1, "micro_batch_tokens": 64}),
-    (("slow_warm_up", 1), "no rank goes on in the warm-up", {"warmup_steps": 3})])
+    (("slow_warm_up", 1), "no rank makes progress in the warm-up", {"warmup_steps": 3})])
 def test_a_rank_that_hangs_where_no_step_is_made(fault, words, changes, backend, tmp_path, data_path):
     run = Run(backend, tmp_path / "a", data_path, fault, 2, **changes)
     ended(run, "timeout", words, codes=[2, -9] if "rank 1" in words else [2, 2])
@@ -96,7 +96,7 @@ def test_a_rank_that_hangs_where_no_step_is_made(fault, words, changes, backend,
 def test_ranks_that_wait_for_each_other_are_all_named(backend, tmp_path, data_path):
     """One sleeps in its step, the other waits for its gradients: neither can be told from the other."""
     run = Run(backend, tmp_path / "a", data_path, ("hangs_in_step", 1, 8), 2, rank_timeout=1)
-    ended(run, "timeout", "no rank goes on in step 8", "one of them hangs")
+    ended(run, "timeout", "no rank makes progress in step 8", "one of them hangs")
     assert steps_kept(run) == [5]
 
 
@@ -128,7 +128,7 @@ def test_a_rank_of_an_earlier_run_that_still_lives(backend, tmp_path, data_path)
     os.kill(run.ranks[0].pid, signal.SIGKILL)
     again = Run(backend, tmp_path / "a", data_path, None, 2, resume="runs/r", run_id="")
     ended(again, "failed", "another rank cannot go on")
-    assert "rank 1 of an earlier run in runs/r still lives" in again.text() and steps_kept(run) == [5]
+    assert "rank 1 of an earlier run in runs/r is still running" in again.text() and steps_kept(run) == [5]
     os.kill(run.ranks[1].pid, signal.SIGKILL)
     run.ranks[1].join()
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
 import sys
 import sysconfig
 from collections import namedtuple
@@ -537,3 +538,22 @@ def test_help_lists_every_setting(backend, in_folder, monkeypatch, capsys):
     assert main(trainer_class(backend), BACKENDS[backend]) == 0
     text = capsys.readouterr().out
     assert all(f"--{name.replace('_', '-')} " in text for name in kind.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("flag", ["--help", "--source"])
+def test_a_closed_pipe_is_quiet(flag, backend, data_path):
+    """`| head` reads what it wants, and no error follows."""
+    command = f"'{sys.executable}' {BACKENDS[backend]} {flag} | head -n 1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, env=environment(data_path), capture_output=True, text=True,
+                          check=False)
+    assert done.stdout.count("\n") == 1 and not done.stderr
+
+
+def test_a_source_that_is_not_one_program_is_refused_in_one_line(backend, tmp_path, data_path):
+    shutil.copytree(ROOT / "common", tmp_path / "common", ignore=shutil.ignore_patterns("__pycache__"))
+    script = tmp_path / BACKENDS[backend]
+    text = (ROOT / script.name).read_text()
+    script.write_text(text.replace("from common.run import main", "from common.run import main as main"))
+    done = run_script([script, "--source"], tmp_path, environment(data_path))
+    assert done.returncode == 2 and "only top-level `from common.module import name`" in done.stderr
+    assert "Traceback" not in done.stderr
