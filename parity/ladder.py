@@ -103,20 +103,23 @@ def difference(measure, a, b):
 
 
 def rounded_logits(first, second, sides):
-    """Row: float64 logits (B, T, V) that passed their bound, rounded to float32: equal to the bit. Where a rounding
-    border of float32 (midway between two neighbours) lies between two values, no closeness short of equality makes them
-    round alike: about one entry in ten million at 1e-14. Such an entry is reported and does not count."""
+    """Row: float64 logits (B, T, V) that passed their bound, rounded to float32: equal to the bit. Only equal values
+    are sure to round alike where a rounding border of float32 (midway between two neighbours) lies between them, about
+    one entry in ten million at 1e-14, or where they are so near 0 that float32 is finer than the bound. Such entries
+    are reported and do not count."""
     a, b = first.astype(np.float32), second.astype(np.float32)
     border = (a.astype(np.float64) + b) / 2
-    straddled = (np.nextafter(a, b) == b) & ((first - border) * (second - border) <= 0) & (a != b)
-    wrong = (a != b) & ~straddled
+    straddled = (a != b) & (np.nextafter(a, b) == b) & ((first - border) * (second - border) <= 0)
+    fine = np.spacing(np.maximum(np.abs(a), np.abs(b))) < BOUNDS["logits"][1]["float64"][0]
+    near_zero = (a != b) & fine & ~straddled
+    wrong = (a != b) & ~straddled & ~near_zero
     row = Row("logits as float32", contents([a]), sides, 0.0, float(wrong.mean()), passed=not wrong.any())
     if (a != b).any():
-        place = np.unravel_index(np.argmax(wrong if wrong.any() else straddled), a.shape)
+        place = np.unravel_index(np.argmax(wrong if wrong.any() else a != b), a.shape)
         row.first, row.second = (repr(float(side[place])) for side in (first, second))
-        row.where = f"{straddled.sum()} on a rounding border: {row.first} / {row.second}"
-        if wrong.any():
-            row.where = f"logits{index(place)}"
+        counts = {"on a rounding border": straddled.sum(), "near 0": near_zero.sum()}
+        text = ", ".join(f"{count} {where}" for where, count in counts.items() if count)
+        row.where = f"logits{index(place)}" if wrong.any() else f"{text}: {row.first} / {row.second}"
     return row
 
 

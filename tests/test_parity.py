@@ -83,6 +83,15 @@ def test_logits_that_round_apart_are_excused_at_a_rounding_border_only():
     assert not row.passed and row.worst == 0.5 and row.where == "logits[0, 0, 1]"
 
 
+def test_logits_near_zero_need_not_round_alike():
+    """float32 is finer there than the bound of the logits."""
+    near = np.array([[[0.5, -3.0485509648925644e-09]]])
+    row = ladder.rounded_logits(near, np.array([[[0.5, -3.048550374452737e-09]]]), ("a", "b"))
+    assert row.passed and row.worst == 0 and row.where.startswith("1 near 0: -3.0485509648925644e-09 / ")
+    row = ladder.rounded_logits(np.array([[[0.5, 3e-6]]]), np.array([[[0.5, 3.000003e-6]]]), ("a", "b"))
+    assert not row.passed and row.where == "logits[0, 0, 1]"
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_both_are_the_model_that_is_defined(backend, dtype, shown, task):
     row = ladder.against_definition(dtype, task.settings, full_weights(task.settings), first_rows(task),

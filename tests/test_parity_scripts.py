@@ -7,8 +7,8 @@ import pytest
 
 from common.bundle import bundle
 from parity.__main__ import main
-from parity.problem import DEFAULTS, ladder_settings
-from parity.rungs import RUNGS
+from parity.problem import DEFAULTS, ladder_settings, make_problem
+from parity.rungs import RUNGS, observe
 from parity.trainers import load_trainer
 from tests.conftest import BACKENDS, ROOT
 
@@ -30,10 +30,6 @@ def climb(data_path, capsys):
 
 def rungs(found, passed=True):
     return {row["rung"] for row in found["rungs"] if row["passed"] == passed}
-
-
-def worst(found, rung):
-    return next(row for row in found["rungs"] if row["rung"] == rung)
 
 
 # any setting ----------------------------------------------------------------------------------------------------------
@@ -68,8 +64,6 @@ def plain(data_path):
 
 def observed(data_path, *flags):
     """dict rung -> what torch shows in float64."""
-    from parity.problem import make_problem
-    from parity.rungs import observe
     size = [f"--{name}={value}" for name, value in SMALL.items()]
     task = make_problem(ladder_settings([*size, f"--data-path={data_path}", "--train-batch-tokens=512", *flags]))
     return observe(load_trainer("torch"), task, "float64").shown
