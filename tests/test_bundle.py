@@ -255,7 +255,7 @@ def test_a_bundle_that_reaches_the_bundler_is_its_own_bundle(tmp_path):
     script = project(tmp_path / "project", "import hashlib\nfrom common.bundle import bundle, bundle_source\n"
                      "print(bundle_source(__file__).encode() == bundle(__file__) or len(bundle(__file__)),\n"
                      "      hashlib.sha256(bundle_source(__file__).encode()).hexdigest())\n")
-    for name in ("bundle", "settings"):
+    for name in ("bundle", "command", "settings"):
         shutil.copy(ROOT / "common" / f"{name}.py", script.parent / "common")
     source = bundle_source(script)
     assert len(source) < 1000 and "UserError" not in source
@@ -513,7 +513,7 @@ def test_command_line(tmp_path):
             "source:", str(len(source)), "bytes,", "SHA-256", hashlib.sha256(source).hexdigest()]
     done = run_command(tmp_path / "absent.py")
     assert (done.returncode, done.stdout) == (2, b"")
-    assert re.fullmatch(r"error: .*absent\.py:1: .*\n", done.stderr.decode())
+    assert re.fullmatch(r"error: .*absent\.py: No such file .*\n", done.stderr.decode())
 
 
 def test_source_of_a_trainer_and_of_both_forms_of_its_bundle(tmp_path):
