@@ -233,6 +233,8 @@ class TorchTrainer:
     def __init__(self, settings, weights):
         self.s = s = settings
         self.device = pick_device(s)
+        if self.device.type == "cpu" or s.deterministic:
+            make_repeatable(self.device)
         self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if self.world_size > 1 and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
@@ -496,6 +498,17 @@ def pick_dtype(s, device):
         return getattr(torch, s.compute_dtype)
     native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def make_repeatable(device):
+    """Sum in one order, so that equal runs give equal bytes: the embedding's gradient on the CPU, on CUDA the backward
+    pass of attention too. What PyTorch cannot do so, it warns of."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    if device.type == "cuda":
+        torch._inductor.config.deterministic = True  # else it chooses kernels by their time
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("NCCL_ALGO", "^NVLS")  # switches that add
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ class GPT(nn.Module):
     def features(self, tokens_BT):
         """(B, T, C): the output of the last block."""
         cos, sin = self._cos[:tokens_BT.shape[1]], self._sin[:tokens_BT.shape[1]]
-        x = x0 = rms_norm(self.tok_emb(tokens_BT).astype(self.dtype), self.s)
+        x = x0 = rms_norm(self.embed(tokens_BT).astype(self.dtype), self.s)
         skips = []
         for i, layer in enumerate(self.order):
             if i >= self.num_skips and skips:
@@ -131,6 +131,12 @@ class GPT(nn.Module):
             if i < self.num_skips:
                 skips.append(x)
         return x
+
+    def embed(self, tokens_BT):
+        w = self.tok_emb.weight
+        if self.s.deterministic:  # on Metal the gradient of a lookup is summed in any order, that of a product is not
+            return (tokens_BT[..., None] == mx.arange(len(w))).astype(w.dtype) @ w
+        return w[tokens_BT]
 
     def logits(self, tokens_BT):
         """(B, T, V) in float32, float64 in reference mode."""

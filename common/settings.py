@@ -159,6 +159,8 @@ class Settings:
     loss_chunk: int = setting(0, "positions whose logits are in memory at once; 0: all", 0, 2**31, kind="memory")
     warmup_steps: int = setting(3, "steps that compile and are undone before the clock starts", 0, 1000, kind="memory")
     compile: bool = setting(True, "compile the step", kind="memory")
+    deterministic: bool = setting(False, "equal runs give equal bytes on a GPU too, as they always do on the CPU",
+                                  kind="memory")
     device: str = setting("auto", "which device to use", choices=("auto", "cpu", "gpu"), kind="memory")
     # data, folder and log
     data_path: str = setting("data/fineweb10B_sp1024", "folder of the token shards *_train_*.bin and *_val_*.bin",

@@ -91,7 +91,7 @@ def rank_main(backend, rank, world_size, ports, folder, out, script, env, fault)
         from common.run import main
         if backend == "torch":
             import torch
-            torch.set_num_threads(1)
+            torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
         kind = trainer_class(backend)
         if fault:
             name, *arguments = fault
