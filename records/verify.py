@@ -40,7 +40,7 @@ def verify_folder(path, ruleset="strict", smoke=False, data=None, backend=None, 
         "schema": lambda: checks.check_schema(folder, rules),
         "compile": lambda: unread or checks.check_compile(code),
         "code bytes": lambda: checks.check_code_bytes(folder, rules, code),
-        "artifact": lambda: checks.check_artifact(folder, rules),
+        "artifact": lambda: checks.check_artifact(folder, rules, code),
         "logs": lambda: checks.check_logs(folder, rules, code),
         "score": lambda: claims.check_score(folder, rules),
         "clock": lambda: claims.check_clock(folder, rules),
@@ -79,11 +79,11 @@ def read_code(folder):
             return {}, [Finding(FAIL, observed, f"at most {CODE_LIMIT:,} bytes of source", name)]
     if not names:
         return {}, []
-    no_code = (".log", ".md", "submission.json", "requirements.txt")
+    no_code = (".md", "submission.json", "requirements.txt")
     others = [
         name
-        for name in sorted(folder.files)
-        if name not in names and not name.endswith(no_code) and not checks.MODEL_NAMES.fullmatch(name)
+        for name, kind in sorted(folder.kinds.items())
+        if kind in ("code", "text", "other") and name not in names and not name.endswith(no_code)
     ]
     try:
         return inspect_code(folder.path, names, others), []
