@@ -16,6 +16,7 @@ RECORDS_TESTS = {
     "hostile.py",
     "test_records.py",
     "test_records_hostile.py",
+    "test_records_reading.py",
     "test_significance.py",
     "test_leaderboard.py",
     "test_records_levels.py",
