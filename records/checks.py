@@ -283,7 +283,7 @@ def _logged_bytes(folder, rules, code_bytes):
     smaller total in submission.json stands against all but the model's own bytes: a log counts the code that ran, and
     what is shipped may be packed."""
     stated = folder.fields.get("bytes_total", BUDGET_BYTES)
-    for log in folder.logs:
+    for log in folder.seed_logs():
         model, code = log.model_bytes or 0, max(code_bytes, log.code_bytes or 0)
         total = max(log.total_bytes or 0, model + code)
         if total < BUDGET_BYTES:

@@ -227,8 +227,8 @@ def _size(group):
 
 
 _COMMON_LINES = [  # kind of line, how it starts, how it goes on to its end, what takes it
-    ("train", _STEP, rf"{_AT} train_loss: ?(?P<loss>{_NUM}) {_TIME}{_REST}", _take_train),
-    ("val", _STEP, rf"{_AT} {_PAIR}(?: {_TIME})?{_REST}", _take_val),
+    ("train", _STEP, rf"{_AT} train_loss: ?(?P<loss>{_NUM})(?: .*?)? {_TIME}{_REST}", _take_train),
+    ("val", _STEP, rf"{_AT} {_PAIR}(?:(?: .*?)? {_TIME})?{_REST}", _take_val),
     ("stop", r"stopping_early:", rf" wallclock_cap {_TIME} step: ?{_AT}", _take_stop),
     ("pre_quant", _BEFORE, rf":? {_PAIR}{_REST}", _take_pre_quant),
     ("pre_quant", r"DIAGNOSTIC (?!quant)", rf"\S+ {_PAIR}{_REST}", _take_pre_quant),
@@ -237,7 +237,7 @@ _COMMON_LINES = [  # kind of line, how it starts, how it goes on to its end, wha
     ("total", rf"Total submission size{_NOT_RAW}", rf"(?P<label>{_WORDS}){_size('bytes')}", _take_total),
     ("batch", r"train_batch_tokens:", r"(?P<batch_tokens>\d{1,12}) .*", _take_batch),
     ("code", r"Code size", rf"{_WORDS}{_size('code_bytes')}", _take_numbers),
-    ("seed", r"seed:", r" ?(?P<seed>\d{1,18})(?: .*)?", _take_numbers),
+    ("seed", r"(?i:seed)[:=]", r" ?(?P<seed>\d{1,18})(?: .*)?", _take_numbers),
     ("tokens", r"val_(?=loader:|tokens:)", r"(?:loader:.* )?tokens: ?(?P<val_tokens>\d{1,12})", _take_numbers),
     ("memory", r"peak memory allocated: ", r"(?P<memory_mib>\d{1,9}) MiB(?: .*)?", _take_numbers),
     ("params", r"model_params:", r" ?(?P<params>\d{1,12})(?: .*)?", _take_numbers),

@@ -163,7 +163,7 @@ def _split(lines):
     runs, last_step, seed = [], None, None
     for section in _sections(lines):
         steps = [int(line.values["step"]) for line in section if line.kind in ("train", "val")]
-        named = next((line.values["seed"] for line in section if "seed" in line.values), None)
+        named = next((line.values["seed"] for line in reversed(section) if "seed" in line.values), None)
         again = steps and last_step is not None and steps[0] <= last_step
         other = None not in (named, seed) and named != seed
         resumed = any(line.kind == "resume" for line in section)

@@ -157,6 +157,28 @@ def test_a_log_says_where_each_thing_stands():
     assert log.hyperparameters == {"num_layers": "9", "seed": "5"}
 
 
+@pytest.mark.parametrize(("line", "row"), [
+    ("step:500/20000 train_loss:2.5 train_time:50000ms step_avg:100.00ms", (500, 2.5, 50_000)),
+    ("step:500/20000 train_loss:2.5 lr:0.04 train_time:50000ms step_avg:100.00ms", (500, 2.5, 50_000)),
+    ("500/20000 train_loss: 2.5 train_time: 1.0m tok/s: 9", (500, 2.5, 57_000)),
+    ("step:500/20000 train_loss:2.5 lr:0.04", None),
+    ("step:500/20000 val_loss:2.5 val_bpb:1.5 train_time:50000ms", (500, 2.5, 1.5, 50_000)),
+    ("step:500/20000 val_loss:2.5 val_bpb:1.5 ema:0 train_time:50000ms", (500, 2.5, 1.5, 50_000)),
+    ("500/20000 val_loss: 2.5 val_bpb: 1.5", (500, 2.5, 1.5, None)),
+])
+def test_a_step_is_read_with_other_tokens_between(line, row):
+    log = read_log("train.log", line.encode())
+    assert log.train + log.val == ([row] if row else [])
+
+
+@pytest.mark.parametrize(("line", "seed"), [
+    ("seed:42", 42), ("Seed: 42", 42), ("SEED=42 RUN_ID=a torchrun train_gpt.py", 42), ("seed:42 deterministic:0", 42),
+    ("    seed = 42", None), ("seed:{args.seed}", None),
+])
+def test_a_seed_is_read_as_scripts_print_it(line, seed):
+    assert read_log("train.log", line.encode()).seed == seed
+
+
 # Several runs in a file
 
 RUNS_IN_A_FILE = {  # what the file holds -> (its text, (seed, score or None) of each run)
