@@ -8,7 +8,7 @@ from common.settings import Settings
 from records.loglines import BODY, HEADER, SETTINGS_BLOCK, parse, parse_setting
 
 LOG_LIMIT = 4 << 20  # bytes; the longest published log has 130 kB
-RUNS_LIMIT = 64  # of one file
+RUNS_LIMIT = 64  # of one file, and of one record folder
 
 
 @dataclasses.dataclass

@@ -106,6 +106,9 @@ def rows_of(found, status):
     ("final: val_loss=1.9, val_bpb=1.12", "final", (1.9, 1.12)),
     ("final int6 sliding_exact val_loss:1.9 val_bpb:1.12", "final_int6_sliding", (1.9, 1.12)),
     ("sliding_window_exact val_loss:1.9 val_bpb:1.12", "sliding_window", (1.9, 1.12)),
+    ("mixed_roundtrip (val_loss: 1.9, val_bpb: 1.12)", "mixed_roundtrip", (1.9, 1.12)),
+    ("eval_sliding_s64 val_loss:1.9 val_bpb:1.12", "eval_sliding_s64", (1.9, 1.12)),
+    ("post_ttt_exact val_loss:1.9 val_bpb:1.12", "post_ttt", (1.9, 1.12)),
     ("last_roundtrip val_loss:1.9 val_bpb:1.12", None, None),
     ("final_int6_sliding_window val_bpb:1.12", None, None),
     ("final_score val_loss:{loss:.4f} val_bpb:{bpb:.4f}", None, None),
@@ -405,6 +408,23 @@ def test_a_claimed_total_is_that_of_a_run_or_the_mean(tmp_path, claim, words):
             for seed, model in ((1, 15_000_000), (2, 15_000_200))}
     found, printed = findings(make(tmp_path, logs, val_bpb=1.2, bytes_total=claim), "artifact")
     assert bool(rows_of(found, "FAIL")) == bool(words) and any(words in f.observed for f in found), printed
+
+
+@pytest.mark.parametrize(("claims", "fails"), [
+    ({"bytes_model_int8_zlib": 15_000_000}, False),
+    ({"model_bytes": 15_000_001}, True),
+])
+def test_a_claimed_model_is_that_of_a_log_where_none_is_shipped(tmp_path, claims, fails):
+    found, printed = findings(make(tmp_path, {"train.log": log_text(1, 1.2)}, val_bpb=1.2, **claims), "artifact")
+    assert any("15,000,000 of the logs" in row for row in rows_of(found, "FAIL")) == fails, printed
+
+
+def test_a_claimed_code_size_is_that_of_a_log_where_no_code_is_shipped(tmp_path):
+    for claim, fails in ((CODE_BYTES, False), (CODE_BYTES + 1, True)):
+        folder = make(tmp_path, {"train.log": log_text(1, 1.2)}, val_bpb=1.2, bytes_code=claim)
+        (folder / "train_gpt.py").unlink()
+        found, printed = findings(folder, "artifact")
+        assert any(f"bytes_code {claim}" in row for row in rows_of(found, "FAIL")) == fails, printed
 
 
 def test_shipped_files_that_are_too_large_are_a_warning_where_the_stated_size_decides(tmp_path):
