@@ -212,8 +212,8 @@ _WORDS = r"(?: [^:]{1,80})?"  # they may name a file or a compressor
 _NOT_RAW = r"(?! ?\(?(?i:raw|fp32|bf16|uncompressed|torch))"
 _REST = r"(?P<rest>(?: .*)?)"
 _BEFORE = r"(?i:diagnostic )?(?i:[\w-]{0,40}(?:pre[-_]?quant|post[-_]ema)[\w-]{0,40})(?: [\w-]{1,40})?"
-_FINAL = (r"(?i:final|(de)?quantized|post_(quant|ttt|gptq)|roundtrip|sliding|sw_|eval_(final|sliding)|legal|ttt|test_time|"
-          r"phased|slot|ngram|gptq|int[4-8]|mixed|ternary|binary|zstd|lzma|brotli)")
+_FINAL = (r"(?i:final|(de)?quantized|post_(quant|ttt|gptq)|roundtrip|sliding|sw_|eval_(final|sliding)|legal|ttt|"
+          r"test_time|phased|slot|ngram|gptq|int[4-8]|mixed|ternary|binary|zstd|lzma|brotli)")
 _LABEL = rf"(?={_FINAL})(?P<label>[\w.+-]{{1,80}}(?: [A-Za-z][\w.+-]{{0,60}}(?![\w.+:=-])){{0,2}}):?"
 
 
