@@ -427,6 +427,15 @@ def test_a_claimed_code_size_is_that_of_a_log_where_no_code_is_shipped(tmp_path)
         assert any(f"bytes_code {claim}" in row for row in rows_of(found, "FAIL")) == fails, printed
 
 
+@pytest.mark.parametrize("name", ["final_model.int6.ptz", "out/weights.npz"])
+def test_a_model_of_any_format_counts_with_all_code_that_is_reached(tmp_path, name):
+    for size, status in ((15_900_000, "NOT VERIFIED"), (15_999_000, "FAIL")):
+        files = {"train_gpt.py": "import helper\n", "helper.py": b"#" * 1000, name: bytes(size)}
+        folder = make(tmp_path, {"train.log": log_text(1, 1.2), **files}, val_bpb=1.2)
+        found, printed = findings(folder, "artifact")
+        assert status_of(found) == status, printed
+
+
 def test_shipped_files_that_are_too_large_are_a_warning_where_the_stated_size_decides(tmp_path):
     code = b"#" * 1_000_000
     text = header(1) + steps(1, 1.2) + sizes(15_500_000, 20_000) + final(1.2)
