@@ -1,0 +1,145 @@
+"""Runs, models and code that stand twice: within a record folder, and in the other folders of a tree of records.
+
+Two runs are independent, so their losses differ in most lines; the first steps and a few others may agree by chance.
+The same run may be told twice: train.log is often a copy of the log of one seed, and a run on the CPU repeats to the
+last digit. Its times never repeat.
+"""
+import hashlib
+
+from records.checks import MODEL_NAMES, SCRIPT
+from records.folder import Refused
+from records.rules import FAIL, WARN, Finding
+
+EARLY = 10  # steps, whose losses still are almost the same for every seed
+FEWEST = 4  # later losses that a comparison needs
+SHARE = 0.5  # of the later losses; two runs of one configuration share less than a tenth
+READ_LIMIT = 16_000_000  # bytes of a file that is compared
+
+
+def losses(log):
+    """dict (kind, step) -> loss, of all steps but the first."""
+    rows = {("train", row[0]): row[1] for row in log.train} | {("val", row[0]): row[1] for row in log.val}
+    return {place: loss for place, loss in rows.items() if place[1] > EARLY}
+
+
+def times(log):
+    """dict step -> milliseconds of the training lines, of all steps but the first."""
+    return {row[0]: row[2] for row in log.train if row[0] > EARLY and row[2] is not None}
+
+
+def share_equal(first, second):
+    """Which share of the values that two dicts have for the same keys are equal; 0 where there are too few."""
+    both = first.keys() & second.keys()
+    if len(both) < FEWEST:
+        return 0.0
+    return sum(first[key] == second[key] for key in both) / len(both)
+
+
+def check_copied_runs(folder):
+    """No two logs of a folder show the losses or the times of one run under two seeds."""
+    logs = folder.seed_logs()
+    for number, log in enumerate(logs):
+        for other in logs[:number]:
+            same = share_equal(losses(log), losses(other))
+            if log.seed != other.seed and same > SHARE:
+                observed = f"{100 * same:.0f} % of the losses of {log.name} are those of {other.name}"
+                yield Finding(FAIL, observed, f"another run: seeds {log.seed} and {other.seed}", log.where("train"))
+            elif log.seed != other.seed and share_equal(times(log), times(other)) > SHARE and _exact_times(log):
+                observed = f"the times of {log.name} are those of {other.name}"
+                yield Finding(FAIL, observed, "times of another run", log.where("train"))
+            elif log.seed != other.seed and _sizes(log) == _sizes(other) is not None:
+                observed = f"{log.model_bytes:,} bytes of model and val_loss {log.score()[0]} as in {other.name}"
+                yield Finding(FAIL, observed, "another model", log.where("model"))
+
+
+def _exact_times(log):
+    """Whether times are in milliseconds, long enough that they do not agree by chance."""
+    return bool(log.train) and all(row[2] is not None and row[2] % 3000 for row in log.train[-FEWEST:])
+
+
+def _sizes(log):
+    """What two models never share, or None where the log does not say it."""
+    return (log.model_bytes, log.score()[0]) if log.model_bytes and log.score() else None
+
+
+def check_copies_in_tree(folder, others):
+    """Yields Findings about what an earlier folder of the tree holds too. others: iterable of the tree's other
+    Folders."""
+    for other in others:
+        if other.name[:10] > folder.name[:10] or other.path == folder.path:
+            continue  # the later of two is the copy
+        yield from _runs_of(folder, other)
+        yield from _files_of(folder, other)
+
+
+def same_author(folder, other):
+    ids = [(f.fields.get("github_id") or f.fields.get("author") or "").lower() for f in (folder, other)]
+    return ids[0] == ids[1] != ""
+
+
+def _where(folder, other):
+    """Name of the other folder, with its track where that is another."""
+    return other.name if other.track == folder.track else f"{other.track}/{other.name}"
+
+
+def _runs_of(folder, other):
+    for log in folder.seed_logs():
+        for theirs in other.seed_logs():
+            if finding := _same_run(folder, log, other, theirs):
+                yield finding
+                break
+
+
+def _same_run(folder, log, other, theirs):
+    """Finding about a log and one of another folder, or None."""
+    where = _where(folder, other)
+    if log.sha256 == theirs.sha256:
+        return Finding(FAIL, f"{log.name} is {theirs.name} of {where}", "a log of this record", log.name)
+    same = share_equal(losses(log), losses(theirs))
+    if same <= SHARE:
+        return None
+    observed = f"{100 * same:.0f} % of its losses are those of {theirs.name} of {where}"
+    if log.seed != theirs.seed:
+        return Finding(FAIL, f"{observed}, seed {theirs.seed}", f"another run for seed {log.seed}", log.name)
+    ours = same_author(folder, other)
+    if not ours and share_equal(times(log), times(theirs)) > SHARE and _exact_times(log):
+        return Finding(FAIL, f"{observed}, and so are its times", "a run of one's own", log.name)
+    if not ours:
+        return Finding(WARN, observed, "a repeated run, and the README says so", log.name)
+    if log.score() == theirs.score():
+        return Finding(WARN, f"{observed}, and so is its score", "a record that is new", log.name)
+    return None
+
+
+def _files_of(folder, other):
+    """Code and model of another author's folder."""
+    if same_author(folder, other):
+        return
+    ours, theirs = (models_of(f) for f in (folder, other))
+    for digest in sorted(ours.keys() & theirs.keys()):
+        observed = f"the model of {_where(folder, other)}, by another author"
+        same_code = _digest(folder, SCRIPT) == _digest(other, SCRIPT) is not None
+        status = WARN if same_code else FAIL  # the same code with the same seed makes the same model
+        yield Finding(status, observed, "the model of this record", ours[digest])
+    code = _digest(folder, SCRIPT)
+    if code and code == _digest(other, SCRIPT):
+        observed = f"the code of {_where(folder, other)}, by another author"
+        yield Finding(WARN, observed, "code of this record, or a README that gives credit", SCRIPT)
+
+
+def models_of(folder):
+    """dict SHA-256 -> name of the model files."""
+    names = [name for name in sorted(folder.files) if MODEL_NAMES.fullmatch(name) and not name.endswith(".py")]
+    digests = {_digest(folder, name): name for name in names}
+    digests.pop(None, None)
+    return digests
+
+
+def _digest(folder, name):
+    """SHA-256 of a file; None where it is not there, empty, or cannot be read."""
+    if not folder.files.get(name):
+        return None
+    try:
+        return hashlib.sha256(folder.read(name, READ_LIMIT)).hexdigest()
+    except Refused:
+        return None

@@ -1,0 +1,293 @@
+"""Whether a log of this project's trainers could have been written by them: each line against the settings that the log
+itself prints, and against the other lines.
+
+The trainers log a step at 1 to 10 and every TRAIN_LOG_EVERY, validate every VAL_LOSS_EVERY and at the end, and print
+times, rates, sizes and scores that follow from each other (common/loop.py, common/finish.py). A run that was stopped
+and resumed has one part for each start.
+"""
+import dataclasses
+import math
+
+from common.bpb import eval_lengths
+from common.challenge import BUDGET_BYTES
+from common.params import count_params
+from common.readlog import parse_line
+from common.settings import Settings
+from records.folder import Refused
+from records.logs import LOG_LIMIT, read_log
+from records.rules import FAIL, WARN, Finding
+
+REQUIRED = ("run", "settings", "data", "tokenizer", "code", "params", "batch", "val", "model", "code_size", "total",
+            "scored", "final", "final_exact")  # of every run that ended
+FIRST_STEPS = 10  # each is logged
+LAST_STEPS = 6  # of the average length, before the cap: a run stops when the next steps could end after it
+UNTRAINED = 0.8  # of ln(vocabulary), which initial weights score; text's single tokens have at least this entropy
+PLAIN_GAIN = 0.01  # relative, by which rounding the weights may improve a loss
+EVALUATION_GAIN = 0.25  # relative, with sliding windows or test-time training
+
+
+@dataclasses.dataclass
+class Line:
+    number: int
+    kind: str
+    values: dict
+
+
+@dataclasses.dataclass
+class Part:
+    """What one start of the trainer printed. lines: list of Line; settings: Settings; start: the step it resumed from,
+    or 0; is_last: no other start follows."""
+    name: str
+    lines: list
+    settings: Settings
+    start: int
+    is_last: bool = False
+
+    def of(self, *kinds):
+        return [line for line in self.lines if line.kind in kinds]
+
+    def last(self, kind):
+        """Values of the last line of a kind, or None."""
+        found = self.of(kind)
+        return found[-1].values if found else None
+
+    def where(self, kind):
+        found = self.of(kind)
+        return f"{self.name}:{found[-1].number}" if found else self.name
+
+
+def check_trainer_logs(folder):
+    """Yields a Finding for each log of this project's trainers, and each rule that it breaks."""
+    for name in sorted({log.name.partition("#")[0] for log in folder.logs if log.backend}):
+        try:
+            parts = read_parts(name, folder.read(name, LOG_LIMIT))
+        except Refused:
+            continue  # reported as a log that cannot be read
+        yield from _whole(name, parts)
+        for part in parts:
+            for rule in RULES:
+                yield from rule(part)
+        if parts:
+            yield from _end(parts[-1])
+
+
+def read_parts(name, data):
+    """list of Part of a log's bytes. A part whose settings cannot be read is left out: another check says so."""
+    parts, lines = [], []
+    for number, text in enumerate(data.decode(errors="replace").splitlines(), 1):
+        found = parse_line(text)
+        if found and found[0] == "resume" and lines:
+            parts.append(lines)
+            lines = []
+        if found:
+            lines.append(Line(number, *found))
+    made = []
+    for lines in [*parts, lines]:
+        own = read_log(name, _text(data, lines, {"settings", "tokenizer"}))
+        resumed = next((line.values["step"] for line in lines if line.kind == "resume"), 0)
+        if own.settings and not own.refused and not own.problems:
+            made.append(Part(name, lines, own.run_settings, resumed))
+    if made:
+        made[-1].is_last = True
+    return made
+
+
+def _text(data, lines, kinds):
+    """Bytes of the lines of some kinds."""
+    wanted = {line.number for line in lines if line.kind in kinds}
+    rows = data.decode(errors="replace").splitlines()
+    return "\n".join(rows[number - 1] for number in sorted(wanted)).encode()
+
+
+def _whole(name, parts):
+    """A run that ended has printed every kind of line; `evaluation` since the status has a hint."""
+    kinds = {line.kind for part in parts for line in part.lines}
+    required = [*REQUIRED, "evaluation"] if "status" in kinds else REQUIRED
+    if missing := [kind for kind in required if kind not in kinds]:
+        yield Finding(FAIL, f"no line of {', '.join(missing)}", "every line that the trainer prints", name)
+
+
+def _as_set(part):
+    """Lines that repeat a setting."""
+    s = part.settings
+    seq_len, stride = eval_lengths(s)
+    ttt = f"lr {s.ttt_lr}, chunk {s.ttt_chunk}" if s.ttt_lr else "off"
+    expected = {
+        "step": {"iterations": s.iterations},
+        "val": {"iterations": s.iterations},
+        "stop": {"iterations": s.iterations},
+        "params": {"params": count_params(s)},
+        "batch": {"tokens": s.train_batch_tokens, "seq_len": s.train_seq_len},
+        "warmup": {"steps": s.warmup_steps},
+        "evaluation": {"seq_len": seq_len, "stride": stride, "ttt": ttt},
+        "total": {"cap": BUDGET_BYTES},
+    }
+    for kind, values in expected.items():
+        for line in part.of(kind):
+            if wrong := [name for name, value in values.items() if line.values[name] != value]:
+                observed = ", ".join(f"{name} {line.values[name]}" for name in wrong)
+                wanted = ", ".join(f"{name} {values[name]}" for name in wrong)
+                yield Finding(FAIL, observed, f"{wanted}, as its settings say", f"{part.name}:{line.number}")
+                break
+
+
+def _due_lines(part):
+    """Steps and validations are logged when they are due, and only then."""
+    s = part.settings
+    logged = [line.values["step"] for line in part.of("step", "val")]
+    end = max(logged, default=part.start)
+    last = end if part.is_last else None
+
+    def step_due(step):
+        return step > part.start and (step <= FIRST_STEPS or step % s.train_log_every == 0)
+
+    def val_due(step):
+        return step == last or bool(s.val_loss_every and step % s.val_loss_every == 0)
+
+    for kind, due, every in (("step", step_due, s.train_log_every), ("val", val_due, s.val_loss_every)):
+        seen = {line.values["step"]: line.number for line in part.of(kind)}
+        words = f"every {every} steps" if every else "only at the end"
+        for step, number in seen.items():
+            if not due(step):
+                yield Finding(FAIL, f"a {kind} line at step {step:,}", f"{words}, as its settings say",
+                              f"{part.name}:{number}")
+                break
+        candidates = [*range(part.start, FIRST_STEPS + 1), *range(0, end + 1, every or end + 1), end]
+        wanted = {step for step in candidates if part.start <= step <= end and due(step)}
+        if not part.is_last:
+            wanted -= {end}  # it was stopped there
+        if missing := sorted(wanted - seen.keys()):
+            yield Finding(FAIL, f"no {kind} line at step {missing[0]:,}", f"{words}, as its settings say", part.name)
+
+
+def _rates(part):
+    """tokens/s of a line is its steps times the batch, over its time."""
+    batch = part.settings.train_batch_tokens
+    for line in part.of("step"):
+        step, ms, rate = (line.values[name] for name in ("step", "ms", "rate"))
+        exact = step * batch
+        if abs(rate * ms / 1e3 - exact) > (rate + 1) * 0.0006 + 0.0006 * ms + 1e-6 * exact:
+            expected = f"{1e3 * exact / max(ms, 1e-9):,.0f} tokens/s of {step:,} steps in {ms:,.0f} ms"
+            yield Finding(FAIL, f"{rate:,.0f} tokens/s", expected, f"{part.name}:{line.number}")
+            break
+
+
+def _throughput(part):
+    """The summary of the speed, which follows from the last time, the batch and the operations per token."""
+    end, final, params = part.last("throughput"), part.last("val"), part.last("params")
+    if not (end and final and params and final["ms"]):
+        return
+    rate = 1e3 * final["step"] * part.settings.train_batch_tokens / final["ms"]
+    for name, expected, digits in (
+        ("rate", rate, 0.5),
+        ("flops", end["rate"] * params["flops"] / 1e9, 0.005),
+        ("share", 100 * end["flops"] / end["peak"] if end["peak"] else end["share"], 0.05),
+    ):
+        slack = 0.51 / final["ms"] + 0.51 / max(end["rate"], 1) + 0.0051 / max(end["flops"], 0.01)
+        slack += 0.051 / max(end["peak"], 0.1)
+        if abs(end[name] - expected) > expected * slack + digits * 1.01:
+            yield Finding(FAIL, f"{name} {end[name]:,}", f"{expected:,.2f} of its other figures", part.where("throughput"))
+            return
+
+
+def _sizes(part):
+    """The bytes of the model file and the code, their sum, and what is left."""
+    model, code, total, ran = (part.last(kind) for kind in ("model", "code_size", "total", "code"))
+    if not (model and code and total):
+        return
+    both = model["bytes"] + code["bytes"]
+    if total["bytes"] != both:
+        yield Finding(FAIL, f"total of {total['bytes']:,} bytes", f"{both:,} = model + code", part.where("total"))
+    elif total["left"] != BUDGET_BYTES - 1 - total["bytes"]:
+        expected = f"{BUDGET_BYTES - 1 - total['bytes']:,}"
+        yield Finding(FAIL, f"{total['left']:,} bytes left", expected, part.where("total"))
+    if ran and ran["bytes"] != code["bytes"]:
+        yield Finding(FAIL, f"code of {code['bytes']:,} bytes", f"{ran['bytes']:,} as it ran", part.where("code_size"))
+
+
+def _tokens(part):
+    """Tokens of validation: all but the first are scored, once each."""
+    data, scored = part.last("data"), part.last("scored")
+    if data and scored and not scored["partial"] and scored["tokens"] != data["val_tokens"] - 1:
+        expected = f"{data['val_tokens'] - 1:,}, all but the first of its data"
+        yield Finding(FAIL, f"{scored['tokens']:,} tokens scored", expected, part.where("scored"))
+
+
+def _ratio(part):
+    """val_bpb over val_loss is tokens over bytes and ln 2, the same on every line."""
+    scored = part.last("scored")
+    if not scored or not scored["bytes"]:
+        return
+    ratio = scored["tokens"] / scored["bytes"] / math.log(2)
+    for line in part.of("val", "final", "final_exact"):
+        loss, bpb = line.values["val_loss"], line.values["val_bpb"]
+        unit = 5.1e-9 if line.kind == "final_exact" else 5.1e-5
+        if math.isfinite(loss) and abs(bpb - loss * ratio) > unit * (1 + ratio):
+            expected = f"{loss * ratio:.4f} of val_loss {loss:.4f}, tokens and bytes"
+            yield Finding(FAIL, f"val_bpb {bpb:.4f}", expected, f"{part.name}:{line.number}")
+            return
+
+
+def _initial(part):
+    """Before the first update the loss is about that of equal chances."""
+    first = [line for line in part.of("val", "step") if line.values["step"] == (line.kind == "step")]
+    uniform = math.log(max(2, part.settings.vocab_size))
+    for line in first if part.start == 0 else []:
+        loss = line.values["val_loss" if line.kind == "val" else "train_loss"]
+        if loss < UNTRAINED * uniform:
+            expected = f"about ln({part.settings.vocab_size}) = {uniform:.2f}: weights that are not trained"
+            yield Finding(FAIL, f"a loss of {loss:.4f} before any update", expected, f"{part.name}:{line.number}")
+            return
+
+
+RULES = (_as_set, _due_lines, _rates, _throughput, _sizes, _tokens, _ratio, _initial)
+
+
+def _end(part):
+    """How a run ends: the status, the stop, the last step, the final score."""
+    yield from _status(part)
+    final, exact = part.last("final"), part.last("final_exact")
+    for name in ("val_loss", "val_bpb") if final and exact else ():
+        if abs(final[name] - exact[name]) > 5.1e-5:
+            yield Finding(FAIL, f"{name} {final[name]:.4f}", f"{exact[name]:.8f}, rounded", part.where("final"))
+            return
+    val = part.last("val")
+    if val and exact and val["val_loss"] > 0:
+        yield from _round_trip(part, val["val_loss"], exact["val_loss"])
+
+
+def _status(part):
+    status, stop, val = part.last("status"), part.last("stop"), part.last("val")
+    if not (status and val):
+        return
+    s, where = part.settings, part.where("status")
+    finished = val["step"] == s.iterations
+    if status["status"] in ("finished", "capped") and (status["status"] == "finished") != finished:
+        yield Finding(FAIL, f"status {status['status']} at step {val['step']:,}", f"{s.iterations:,} steps", where)
+    if finished == bool(stop):
+        observed = f"{'a' if stop else 'no'} line of stopping early at step {val['step']:,} of {s.iterations:,}"
+        yield Finding(FAIL, observed, "one where steps are left, and only there", part.where("stop"))
+    if stop and (stop["step"], stop["ms"]) != (val["step"], val["ms"]):
+        expected = f"step {val['step']:,}, {val['ms']:,.0f} ms of its last validation"
+        yield Finding(FAIL, f"stopped at step {stop['step']:,}, {stop['ms']:,.0f} ms", expected, part.where("stop"))
+    cap = 1e3 * s.max_wallclock_seconds
+    if stop and (not cap or val["ms"] + LAST_STEPS * val["avg"] < cap):
+        expected = f"within {LAST_STEPS} steps of {cap:,.0f} ms" if cap else "every step: its settings have no limit"
+        yield Finding(FAIL, f"stopped early after {val['ms']:,.0f} ms", expected, part.where("stop"))
+    for line in part.of("checkpoint"):
+        if line.values["step"] > val["step"]:
+            yield Finding(FAIL, f"a checkpoint of step {line.values['step']:,}", f"none after {val['step']:,}",
+                          f"{part.name}:{line.number}")
+
+
+def _round_trip(part, before, after):
+    """What rounding the weights and the final evaluation did to the last validation."""
+    s = part.settings
+    plain = not s.ttt_lr and eval_lengths(s) == (s.train_seq_len, s.train_seq_len)
+    gain = 1 - after / before
+    if plain and gain > PLAIN_GAIN:
+        expected = f"about {before:.4f} of the last validation, whose windows it has"
+        yield Finding(FAIL, f"val_loss {after:.4f} after rounding", expected, part.where("final_exact"))
+    elif gain > EVALUATION_GAIN:
+        observed = f"val_loss {after:.4f}, {100 * gain:.0f} % below the last validation"
+        yield Finding(WARN, observed, "a gain that the evaluation explains", part.where("final_exact"))
