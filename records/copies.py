@@ -62,14 +62,9 @@ def _sizes(log):
     return (log.model_bytes, log.score()[0]) if log.model_bytes and log.score() else None
 
 
-def check_copies_in_tree(folder, others):
-    """Yields Findings about what an earlier folder of the tree holds too. others: iterable of the tree's other
-    Folders."""
-    for other in others:
-        if other.name[:10] > folder.name[:10] or other.path == folder.path:
-            continue  # the later of two is the copy
-        yield from _runs_of(folder, other)
-        yield from _files_of(folder, other)
+def earlier(folder, others):
+    """The folders of others that are not dated later: of two equal ones the later is the copy."""
+    return [other for other in others if other.name[:10] <= folder.name[:10] and other.path != folder.path]
 
 
 def same_author(folder, other):
@@ -77,60 +72,66 @@ def same_author(folder, other):
     return ids[0] == ids[1] != ""
 
 
-def _where(folder, other):
+def _name(folder, other):
     """Name of the other folder, with its track where that is another."""
     return other.name if other.track == folder.track else f"{other.track}/{other.name}"
 
 
-def _runs_of(folder, other):
+def check_runs_of_others(folder, others):
+    """Runs that an earlier folder of the tree shows too. others: list of the tree's other Folders."""
     for log in folder.seed_logs():
-        for theirs in other.seed_logs():
-            if finding := _same_run(folder, log, other, theirs):
-                yield finding
-                break
+        own = losses(log)
+        for other in earlier(folder, others):
+            found = (_same_run(folder, log, own, other, theirs) for theirs in other.seed_logs())
+            yield from [finding for finding in found if finding][:1]
 
 
-def _same_run(folder, log, other, theirs):
-    """Finding about a log and one of another folder, or None."""
-    where = _where(folder, other)
+def _same_run(folder, log, own, other, theirs):
+    """Finding about a log, of these losses, and one of another folder; or None."""
+    where = _name(folder, other)
     if log.sha256 == theirs.sha256:
         return Finding(FAIL, f"{log.name} is {theirs.name} of {where}", "a log of this record", log.name)
-    same = share_equal(losses(log), losses(theirs))
+    same = share_equal(own, losses(theirs))
     if same <= SHARE:
         return None
     observed = f"{100 * same:.0f} % of its losses are those of {theirs.name} of {where}"
     if log.seed != theirs.seed:
         return Finding(FAIL, f"{observed}, seed {theirs.seed}", f"another run for seed {log.seed}", log.name)
-    ours = same_author(folder, other)
-    if not ours and share_equal(times(log), times(theirs)) > SHARE and _exact_times(log):
-        return Finding(FAIL, f"{observed}, and so are its times", "a run of one's own", log.name)
-    if not ours:
-        return Finding(WARN, observed, "a repeated run, and the README says so", log.name)
-    if log.score() == theirs.score():
-        return Finding(WARN, f"{observed}, and so is its score", "a record that is new", log.name)
-    return None
-
-
-def _files_of(folder, other):
-    """Code and model of another author's folder."""
     if same_author(folder, other):
-        return
-    ours, theirs = (models_of(f) for f in (folder, other))
-    for digest in sorted(ours.keys() & theirs.keys()):
-        observed = f"the model of {_where(folder, other)}, by another author"
-        same_code = _digest(folder, SCRIPT) == _digest(other, SCRIPT) is not None
-        status = WARN if same_code else FAIL  # the same code with the same seed makes the same model
-        yield Finding(status, observed, "the model of this record", ours[digest])
-    code = _digest(folder, SCRIPT)
-    if code and code == _digest(other, SCRIPT):
-        observed = f"the code of {_where(folder, other)}, by another author"
-        yield Finding(WARN, observed, "code of this record, or a README that gives credit", SCRIPT)
+        again = log.score() == theirs.score()
+        return Finding(WARN, f"{observed}, and so is its score", "a record that is new", log.name) if again else None
+    if _exact_times(log) and share_equal(times(log), times(theirs)) > SHARE:
+        return Finding(FAIL, f"{observed}, and so are its times", "a run of one's own", log.name)
+    return Finding(WARN, observed, "a repeated run, which the README says", log.name)
 
 
-def models_of(folder):
-    """dict SHA-256 -> name of the model files."""
+def check_models_of_others(folder, others):
+    """Models of an earlier folder of another author."""
+    ours = models_of(folder)
+    for other in earlier(folder, others) if ours else []:
+        if same_author(folder, other):
+            continue
+        theirs = models_of(other, {folder.files[name] for name in ours.values()})
+        for digest in sorted(ours.keys() & theirs.keys()):
+            same_code = _digest(folder, SCRIPT) == _digest(other, SCRIPT) is not None
+            status = WARN if same_code else FAIL  # the same code with the same seed makes the same model
+            observed = f"the model of {_name(folder, other)}, by another author"
+            yield Finding(status, observed, "the model of this record", ours[digest])
+
+
+def check_code_of_others(folder, others):
+    """Code of an earlier folder of another author. Records build on each other, so it may be meant."""
+    for other in earlier(folder, others):
+        same_size = folder.files.get(SCRIPT) and folder.files.get(SCRIPT) == other.files.get(SCRIPT)
+        if same_size and not same_author(folder, other) and _digest(folder, SCRIPT) == _digest(other, SCRIPT):
+            observed = f"the code of {_name(folder, other)}, by another author"
+            yield Finding(WARN, observed, "code of this record, or a README that gives credit", SCRIPT)
+
+
+def models_of(folder, sizes=None):
+    """dict SHA-256 -> name of the model files; of these sizes alone, if given."""
     names = [name for name in sorted(folder.files) if MODEL_NAMES.fullmatch(name) and not name.endswith(".py")]
-    digests = {_digest(folder, name): name for name in names}
+    digests = {_digest(folder, name): name for name in names if sizes is None or folder.files[name] in sizes}
     digests.pop(None, None)
     return digests
 

@@ -5,6 +5,7 @@ import math
 import re
 import statistics
 
+from common.settings import settings_of
 from records.copies import models_of
 from records.folder import Decimal
 from records.rules import FAIL, SPELLINGS, TRAIN_LIMITS, WARN, Finding
@@ -19,13 +20,12 @@ NAMES = {spelling: name for name, spellings in SPELLINGS.items() for spelling in
     "world_size": "world_size", "num_gpus": "world_size", "gpu_count": "world_size",
 }
 SAME = {  # fields of a log that all seeds share -> how a person names them
-    "backend": "backend", "device": "device", "dataset": "data set", "manifest_sha256": "manifest of the data",
+    "backend": "backend", "dataset": "data set", "manifest_sha256": "manifest of the data",
     "code_sha256": "code", "vocab_size": "vocabulary", "params": "parameters", "batch_tokens": "tokens per step",
     "iterations": "iterations", "cap_seconds": "time limit", "val_tokens": "validation tokens",
 }
-OF_ONE_RUN = {"seed", "run_id", "resume", "checkpoint_every", "logfile", "rank", "local_rank", "rank_timeout",
-              "model_path", "quantized_model_path", "is_main_process", "device", "data_dir", "datasets_dir",
-              "train_files", "val_files", "tokenizer_path", "data_path", "artifact_dir"}  # settings that may differ
+OF_ONE_RUN = {"seed", "run_id", "logfile", "rank", "local_rank", "is_main_process"}  # printed settings that may differ
+PATHS = ("_path", "_dir", "_files")  # ends of the names of others, which depend on the machine
 
 
 def logged(log, name):
@@ -114,16 +114,16 @@ def _means(folder, rules):
 
 def check_same_configuration(folder, rules):
     """The seeds are runs of one configuration: settings, code, data and number of processes."""
-    runs = folder.seed_logs()
-    if len(runs) < 2:
-        return
-    first = runs[0]
-    for run in runs[1:]:
+    first, *others = folder.seed_logs() or [None]
+    for run in others:
         differing = [words for name, words in SAME.items() if _differ(getattr(first, name), getattr(run, name))]
         differing += _different_settings(first, run)
         if differing:
             observed = f"{run.name} differs from {first.name} in {', '.join(differing[:5])}"
             yield Finding(rules.lenient, observed, "runs that differ only in the seed", run.where("settings"))
+        elif printed := _different_hyperparameters(first, run):
+            observed = f"{run.name} prints another {', '.join(printed[:5])} than {first.name}"
+            yield Finding(WARN, observed, "runs that differ only in the seed", run.where("settings", printed[0]))
         if _differ(first.world_size, run.world_size):
             observed = f"{run.world_size} processes, {first.world_size} in {first.name}"
             status = rules.lenient if folder.track in TRAIN_LIMITS else WARN
@@ -136,13 +136,20 @@ def _differ(first, second):
 
 
 def _different_settings(first, run):
-    """Names of settings that differ: of our trainers all that are not the defaults, of others what they print."""
-    found = []
-    for ours, theirs in ((first.settings, run.settings), (first.hyperparameters, run.hyperparameters)):
-        if ours and theirs:
-            names = sorted((ours.keys() | theirs.keys()) - OF_ONE_RUN)
-            found += [name.upper() for name in names if ours.get(name) != theirs.get(name)]
-    return sorted(set(found))
+    """Names of the settings of this project's trainers that decide what is learned and scored."""
+    decisive = settings_of("model", "training", "artifact", "evaluation").keys() - OF_ONE_RUN
+    if not (first.backend and run.backend):
+        return []
+    return [name.upper() for name in sorted(decisive) if first.settings.get(name) != run.settings.get(name)]
+
+
+def _different_hyperparameters(first, run):
+    """Names of what other scripts print; which of them matter is not known."""
+    ours, theirs = first.hyperparameters, run.hyperparameters
+    if first.backend or not ours or not theirs:
+        return []
+    names = [name for name in sorted(ours.keys() | theirs.keys()) if name not in OF_ONE_RUN]
+    return [name for name in names if not name.endswith(PATHS) and ours.get(name) != theirs.get(name)]
 
 
 def check_hardware(folder, rules):
@@ -236,18 +243,18 @@ def check_model_digests(folder):
             yield Finding(FAIL, f"{name} {stated[1][:12]}", expected, "submission.json")
 
 
-def check_model_is_claimed(folder, rules):
+def check_model_is_claimed(folder):
     """The model file is that of the run whose score is claimed, where the claim is the score of one run."""
+    models = models_of(folder)
     logs = {log.model_sha256: log for log in folder.logs if log.model_sha256 and log.score()}
-    shipped = [logs[digest] for digest in models_of(folder) if digest in logs]
-    claim = folder.fields.get("val_bpb")
-    if len(shipped) != 1 or claim is None:
+    if len(models) > 1 and not models.keys() <= logs.keys():
+        observed = f"{len(models)} model files"
+        yield Finding(WARN, observed, "the one that is scored", ", ".join(models.values())[:200])
+    shipped = [logs[digest] for digest in models if digest in logs]
+    claim, values = folder.fields.get("val_bpb"), [bpb for _, bpb in folder.seed_scores()]
+    if len(shipped) != 1 or claim is None or _states(claim, statistics.mean(values or [claim])):
         return
-    values = [bpb for _, bpb in folder.seed_scores()]
-    others = [log for log in folder.seed_logs() if log.score() and _states(claim, log.score()[1])]
-    mean = statistics.mean(values) if values else claim
-    if others and not _states(claim, mean) and not _states(claim, shipped[0].score()[1]):
-        observed = f"{float(claim):g} is claimed, the score of {others[0].name}"
+    claimed = [log for log in folder.seed_logs() if log.score() and _states(claim, log.score()[1])]
+    if claimed and shipped[0] not in claimed:
+        observed = f"{float(claim):g} is claimed, the score of {claimed[0].name}"
         yield Finding(WARN, observed, f"that of {shipped[0].name}, whose model is here", "submission.json")
-    if len(models_of(folder)) > 1:
-        yield Finding(WARN, f"{len(models_of(folder))} model files", "the one that is scored", ".")
