@@ -1,4 +1,4 @@
-"""The checks of what a record claims, against its own logs and the record before it: score, clock, significance."""
+"""The checks of what a record claims, against its own logs: score and clock."""
 import math
 import re
 import statistics
@@ -7,12 +7,12 @@ from common.challenge import EVAL_SECONDS
 from common.published import VAL_BYTES, VAL_BYTES_TOLERANCE, VAL_TOKENS
 from records.checks import is_founding
 from records.folder import Decimal, on_fineweb
-from records.rules import FAIL, NOT_RUN, PASS, RECORD_ALPHA, TRAIN_LIMITS, UNVERIFIED, WARN, Finding
-from records.significance import Side, compare, copied_logs, is_score, missing_seeds
+from records.rules import FAIL, NOTE, PASS, TRAIN_LIMITS, UNVERIFIED, WARN, Finding
 
 MAIN_SCORE = "final_int8_zlib_roundtrip"  # the one final line
 SECOND = 1e3  # in milliseconds
-SCORE_UNIT, TIME_UNIT = 5e-3, 0.5  # the most that a claim may be off because it has few digits
+SCORE_UNIT = 5e-3  # the most that a claimed score may be off because it has few digits
+TIME_UNIT = 1.0  # and claimed seconds
 LATE_STEPS = 2  # a step cannot be interrupted, so a run may be late by this many
 
 
@@ -164,23 +164,49 @@ def _fineweb_bytes(folder, where, per_token, tokens):
     yield Finding(status, observed, f"{VAL_BYTES:,} of FineWeb's 50,000 documents", where)
 
 
+def size_row(folder):
+    """The sum that the size is of, as submission.json has it or else the main log: what holds, or which part is not
+    known. The checks of the artifact say what is wrong about it."""
+    log = folder.logs[0] if folder.logs else None
+    parts = {
+        part: folder.fields.get(claim, log and getattr(log, logged))
+        for part, claim, logged in (("total", "bytes_total", "total_bytes"),
+                                    ("model", "bytes_model_int8_zlib", "model_bytes"),
+                                    ("code", "bytes_code", "code_bytes"))
+    }
+    unknown = [part for part, size in parts.items() if size is None]
+    total, model, code = (f"{size:,}" if size is not None else "unknown" for size in parts.values())
+    observed = f"{total} bytes in all = {model} model + {code} code"
+    if len(unknown) == 3:
+        return
+    if unknown:
+        yield Finding(NOTE, observed, f"the bytes of {' and '.join(unknown)}, stated", "submission.json")
+    elif parts["total"] == parts["model"] + parts["code"]:
+        yield Finding(PASS, observed)
+    else:
+        more = parts["total"] - parts["model"] - parts["code"]
+        yield Finding(NOTE, f"{observed} {more:+,} unknown", "total = model + code", "submission.json")
+
+
 def check_clock(folder, rules):
     """Training time against the limit and the logged averages, the time of evaluation, and the claims of both."""
     if not folder.logs:
         yield Finding(UNVERIFIED if is_founding(folder) else FAIL, "no log", "the training time", ".")
-    for log in folder.logs:
+    official = folder.track in TRAIN_LIMITS
+    runs = []
+    for log in folder.seed_logs():
         if not log.last_step or log.train_ms is None or not math.isfinite(log.train_ms):
             yield Finding(FAIL, "no training time", "lines with train_time", log.name)
             continue
+        runs.append(log)
         yield from _training_time(folder, log)
         yield from _step_averages(log)
-        if folder.track in TRAIN_LIMITS:
-            yield from _evaluation_time(log)
-        else:
-            yield from _stated_limit(folder, rules, log)
-    runs = [log for log in folder.seed_logs() if log.train_ms is not None]
-    yield from _claimed_number(folder, rules, "wallclock_seconds", [log.train_ms / SECOND for log in runs])
-    yield from _claimed_number(folder, rules, "step_stop", [log.last_step for log in runs])
+        if official:
+            yield from _evaluation_time(folder, log)
+    if not official:
+        yield from _stated_limits(folder, rules, runs)
+    yield from _claimed_time(folder, rules, runs)
+    yield from _claimed_steps(folder, rules, runs)
 
 
 def _training_time(folder, log):
@@ -190,12 +216,10 @@ def _training_time(folder, log):
         return
     over = log.train_ms - min(limits) * SECOND
     steps = over / (log.train_ms / log.last_step)
-    observed = f"{log.train_ms / SECOND:,.3f} s, {over:,.0f} ms over"
-    status = WARN
-    if steps > LATE_STEPS:
-        status = FAIL
-        observed += f", {steps:.1f} steps"
-    yield Finding(status, observed, f"at most {min(limits):,.0f} s", log.name)
+    observed = f"{log.train_ms / SECOND:,.3f} s, {over:,.0f} ms over, {steps:.1f} steps"
+    late = steps > LATE_STEPS
+    meaning = "A step that has begun ends late, but not by so much: the run kept on training." if late else ""
+    yield Finding(FAIL if late else WARN, observed, f"at most {min(limits):,.0f} s", log.name, meaning)
 
 
 def _step_averages(log):
@@ -203,72 +227,68 @@ def _step_averages(log):
     for step, ms, average in log.averages:
         if step and abs(step * average - ms) > step * 0.011 + 1.0:
             observed = f"step {step}: {average} ms per step, {ms:,.0f} ms in all"
-            yield Finding(FAIL, observed, f"{ms / step:.2f} ms per step", log.name)
+            meaning = "The line contradicts itself: no trainer prints it so."
+            yield Finding(FAIL, observed, f"{ms / step:.2f} ms per step", log.name, meaning)
             return
 
 
-def _evaluation_time(log):
-    spent = max(sum(score[2] or 0.0 for score in log.scores.values()), log.evaluation_ms or 0.0)
-    if spent > EVAL_SECONDS * SECOND:
-        observed = f"evaluation took {spent / SECOND:,.1f} s"
-        yield Finding(FAIL, observed, f"at most {EVAL_SECONDS:.0f} s", log.name)
+def _evaluation_time(folder, log):
+    """The evaluation that gives the score keeps the limit; further ones, of the same model, may take longer."""
+    spent = [score[2] or 0.0 for score in log.scores.values()]
+    scored = log.scores.get(folder.score_label, (None, None, None))[2] or 0.0
+    needed = max(scored, log.evaluation_ms or 0.0)
+    limit = EVAL_SECONDS * SECOND
+    if needed > limit:
+        yield Finding(FAIL, f"evaluation took {needed / SECOND:,.1f} s", f"at most {EVAL_SECONDS:.0f} s", log.name)
+    elif sum(spent) > limit:
+        observed = f"{len(spent)} evaluations took {sum(spent) / SECOND:,.1f} s together"
+        meaning = "The one that gives the score must not need the others."
+        yield Finding(WARN, observed, f"at most {EVAL_SECONDS:.0f} s", log.name, meaning)
 
 
-def _stated_limit(folder, rules, log):
-    """The README says how long the run could train."""
+def _stated_limits(folder, rules, runs):
+    """The README says how long the runs could train."""
+    text = folder.text("README.md").replace(",", "")
     if "README.md" not in folder.files:
         return
-    seconds = f"{log.cap_seconds or 0:g}"
-    stated = rf"(?<![\d.,]){re.escape(seconds)}(?![\d])"
-    if seconds == "0":
-        stated = r"MAX_WALLCLOCK_SECONDS\s*=\s*0\b"
-    if not re.search(stated, folder.text("README.md").replace(",", "")):
-        yield Finding(rules.lenient, "the compute is not stated", f"MAX_WALLCLOCK_SECONDS={seconds}", "README.md")
+    for seconds in sorted({log.cap_seconds or 0.0 for log in runs}):
+        if not re.search(_stated(seconds), text, re.IGNORECASE):
+            expected = f"MAX_WALLCLOCK_SECONDS={seconds:g}"
+            meaning = "State the compute: the limit as the run had it, in seconds, minutes or hours."
+            yield Finding(rules.lenient, "the compute is not stated", expected, "README.md", meaning)
 
 
-def _claimed_number(folder, rules, name, values):
-    """A claimed time or step count is that of one run, or the mean."""
-    claim = folder.fields.get(name)
-    if claim is None or not values:
-        return
-    most = _half_unit(claim, TIME_UNIT) + 1e-9
-    if all(abs(claim - value) > most for value in [*values, statistics.mean(values)]):
-        expected = " or ".join(f"{value:,}" for value in sorted(set(values)))
-        yield Finding(rules.lenient, f"{name} {claim:,}", expected, "submission.json")
+def _stated(seconds):
+    """Pattern of a limit in a text without thousands separators; 0: there was none."""
+    if not seconds:
+        return r"MAX_WALLCLOCK_SECONDS\s*=\s*0\b|\bunlimited\b"
+    units = ((1, ""), (60, r"[\s-]*min"), (3600, r"[\s-]*h(?:ours?|rs?)?\b"))
+    forms = [rf"{re.escape(f'{seconds / size:g}')}(?:\.0+)?(?![\d.]*\d){unit}" for size, unit in units]
+    return rf"(?<![\d.])(?:{'|'.join(forms)})"
 
 
-def check_significance(folder, rules, find_baseline):
-    """Whether a record beats the baseline. find_baseline: function that returns its Side, or None if there is none."""
-    if folder.track not in TRAIN_LIMITS:
-        yield Finding(NOT_RUN, "no record is claimed in this track")
+def _claimed_time(folder, rules, runs):
+    """wallclock_seconds is the training time of a run, or the mean: rounded to its last digit, down or up."""
+    claim, times = folder.fields.get("wallclock_seconds"), [log.train_ms / SECOND for log in runs]
+    unit = min(2 * claim.half_unit, TIME_UNIT) if isinstance(claim, Decimal) else TIME_UNIT
+    if claim is None or not times or _is_near(claim, times, unit):
         return
-    if is_founding(folder):
-        yield Finding(UNVERIFIED, "one published run, the first: there was nothing to beat", "3 runs", ".")
-        return
-    baseline = find_baseline()
-    if baseline is None:
-        observed = "no earlier record beside the folder"
-        yield Finding(UNVERIFIED, observed, "--baseline FOLDER, at least 3 runs", ".")
-        return
-    result = compare(baseline, side_of_folder(folder, "candidate"), margin=rules.margin_nats)
-    because = "; ".join(result["because"])
-    if any("copy" in text or "the same score" in text for text in result["because"]):
-        yield Finding(FAIL, because, "independent runs", "logs")
-    elif result["decision"] == "not verified":
-        yield Finding(UNVERIFIED, because, f"at least 3 runs per side, against {baseline.label}", "logs")
+    expected = " or ".join(f"{time:,.3f}" for time in sorted(set(times)))
+    if claim >= min(times) and any(claim == log.cap_seconds for log in runs):
+        meaning = "The claim is the limit; the run took less."
+        yield Finding(WARN, f"wallclock_seconds {claim:,}", expected, "submission.json", meaning)
     else:
-        test = result["readings"]["nats per token"]
-        status = PASS if result["decision"] == "significant" else rules.lenient
-        better = f"{test['difference']:.5f} {result['unit']} better than {baseline.label}"
-        observed = f"{better}, margin {test['margin']:.5f}, p = {test['p']:.3g}"
-        yield Finding(status, observed, f"p < {RECORD_ALPHA}", "logs")
+        yield Finding(rules.lenient, f"wallclock_seconds {claim:,}", expected, "submission.json")
 
 
-def side_of_folder(folder, label):
-    """Side of the runs of a record folder."""
-    scores = folder.seed_scores()
-    good = [score for score in scores if is_score(score)]
-    problems = missing_seeds(folder) + copied_logs(folder)
-    if len(good) < len(scores):
-        problems.insert(0, "a log has no finite score above 0")
-    return Side(label, [loss for loss, _ in good], [bpb for _, bpb in good], problems)
+def _claimed_steps(folder, rules, runs):
+    """step_stop is the last step of a run, or the mean."""
+    claim, steps = folder.fields.get("step_stop"), [log.last_step for log in runs]
+    if claim is not None and steps and claim not in steps and abs(claim - statistics.mean(steps)) >= 1:
+        expected = " or ".join(f"{step:,}" for step in sorted(set(steps)))
+        yield Finding(rules.lenient, f"step_stop {claim:,}", expected, "submission.json")
+
+
+def _is_near(claim, values, unit):
+    """Whether a claim is less than a unit away from one of the values, or from their mean."""
+    return any(abs(claim - value) < unit * (1 + 1e-9) for value in [*values, statistics.mean(values)])

@@ -26,7 +26,9 @@ from records.evaluation import check_evaluation
 from records.folder import open_folder
 from records.logs import read_log
 from records.rules import RULESETS
-from records.verify import NAMES, exit_code, read_code, status_of, table, verdict, verify_folder
+from records.show import as_text
+from records.verdict import exit_code, status_of, verdict
+from records.verify import NAMES, read_code, verify_folder
 from tests import faults
 from tests.conftest import BACKENDS, ROOT, environment, run_script
 from tests.made_records import FINEWEB, SCRIPT, make_record, make_run
@@ -229,7 +231,7 @@ CASES = [(check, number) for check, cases in FAILING.items() for number in range
 @pytest.mark.parametrize("kind", ["plain", "record"])
 def test_a_packed_folder_passes(made, kind):
     result = verify_folder(made[kind])
-    assert verdict(result) == ("passes", []), table(made[kind], result)
+    assert verdict(result) == ("passes", []), as_text(made[kind], result)
     assert exit_code([result]) == 0 and list(result) == list(NAMES)
 
 
@@ -239,8 +241,8 @@ def test_a_spoiled_folder_fails_the_check(copy_of, check, number):
     folder = copy_of(kind)
     folder = spoil(folder) or folder
     result = verify_folder(folder)
-    assert status_of(result[check]) == "FAIL", table(folder, result)
-    assert any(words in f.observed + f.expected for f in result[check] if f.status == "FAIL"), table(folder, result)
+    assert status_of(result[check]) == "FAIL", as_text(folder, result)
+    assert any(words in f.observed + f.expected for f in result[check] if f.status == "FAIL"), as_text(folder, result)
     assert exit_code([result]) == 1
 
 
@@ -596,8 +598,8 @@ def test_a_real_run_is_packed_smoked_and_scored_again_on_both_backends(tmp_path,
     readme = folder / "README.md"
     readme.write_text(readme.read_text().replace(PLACEHOLDER, "Written"))
     result = verify_folder(folder, smoke=True, data=data_path)
-    assert exit_code([result]) == 0, table(folder, result)
-    assert result["re-evaluation"][0].status == result["smoke run"][0].status == "PASS", table(folder, result)
+    assert exit_code([result]) == 0, as_text(folder, result)
+    assert result["re-evaluation"][0].status == result["smoke run"][0].status == "PASS", as_text(folder, result)
     other = {"torch": "mlx", "mlx": "torch"}[backend]
     assert main(["verify", str(folder), "--data", str(data_path), "--backend", other]) == 0, capsys.readouterr()
     edit("train.log", r"(?<=roundtrip_exact val_loss:)(\S+) val_bpb:\S+", "2.00000000 val_bpb:1.00000000")(folder)
