@@ -130,11 +130,10 @@ def _end(log):
     if log.stop and log.cap_seconds and not _resumed(log) and log.stop[1] < EARLY_STOP * SECOND * log.cap_seconds:
         observed = f"stopped early after {log.stop[1] / SECOND:,.1f} s"
         yield Finding(WARN, observed, f"about {log.cap_seconds:,.0f} s, its limit", log.where("stop"))
-    last = log.val[-1] if log.val else None
-    if log.stop and last and last[0] == log.stop[0] and last[3] is not None and _in_ms(log):
-        if abs(last[3] - log.stop[1]) > 1.0 + 1e-3 * log.stop[1]:
-            observed = f"stopped at {log.stop[1]:,.0f} ms"
-            yield Finding(FAIL, observed, f"{last[3]:,.0f} ms of its last validation", log.where("stop"))
+    ended = [row[3] for row in log.val if log.stop and row[0] == log.stop[0] and row[3] is not None and _in_ms(log)]
+    if ended and abs(ended[-1] - log.stop[1]) > 1.0 + 1e-3 * log.stop[1]:
+        observed = f"stopped at {log.stop[1]:,.0f} ms"
+        yield Finding(FAIL, observed, f"{ended[-1]:,.0f} ms of its last validation", log.where("stop"))
     if log.iterations and log.last_step and log.last_step < log.iterations and not log.stop:
         observed = f"ends at step {log.last_step:,} of {log.iterations:,}"
         yield Finding(WARN, observed, "a line that says why it stopped", log.name)
@@ -169,7 +168,8 @@ def _losses(log):
     """Training losses change, and are about as high as validation's at the end."""
     late = [row[1] for row in log.train if row[0] > EARLY]
     if len(late) >= FEWEST and len(set(late)) == 1:
-        yield Finding(FAIL, f"the loss {late[0]} on each of {len(late)} lines", "losses of training", log.where("train"))
+        observed = f"the loss {late[0]} on each of {len(late)} lines"
+        yield Finding(FAIL, observed, "losses of training", log.where("train"))
     falling = all(a > b for a, b in itertools.pairwise(late))
     if len(late) >= 6 * FEWEST and falling:
         observed = f"the training loss falls on each of {len(late)} lines"
@@ -230,7 +230,8 @@ def _shards(log):
             yield Finding(FAIL, f"{name} {value[-80:]}", "shards of training", log.where("settings", name))
     train, val = (log.hyperparameters.get(f"{part}_files") for part in ("train", "val"))
     if train and train == val:
-        yield Finding(FAIL, f"train_files and val_files are {train[-60:]}", "two lists", log.where("settings", "train_files"))
+        observed = f"train_files and val_files are {train[-60:]}"
+        yield Finding(FAIL, observed, "two lists", log.where("settings", "train_files"))
 
 
 def _file_settings(log):
@@ -239,7 +240,8 @@ def _file_settings(log):
     return re.findall(r"\b(train_(?:files|shards|pattern|loader:\w{1,20}))[=:]\s?(\S+)", text, re.IGNORECASE)
 
 
-RULES = (_planned_steps, _spacing, _ratio, _rounded, _sum_of_bytes, _end, _initial, _losses, _round_trip, _speed, _shards)
+RULES = (_planned_steps, _spacing, _ratio, _rounded, _sum_of_bytes, _end, _initial, _losses, _round_trip, _speed,
+         _shards)
 
 # What a log says of work on the weights that took time after the clock stopped. Evaluation has a limit of its own.
 _WORK = re.compile(

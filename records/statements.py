@@ -202,7 +202,7 @@ def _hardware_of_readme(folder):
 
 def check_dates(folder, today=None):
     """No record is dated in the future; a day is left for time zones."""
-    today = today or datetime.datetime.now(datetime.timezone.utc).date()
+    today = today or datetime.datetime.now(datetime.UTC).date()
     for text, where in ((folder.name, "."), (folder.fields.get("date", ""), "submission.json")):
         try:
             date = datetime.date.fromisoformat(text[:10])

@@ -29,6 +29,7 @@ EVALUATION_GAIN = 0.25  # relative, with sliding windows or test-time training
 @dataclasses.dataclass
 class Line:
     number: int
+    text: str
     kind: str
     values: dict
 
@@ -80,23 +81,16 @@ def read_parts(name, data):
             parts.append(lines)
             lines = []
         if found:
-            lines.append(Line(number, *found))
+            lines.append(Line(number, text, *found))
+    parts.append(lines)
     made = []
-    for lines in [*parts, lines]:
-        own = read_log(name, _text(data, lines, {"settings", "tokenizer"}))
-        resumed = next((line.values["step"] for line in lines if line.kind == "resume"), 0)
+    for part in parts:
+        kept = [line.text for line in part if line.kind in ("settings", "tokenizer")]
+        own = read_log(name, "\n".join(kept).encode())
+        resumed = next((line.values["step"] for line in part if line.kind == "resume"), 0)
         if own.settings and not own.refused and not own.problems:
-            made.append(Part(name, lines, own.run_settings, resumed))
-    if made:
-        made[-1].is_last = True
+            made.append(Part(name, part, own.run_settings, resumed, part is parts[-1]))
     return made
-
-
-def _text(data, lines, kinds):
-    """Bytes of the lines of some kinds."""
-    wanted = {line.number for line in lines if line.kind in kinds}
-    rows = data.decode(errors="replace").splitlines()
-    return "\n".join(rows[number - 1] for number in sorted(wanted)).encode()
 
 
 def _whole(name, parts):
@@ -178,15 +172,16 @@ def _throughput(part):
     if not (end and final and params and final["ms"]):
         return
     rate = 1e3 * final["step"] * part.settings.train_batch_tokens / final["ms"]
-    for name, expected, digits in (
+    for name, value, digits in (
         ("rate", rate, 0.5),
         ("flops", end["rate"] * params["flops"] / 1e9, 0.005),
         ("share", 100 * end["flops"] / end["peak"] if end["peak"] else end["share"], 0.05),
     ):
         slack = 0.51 / final["ms"] + 0.51 / max(end["rate"], 1) + 0.0051 / max(end["flops"], 0.01)
         slack += 0.051 / max(end["peak"], 0.1)
-        if abs(end[name] - expected) > expected * slack + digits * 1.01:
-            yield Finding(FAIL, f"{name} {end[name]:,}", f"{expected:,.2f} of its other figures", part.where("throughput"))
+        if abs(end[name] - value) > value * slack + digits * 1.01:
+            expected = f"{value:,.2f} of its other figures"
+            yield Finding(FAIL, f"{name} {end[name]:,}", expected, part.where("throughput"))
             return
 
 

@@ -15,6 +15,7 @@ from records.baseline import check_significance
 from records.code import inspect_code
 from records.evaluation import check_evaluation
 from records.folder import CODE_LIMIT
+from records.honesty import further
 from records.pull import pull_request
 from records.rules import FAIL, NOT_RUN, NOTE, PASS, RULESETS, TRACKS, Finding
 from records.sandbox import check_smoke
@@ -67,7 +68,10 @@ def own_checks(folder, ruleset, tree):
             "clock": lambda: claims.check_clock(folder, rules),
             "hazards": lambda: unread or checks.check_hazards(code),
         }
-        tree.results[key] = {name: _findings(check) for name, check in by_name.items()}
+        tree.results[key] = {
+            name: _findings(lambda name=name, check=check: [*check(), *further(name, folder, rules, tree)])
+            for name, check in by_name.items()
+        }
     return tree.results[key]
 
 
