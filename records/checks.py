@@ -13,15 +13,12 @@ from common.artifact import decode_model
 from common.challenge import BUDGET_BYTES
 from common.settings import UserError, model_settings, settings_of
 from records.folder import Decimal, Refused, declared_seeds
+from records.kinds import MODEL_NAMES
 from records.rules import FAIL, FOUNDING, NUMBER_FIELDS, PASS, TEXT_FIELDS, TRACKS, UNVERIFIED, WARN, Finding
 from records.significance import copied_logs, missing_seeds
 
 PLACEHOLDER = "TO BE WRITTEN"  # in a README draft, where the author's own words are missing
 SCRIPT = "train_gpt.py"
-ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst", ".whl")
-MODEL_NAMES = re.compile(
-    r"[^/]*(\.int8\.|\.int6\.|model\.(zlib|zst|br|bin)|final_model)[^/]*|[^/]*\.(ptz|pt|pth|pkl|safetensors)"
-)
 PAYLOAD_LIMIT = 1 << 27  # bytes of an inflated model file: a bit for each of 16,000,000 bytes would be this much
 
 
@@ -58,8 +55,8 @@ def check_layout(folder, rules):
     for name in ("README.md", "submission.json", "train.log", SCRIPT):
         yield from _required_file(folder, rules, name)
     yield from _readme(folder)
-    for name in sorted(folder.files):
-        if name.endswith(ARCHIVES):
+    for name, kind in sorted(folder.kinds.items()):
+        if kind == "archive":
             yield Finding(WARN, "an archive, which is not opened", "the files themselves", name)
 
 

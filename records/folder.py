@@ -1,6 +1,7 @@
 """A record folder as evidence from a stranger: its files, read with bounds, and its submission.json under our names.
 Nothing is run."""
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -8,6 +9,7 @@ import os
 import stat
 from pathlib import Path
 
+from records.kinds import HEAD, kind_of
 from records.logs import LOG_LIMIT, read_log
 from records.rules import NUMBER_FIELDS, SPELLINGS, TEXT_FIELDS
 
@@ -141,6 +143,19 @@ class Folder:
             return self.read(name, TEXT_LIMIT).decode()
         except (Refused, UnicodeDecodeError):
             return ""
+
+    @functools.cached_property
+    def kinds(self):
+        """dict name -> log, or the kind that kinds.py gives."""
+        logs = {log.name for log in self.logs} | {name for _, name in self.log_errors}
+        return {name: "log" if name in logs else kind_of(name, self._head(name)) for name in self.files}
+
+    def _head(self, name):
+        try:
+            with open(os.open(self.path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+                return file.read(HEAD)
+        except OSError:
+            return b""
 
     @property
     def score_label(self):
