@@ -185,7 +185,9 @@ def size_row(folder):
         yield Finding(PASS, observed)
     else:
         more = parts["total"] - parts["model"] - parts["code"]
-        yield Finding(NOTE, f"{observed} {more:+,} unknown", "total = model + code", "submission.json")
+        word = "more" if more > 0 else "less"
+        yield Finding(NOTE, f"{total} bytes in all, {abs(more):,} {word} than {model} model + {code} code",
+                      "total = model + code", "submission.json")
 
 
 def check_clock(folder, rules):
@@ -217,9 +219,18 @@ def _training_time(folder, log):
     over = log.train_ms - min(limits) * SECOND
     steps = over / (log.train_ms / log.last_step)
     observed = f"{log.train_ms / SECOND:,.3f} s, {over:,.0f} ms over, {steps:.1f} steps"
-    late = steps > LATE_STEPS
-    meaning = "A step that has begun ends late, but not by so much: the run kept on training." if late else ""
-    yield Finding(FAIL if late else WARN, observed, f"at most {min(limits):,.0f} s", log.name, meaning)
+    status, meaning = WARN, ""
+    if steps > LATE_STEPS:
+        status, meaning = FAIL, "A step that has begun ends late, but not by so much: the run kept on training."
+    yield Finding(status, observed, f"at most {min(limits):,.0f} s", _line_at(log, log.train_ms), meaning)
+
+
+def _line_at(log, ms):
+    """Where a log has a training time."""
+    if log.stop and log.stop[1] == ms:
+        return log.where("stop")
+    rows = [("val", row) for row in log.val] + [("train", row) for row in log.train]
+    return next((log.where(kind, row[0]) for kind, row in rows if row[-1] == ms), log.name)
 
 
 def _step_averages(log):
@@ -228,7 +239,7 @@ def _step_averages(log):
         if step and abs(step * average - ms) > step * 0.011 + 1.0:
             observed = f"step {step}: {average} ms per step, {ms:,.0f} ms in all"
             meaning = "The line contradicts itself: no trainer prints it so."
-            yield Finding(FAIL, observed, f"{ms / step:.2f} ms per step", log.name, meaning)
+            yield Finding(FAIL, observed, f"{ms / step:.2f} ms per step", _line_at(log, ms), meaning)
             return
 
 
@@ -237,13 +248,14 @@ def _evaluation_time(folder, log):
     spent = [score[2] or 0.0 for score in log.scores.values()]
     scored = log.scores.get(folder.score_label, (None, None, None))[2] or 0.0
     needed = max(scored, log.evaluation_ms or 0.0)
-    limit = EVAL_SECONDS * SECOND
+    limit, expected = EVAL_SECONDS * SECOND, f"at most {EVAL_SECONDS:.0f} s"
     if needed > limit:
-        yield Finding(FAIL, f"evaluation took {needed / SECOND:,.1f} s", f"at most {EVAL_SECONDS:.0f} s", log.name)
+        where = log.where("score", folder.score_label) if scored == needed else log.where("evaluation")
+        yield Finding(FAIL, f"evaluation took {needed / SECOND:,.1f} s", expected, where)
     elif sum(spent) > limit:
         observed = f"{len(spent)} evaluations took {sum(spent) / SECOND:,.1f} s together"
         meaning = "The one that gives the score must not need the others."
-        yield Finding(WARN, observed, f"at most {EVAL_SECONDS:.0f} s", log.name, meaning)
+        yield Finding(WARN, observed, expected, log.where("score"), meaning)
 
 
 def _stated_limits(folder, rules, runs):

@@ -61,7 +61,7 @@ MEANINGS = {  # check -> status -> what it means, or how to mend it
         WARN: "Accepted: a step that has begun cannot be interrupted.",
     },
     "significance": {
-        FAIL: "Other seeds could have said otherwise.",
+        UNVERIFIED: "The test needs independent runs on both sides; --baseline names other runs to beat.",
     },
     "smoke run": {
         FAIL: "The script must run from its own folder, to its last line: try it there.",
@@ -133,7 +133,9 @@ def meaning_of(name, finding):
 
 
 def _wrapped(text, start=""):
-    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start)) or [start]
+    further = " " * len(start)
+    lines = textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=further, break_on_hyphens=False)
+    return lines or [start]
 
 
 def closing(results):

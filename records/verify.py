@@ -4,6 +4,8 @@ the tenth. A track folder, or the folder of the tracks, stands for all the recor
 Exit code 0: every required check passes (warnings allowed); 1: a check failed; 2: usage or internal error; 3: nothing
 failed, but a check that is required or was asked for could not be made.
 """
+import functools
+import itertools
 import json
 import os
 import sys
@@ -22,7 +24,7 @@ from records.sandbox import check_smoke
 from records.show import PLAIN, as_annotations, as_json, as_summary, as_text, closing
 from records.significance import side_of
 from records.tree import Tree, is_record_folder
-from records.verdict import ORDER, checks_with, exit_code
+from records.verdict import ORDER, exit_code, status_of
 
 NAMES = ("layout", "schema", "compile", "code bytes", "artifact", "logs", "score", "clock", "significance", "smoke run",
          "re-evaluation", "hazards")
@@ -37,47 +39,72 @@ def verify_folder(path, ruleset="strict", smoke=False, data=None, backend=None, 
         raise UserError(f"{path} is not a folder: give a record's folder, records/<track>/<date>_<name>")
     tree = tree or Tree()
     folder = tree.folder(path)
-    no_smoke = [Finding(NOT_RUN, "requested with --smoke")]
-    no_data = [Finding(NOT_RUN, "requested with --data DIR")]
+
+    def failed(other, first_only=False):
+        return failed_checks(other, ruleset, tree, first_only)
     by_name = {
         "significance": lambda: check_significance(
-            folder, RULESETS[ruleset], lambda: tree.earlier(folder), lambda f: failed_checks(f, ruleset, tree), baseline
+            folder, RULESETS[ruleset], lambda: tree.earlier(folder), failed, baseline
         ),
-        "smoke run": lambda: check_smoke(folder) if smoke else no_smoke,
-        "re-evaluation": lambda: check_evaluation(folder, data, backend) if data else no_data,
+        "smoke run": lambda: check_smoke(folder) if smoke else [Finding(NOT_RUN, "requested with --smoke")],
+        "re-evaluation": lambda: (
+            check_evaluation(folder, data, backend) if data else [Finding(NOT_RUN, "requested with --data DIR")]
+        ),
     }
-    results = own_checks(folder, ruleset, tree) | {name: _findings(check) for name, check in by_name.items()}
-    return {name: results[name] for name in NAMES}
+    return {
+        name: _findings(by_name[name]) if name in by_name else own_check(name, folder, ruleset, tree) for name in NAMES
+    }
 
 
-def own_checks(folder, ruleset, tree):
-    """dict of the results of the checks that need neither a baseline nor an option. They are made once per folder of a
-    tree, since a later record asks what its baseline fails."""
-    key = folder.path, ruleset
-    if key not in tree.results:
+OWN_CHECKS = {  # those that need neither a baseline nor an option, the quick ones first
+    "layout": lambda folder, rules, code: checks.check_layout(folder, rules),
+    "schema": lambda folder, rules, code: checks.check_schema(folder, rules),
+    "score": lambda folder, rules, code: claims.check_score(folder, rules),
+    "clock": lambda folder, rules, code: claims.check_clock(folder, rules),
+    "artifact": lambda folder, rules, code: [*checks.check_artifact(folder, rules), *claims.size_row(folder)],
+    "compile": lambda folder, rules, code: code.unread or checks.check_compile(code.found),
+    "code bytes": lambda folder, rules, code: checks.check_code_bytes(folder, rules, code.found),
+    "logs": lambda folder, rules, code: checks.check_logs(folder, rules, code.found),
+    "hazards": lambda folder, rules, code: code.unread or checks.check_hazards(code.found),
+}
+
+
+class Code:
+    """The code of a folder, read when a check first asks for it, since that takes a process."""
+
+    def __init__(self, folder):
+        self._folder = folder
+
+    @functools.cached_property
+    def _read(self):
+        return read_code(self._folder)
+
+    @property
+    def found(self):
+        """What inspect_code says of each .py file."""
+        return self._read[0]
+
+    @property
+    def unread(self):
+        """Findings where the code could not be read."""
+        return self._read[1]
+
+
+def own_check(name, folder, ruleset, tree):
+    """Findings of one of OWN_CHECKS. It is made once per folder of a tree: later records ask for it too."""
+    made = tree.results.setdefault((folder.path, ruleset), {"code": Code(folder)})
+    if name not in made:
         rules = RULESETS[ruleset]
-        code, unread = read_code(folder)
-        by_name = {
-            "layout": lambda: checks.check_layout(folder, rules),
-            "schema": lambda: checks.check_schema(folder, rules),
-            "compile": lambda: unread or checks.check_compile(code),
-            "code bytes": lambda: checks.check_code_bytes(folder, rules, code),
-            "artifact": lambda: [*checks.check_artifact(folder, rules), *claims.size_row(folder)],
-            "logs": lambda: checks.check_logs(folder, rules, code),
-            "score": lambda: claims.check_score(folder, rules),
-            "clock": lambda: claims.check_clock(folder, rules),
-            "hazards": lambda: unread or checks.check_hazards(code),
-        }
-        tree.results[key] = {
-            name: _findings(lambda name=name, check=check: [*check(), *further(name, folder, rules, tree)])
-            for name, check in by_name.items()
-        }
-    return tree.results[key]
+        made[name] = _findings(
+            lambda: [*OWN_CHECKS[name](folder, rules, made["code"]), *further(name, folder, rules, tree)]
+        )
+    return made[name]
 
 
-def failed_checks(folder, ruleset, tree):
-    """list of the names of the checks that a Folder fails."""
-    return checks_with(own_checks(folder, ruleset, tree), FAIL)
+def failed_checks(folder, ruleset, tree, first_only=False):
+    """list of the names of the OWN_CHECKS that a Folder fails; first_only: at most one of them."""
+    failed = (name for name in OWN_CHECKS if status_of(own_check(name, folder, ruleset, tree)) == FAIL)
+    return list(itertools.islice(failed, 1)) if first_only else sorted(failed, key=NAMES.index)
 
 
 def _findings(check):
