@@ -43,11 +43,16 @@ def _resumed(log):
     return bool(_of(log, "resume"))
 
 
+def _printed(log, name):
+    """A whole number above 0 among the settings that a script prints, or None."""
+    text = log.hyperparameters.get(name, "")
+    return int(text) or None if re.fullmatch(r"[0-9]{1,10}", text) else None
+
+
 def _planned_steps(log):
     """Every line names the same number of steps, which is ITERATIONS."""
     lines = _of(log, "train", "val", "stop")
-    printed = log.hyperparameters.get("iterations", "")
-    expected = int(printed) if printed.isdecimal() and len(printed) < 10 else log.iterations
+    expected = _printed(log, "iterations") or log.iterations
     for line in lines if not _resumed(log) else []:
         if int(line.values["of"]) != expected:
             observed = f"{line.kind} line of {int(line.values['of']):,} steps"
@@ -127,7 +132,8 @@ def _end(log):
         expected = f"none after it stopped at step {log.stop[0]:,}"
         yield Finding(FAIL, f"a line of step {log.last_step:,}", expected, log.where("stop"))
         return
-    if log.stop and log.cap_seconds and not _resumed(log) and log.stop[1] < EARLY_STOP * SECOND * log.cap_seconds:
+    cap = 0.0 if log.backend else SECOND * (log.cap_seconds or 0.0)  # trainer_log.py knows when our runs stop
+    if log.stop and log.stop[1] < EARLY_STOP * cap:
         observed = f"stopped early after {log.stop[1] / SECOND:,.1f} s"
         yield Finding(WARN, observed, f"about {log.cap_seconds:,.0f} s, its limit", log.where("stop"))
     ended = [row[3] for row in log.val if log.stop and row[0] == log.stop[0] and row[3] is not None and _in_ms(log)]
@@ -157,11 +163,8 @@ def _initial(log):
 
 def _vocabulary(log):
     """Number of token ids, or None."""
-    printed = log.hyperparameters.get("vocab_size", "")
-    if printed.isdecimal() and 1 < int(printed[:7]):
-        return int(printed[:7])
     named = re.search(r"sp(\d{3,6})\b", log.dataset)
-    return log.vocab_size or (int(named[1]) if named else None)
+    return log.vocab_size or _printed(log, "vocab_size") or (int(named[1]) if named else None)
 
 
 def _losses(log):
@@ -187,7 +190,7 @@ def _losses(log):
 
 def _epochs(log):
     """Passes over the training tokens; 0 where they are not known."""
-    tokens = (log.last_step or 0) * (log.batch_tokens or 0)
+    tokens = (log.last_step or 0) * (log.batch_tokens or _printed(log, "train_batch_tokens") or 0)
     text = "\n".join(line.text for line in _of(log, "data"))
     own, shards = re.search(r"train_tokens:(\d{1,15})", text), re.search(r"train_shards: ?(\d{1,6})", text)
     available = int(own[1]) if own else SHARD_TOKENS * int(shards[1]) if shards else 0
@@ -206,14 +209,15 @@ def _round_trip(log):
 
 def _speed(log):
     """Tokens per second, as printed and as counted, and what the hardware can do."""
-    if not log.batch_tokens or not log.train or log.backend:
+    batch = log.batch_tokens or _printed(log, "train_batch_tokens")
+    if not batch or not log.train or log.backend:
         return
     line = _of(log, "train")[-1]
     step, ms = log.train[-1][0], log.train[-1][2]
     printed = re.search(r"tok/s: ?([\d,]{1,15})", line.values["rest"])
     if not ms or ms < 10 * SECOND:
         return
-    rate = SECOND * step * log.batch_tokens / ms
+    rate = SECOND * step * batch / ms
     if printed and not 1 / RATE_FACTOR < int(printed[1].replace(",", "")) / rate < RATE_FACTOR:
         expected = f"about {rate:,.0f} of {step:,} steps in {ms / SECOND:,.0f} s"
         yield Finding(WARN, f"{printed[1]} tokens/s", expected, log.where("train", step))

@@ -17,8 +17,8 @@ from records.folder import Refused
 from records.logs import LOG_LIMIT, read_log
 from records.rules import FAIL, WARN, Finding
 
-REQUIRED = ("run", "settings", "data", "tokenizer", "code", "params", "batch", "val", "model", "code_size", "total",
-            "scored", "final", "final_exact")  # of every run that ended
+HEADER = ("run", "settings", "data", "tokenizer", "code", "params", "batch")  # of every start
+REQUIRED = (*HEADER, "val", "model", "code_size", "total", "scored", "final", "final_exact")  # of every run that ended
 FIRST_STEPS = 10  # each is logged
 LAST_STEPS = 6  # of the average length, before the cap: a run stops when the next steps could end after it
 UNTRAINED = 0.8  # of ln(vocabulary), which initial weights score; text's single tokens have at least this entropy
@@ -40,7 +40,7 @@ class Part:
     or 0; is_last: no other start follows."""
     name: str
     lines: list
-    settings: Settings
+    settings: Settings | None
     start: int
     is_last: bool = False
 
@@ -65,15 +65,16 @@ def check_trainer_logs(folder):
         except Refused:
             continue  # reported as a log that cannot be read
         yield from _whole(name, parts)
-        for part in parts:
+        readable = [part for part in parts if part.settings]
+        for part in readable:
             for rule in RULES:
                 yield from rule(part)
-        if parts:
+        if parts[-1] in readable:
             yield from _end(parts[-1])
 
 
 def read_parts(name, data):
-    """list of Part of a log's bytes. A part whose settings cannot be read is left out: another check says so."""
+    """list of Part of a log's bytes. settings is None in a part whose settings cannot be read."""
     parts, lines = [], []
     for number, text in enumerate(data.decode(errors="replace").splitlines(), 1):
         found = parse_line(text)
@@ -88,16 +89,20 @@ def read_parts(name, data):
         kept = [line.text for line in part if line.kind in ("settings", "tokenizer")]
         own = read_log(name, "\n".join(kept).encode())
         resumed = next((line.values["step"] for line in part if line.kind == "resume"), 0)
-        if own.settings and not own.refused and not own.problems:
-            made.append(Part(name, part, own.run_settings, resumed, part is parts[-1]))
+        settings = None if own.refused or own.problems or not own.settings else own.run_settings
+        made.append(Part(name, part, settings, resumed, part is parts[-1]))
     return made
 
 
 def _whole(name, parts):
-    """A run that ended has printed every kind of line; `evaluation` since the status has a hint."""
-    kinds = {line.kind for part in parts for line in part.lines}
+    """A run that ended has printed every kind of line, and each start its header; `evaluation` since the status has a
+    hint."""
+    kinds = {line.kind for line in parts[-1].lines}
     required = [*REQUIRED, "evaluation"] if "status" in kinds else REQUIRED
-    if missing := [kind for kind in required if kind not in kinds]:
+    missing = [kind for kind in required if kind not in kinds]
+    for part in parts[:-1]:
+        missing += [kind for kind in HEADER if not part.of(kind)]
+    if missing:
         yield Finding(FAIL, f"no line of {', '.join(missing)}", "every line that the trainer prints", name)
 
 
