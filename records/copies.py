@@ -39,15 +39,17 @@ def check_copied_runs(folder):
     """No two logs of a folder show the losses or the times of one run under two seeds."""
     logs = folder.seed_logs()
     for number, log in enumerate(logs):
-        for other in logs[:number]:
+        for other in logs[:number] if log.seed is not None else []:
+            if other.seed in (None, log.seed):
+                continue  # two logs of one run, as of training and evaluation
             same = share_equal(losses(log), losses(other))
-            if log.seed != other.seed and same > SHARE:
+            if same > SHARE:
                 observed = f"{100 * same:.0f} % of the losses of {log.name} are those of {other.name}"
                 yield Finding(FAIL, observed, f"another run: seeds {log.seed} and {other.seed}", log.where("train"))
-            elif log.seed != other.seed and share_equal(times(log), times(other)) > SHARE and _exact_times(log):
+            elif share_equal(times(log), times(other)) > SHARE and _exact_times(log):
                 observed = f"the times of {log.name} are those of {other.name}"
                 yield Finding(FAIL, observed, "times of another run", log.where("train"))
-            elif log.seed != other.seed and _sizes(log) == _sizes(other) is not None:
+            elif _sizes(log) == _sizes(other) is not None:
                 observed = f"{log.model_bytes:,} bytes of model and val_loss {log.score()[0]} as in {other.name}"
                 yield Finding(FAIL, observed, "another model", log.where("model"))
 
