@@ -303,4 +303,4 @@ def _claimed_steps(folder, rules, runs):
 
 def _is_near(claim, values, unit):
     """Whether a claim is less than a unit away from one of the values, or from their mean."""
-    return any(abs(claim - value) < unit * (1 + 1e-9) for value in [*values, statistics.mean(values)])
+    return any(abs(claim - value) < unit * (1 - 1e-9) for value in [*values, statistics.mean(values)])

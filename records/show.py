@@ -117,7 +117,7 @@ def _block(name, findings, verbose):
             lines += [f"{PASS}  {name}"] if verbose else []
             continue
         where = "" if finding.where == "." else clean(finding.where)
-        lines.append("  ".join(filter(None, (finding.status, name, where))))
+        lines += _wrapped("  ".join(filter(None, (finding.status, name, where))))
         lines += _wrapped(clean(finding.observed, 400), INDENT)
         if finding.expected:
             lines += _wrapped(f"expected: {clean(finding.expected, 400)}", INDENT)
