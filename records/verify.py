@@ -179,6 +179,7 @@ def run(options):
         raise UserError("--backend chooses what --data is scored on: give --data DIR too")
     if options.data and not options.data.is_dir():
         raise UserError(f"--data {options.data} is not a folder: give the one with the *_val_*.bin shards")
+    take_folders(options)
     baseline = side_of("baseline", options.baseline, "nats") if options.baseline else None
     results = {}
     for path in options.folders:
@@ -194,9 +195,22 @@ def run(options):
     return exit_code(list(results.values()))
 
 
+def take_folders(options):
+    """`verify --baseline A FOLDER`: argparse gives both to --baseline, and this gives the folder back. Raises UserError
+    where it could be one more baseline."""
+    if options.folders:
+        return
+    *before, last = options.baseline or [""]
+    if not before or not Path(last).is_dir():
+        raise UserError("verify needs the FOLDER to check: records/<track>/<date>_<name>")
+    if len(before) > 1 and any(Path(text).is_dir() for text in before):
+        raise UserError(f"is {last} the FOLDER to check or one more baseline? Put FOLDER before --baseline")
+    options.baseline, options.folders = before, [Path(last)]
+
+
 def add_command(subparsers):
     parser = subparsers.add_parser("verify", help="check record folders")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="records/<track>/<date>_<name>")
+    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="records/<track>/<date>_<name>")
     words = "the written rules, or what the challenge accepted (default: strict)"
     parser.add_argument("--ruleset", choices=RULESETS, default="strict", help=words)
     parser.add_argument("--json", action="store_true", help="print sorted JSON instead of the table")
@@ -206,5 +220,5 @@ def add_command(subparsers):
     words = "score it on this backend (default: that of the log)"
     more.add_argument("--backend", choices=("torch", "mlx"), help=words)
     words = "what a record must beat (default: the best earlier record in the same track folder)"
-    more.add_argument("--baseline", nargs="+", metavar="RUN", help=words)
+    more.add_argument("--baseline", nargs="+", action="extend", metavar="RUN", help=words)
     parser.set_defaults(run=run)
