@@ -165,8 +165,8 @@ LEVELS = {FAIL: "error", WARN: "warning", UNVERIFIED: "notice"}
 
 
 def as_annotations(path, result):
-    """list of workflow commands, one for each finding that is not a pass."""
-    lines = []
+    """list of lines: the verdict, and a workflow command for each finding that is not a pass."""
+    lines = [escaped(clean(f"{verdict(result)[0]}: {path}"))]
     for name, findings in result.items():
         for finding in findings:
             if finding.status in LEVELS:

@@ -24,6 +24,7 @@ RECORDS_TESTS = {
     "test_leaderboard.py",
     "test_records_levels.py",
     "test_records_ablation.py",
+    "test_records_arguments.py",
 }
 LIBRARIES = {
     "common.tokenizer": {"sentencepiece"},

@@ -262,7 +262,7 @@ def test_annotations_count_from_the_root_of_the_repository(made, repository, cap
     write("train_gpt.py", "y")(repository)
     commit(repository)
     assert main(["verify", "--pr", "main..pr", "--repo", str(repository), "--format", "github"]) == 1
-    lines = capsys.readouterr().out.splitlines()
+    _, *lines = capsys.readouterr().out.splitlines()
     starts = [line.partition("::" + NEW)[0] for line in lines]
     assert "::error file=train_gpt.py,title=FAIL%3A pull request" in starts
     assert f"::error file={NEW}/submission.json,title=FAIL%3A score" in starts

@@ -343,7 +343,8 @@ def test_annotations_name_level_file_and_line(copy_of, capsys, tmp_path, monkeyp
     write_code("import socket")(folder)
     field(val_bpb=1.2)(folder)
     code, text = printed(capsys, "--format", "github", folder)
-    lines = text.splitlines()
+    first, *lines = text.splitlines()
+    assert first == f"fails: {folder}"
     command = r"::(error|warning|notice) (file=[^,:]+,(line=\d+,)?)?title=[^,:]+::"
     assert code == 1 and lines and all(re.match(command, line) for line in lines)
     assert f"::error file={folder}/submission.json,title=FAIL%3A score::{folder}: val_bpb 1.2 claimed (" in text
@@ -355,7 +356,8 @@ def test_annotations_name_level_file_and_line(copy_of, capsys, tmp_path, monkeyp
 
 def test_words_of_a_folder_are_no_commands_and_no_markup(made, tmp_path, monkeypatch):
     result = {"score": [Finding("FAIL", HOSTILE, HOSTILE, f"{HOSTILE}:7"), Finding("NOT VERIFIED", "x", "", ".")]}
-    first, second = as_annotations("records/a,b", result)
+    verdict, first, second = as_annotations("records/a,b", result)
+    assert verdict == "fails: records/a,b"
     assert first.startswith("::error file=records/a%2Cb/") and first.count("\n") == first.count("\r") == 0
     assert "##[" not in first and ",line=7,title=FAIL%3A score::records/a,b: ?" in first
     assert second.startswith("::notice title=NOT VERIFIED%3A score::records/a,b: x%0A")
