@@ -44,6 +44,12 @@ def copy_of(made, tmp_path):
     return call
 
 
+def printed(capsys, *arguments):
+    """(exit code, what verify prints)."""
+    code = main(["verify", *map(str, arguments)])
+    return code, capsys.readouterr().out
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The reviewer's questions
 # ----------------------------------------------------------------------------------------------------------------------
@@ -114,6 +120,16 @@ def test_each_question_of_the_guide_has_a_folder_that_fails_it():
     rows = re.findall(r"(?m)^\| \d+ \| (.+?) \| (.+?) \|", (ROOT / "records/GUIDE.md").read_text())
     assert [name for name, _ in rows] == list(NAMES) and all(question.endswith("?") for _, question in rows)
     assert {*FAILING, *NOT_AS_IT_SHOULD} == set(NAMES) and all(FAILING.values())
+
+
+def test_the_sample_in_the_guide_is_what_verify_prints(copy_of, capsys, monkeypatch):
+    """Where this fails because the output has changed: put what it prints into GUIDE.md."""
+    folder = copy_of("record")
+    field(val_bpb=1.2001)(folder)
+    end_at(600_050)(folder)
+    monkeypatch.chdir(folder.parents[1])
+    _, text = printed(capsys, f"{folder.parent.name}/{folder.name}")
+    assert f"```\n{text.rstrip()}\n```\n" in (ROOT / "records/GUIDE.md").read_text(), text
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -223,12 +239,6 @@ def test_a_part_of_the_bytes_that_is_not_known_is_named(copy_of):
 # ----------------------------------------------------------------------------------------------------------------------
 # What is printed
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-def printed(capsys, *arguments):
-    """(exit code, what it prints)."""
-    code = main(["verify", *map(str, arguments)])
-    return code, capsys.readouterr().out
 
 
 def test_the_verdict_comes_first_then_what_is_not_a_plain_pass(copy_of, capsys):
