@@ -54,6 +54,7 @@ class RunLog:
     averages: list = dataclasses.field(default_factory=list)  # (step, ms, logged step_avg)
     scores: dict = dataclasses.field(default_factory=dict)
     problems: list = dataclasses.field(default_factory=list)
+    file: str = ""
     places: dict = dataclasses.field(default_factory=dict)  # (kind of line, step, label, name or None) -> "file:line"
 
     @property
@@ -111,7 +112,7 @@ def read_logs(name, data):
     digest = hashlib.sha256(data).hexdigest()
     logs = []
     for number, lines in enumerate(runs, 1):
-        log = RunLog(f"{name}#{number}" if len(runs) > 1 else name, digest, problems=problems.copy())
+        log = RunLog(f"{name}#{number}" if len(runs) > 1 else name, digest, problems=problems.copy(), file=name)
         if len(runs) > 1:  # runs of one file are no copies of each other
             log.sha256 = hashlib.sha256("\n".join(line.text for line in lines).encode()).hexdigest()
         _take_lines(log, name, lines)

@@ -14,6 +14,7 @@ from pathlib import Path
 from common.settings import UserError
 from records import checks, claims
 from records.baseline import check_significance
+from records.clock import check_clock
 from records.code import inspect_code
 from records.evaluation import check_evaluation
 from records.folder import CODE_LIMIT
@@ -59,8 +60,10 @@ OWN_CHECKS = {  # those that need neither a baseline nor an option, the quick on
     "layout": lambda folder, rules, code: checks.check_layout(folder, rules),
     "schema": lambda folder, rules, code: checks.check_schema(folder, rules),
     "score": lambda folder, rules, code: claims.check_score(folder, rules),
-    "clock": lambda folder, rules, code: claims.check_clock(folder, rules),
-    "artifact": lambda folder, rules, code: [*checks.check_artifact(folder, rules), *claims.size_row(folder)],
+    "clock": lambda folder, rules, code: check_clock(folder, rules),
+    "artifact": lambda folder, rules, code: itertools.chain(
+        checks.check_artifact(folder, rules, code.found), claims.size_row(folder)
+    ),
     "compile": lambda folder, rules, code: code.unread or checks.check_compile(code.found),
     "code bytes": lambda folder, rules, code: checks.check_code_bytes(folder, rules, code.found),
     "logs": lambda folder, rules, code: checks.check_logs(folder, rules, code.found),
@@ -130,11 +133,11 @@ def read_code(folder):
             return {}, [Finding(FAIL, observed, f"at most {CODE_LIMIT:,} bytes of source", name)]
     if not names:
         return {}, []
-    no_code = (".log", ".md", "submission.json", "requirements.txt")
+    no_code = (".md", "submission.json", "requirements.txt")
     others = [
         name
-        for name in sorted(folder.files)
-        if name not in names and not name.endswith(no_code) and not checks.MODEL_NAMES.fullmatch(name)
+        for name, kind in sorted(folder.kinds.items())
+        if kind in ("code", "text", "other") and name not in names and not name.endswith(no_code)
     ]
     try:
         return inspect_code(folder.path, names, others), []

@@ -257,7 +257,7 @@ def test_the_repository_is_the_one_around_the_folder_and_head_is_the_default(mad
 
 def test_annotations_count_from_the_root_of_the_repository(made, repository, capsys):
     folder = add(made, repository)
-    field(val_bpb=1.2)(folder)
+    field(val_bpb=1.3001)(folder)
     edit("train.log", r"train_time:\d+ms step:5998", "train_time:600050ms step:5998")(folder)
     write("train_gpt.py", "y")(repository)
     commit(repository)

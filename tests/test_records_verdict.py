@@ -13,7 +13,8 @@ import pytest
 
 from common.bundle import bundle
 from records.__main__ import main
-from records.claims import check_clock, size_row
+from records.claims import size_row
+from records.clock import check_clock
 from records.folder import open_folder
 from records.rules import RULESETS, Finding
 from records.show import MEANINGS, USUALLY, WIDTH, as_annotations, as_summary, as_text, escaped, heading
@@ -351,13 +352,13 @@ def test_annotations_name_level_file_and_line(copy_of, capsys, tmp_path, monkeyp
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     folder = copy_of("record")
     write_code("import socket")(folder)
-    field(val_bpb=1.2)(folder)
+    field(val_bpb=1.3001)(folder)
     code, text = printed(capsys, "--format", "github", folder)
     first, *lines = text.splitlines()
     assert first == f"fails: {folder}"
     command = r"::(error|warning|notice) (file=[^,:]+,(line=\d+,)?)?title=[^,:]+::"
     assert code == 1 and lines and all(re.match(command, line) for line in lines)
-    assert f"::error file={folder}/submission.json,title=FAIL%3A score::{folder}: val_bpb 1.2 claimed (" in text
+    assert f"::error file={folder}/submission.json,title=FAIL%3A score::{folder}: val_bpb 1.3001 claimed (" in text
     assert f"::warning file={folder}/train_gpt.py,line=1,title=WARN%3A hazards::{folder}: imports socket" in text
     assert summary.read_text().startswith("before\n### Record: fails\n\n<pre>\n")
     monkeypatch.delenv("GITHUB_STEP_SUMMARY")
