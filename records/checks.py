@@ -150,6 +150,7 @@ def check_code_bytes(folder, rules, code):
     """The bytes of train_gpt.py and of every file it reaches, against the sizes in submission.json and the logs."""
     if not folder.files.get(SCRIPT):
         yield Finding(UNVERIFIED, f"no {SCRIPT} to count", "the counted code", SCRIPT)
+        yield from _other_files(folder, rules, code.keys())
         return
     counted = _reached_files(code)
     total = sum(folder.files[name] for name in counted)

@@ -138,7 +138,7 @@ def _plain_lines(text):
     """(number, line) without colours and the name of the rank that printed it. A progress bar's returns make several
     lines of one number."""
     for number, whole in enumerate(text.split("\n"), 1):
-        for line in whole.split("\r"):
+        for line in whole.rstrip("\r").split("\r"):
             may_be_noisy = line[:1] in ("\x1b", "[", "r", "d")
             plain = _RANK.sub("", _NOISE.sub("", line), count=1) if may_be_noisy else line
             yield number, plain.rstrip()

@@ -20,6 +20,7 @@ RECORDS_TESTS = {
     "test_records_pr.py",
     "test_records_verdict.py",
     "test_records_hostile.py",
+    "test_records_reading.py",
     "test_significance.py",
     "test_leaderboard.py",
     "test_records_levels.py",
