@@ -44,6 +44,8 @@ def parse(number, text):
     kind, values = parse_line(text) or ("", {})
     if kind in _OWN_LINES:
         return Line(number, "source" if kind == "code" else kind, values, text, _OWN_LINES[kind])
+    if _OPTIONS.fullmatch(text):
+        return Line(number, "options", {}, text, _take_options)
     return None
 
 
@@ -138,7 +140,7 @@ def _take_total(log, f, line):
         log.unlabelled_total = _number(f["bytes"])
 
 
-def _take_hyperparameters(log, f, line):
+def _take_options(log, f, line):
     """`matrix_lr:0.04 scalar_lr:0.04`, as long as training has not begun."""
     if not log.train and not log.val:
         log.hyperparameters |= dict(word.split(":", 1) for word in line.split(" ") if ":" in word)
@@ -146,7 +148,7 @@ def _take_hyperparameters(log, f, line):
 
 def _take_batch(log, f, line):
     _take_numbers(log, f, line)
-    _take_hyperparameters(log, f, line)
+    _take_options(log, f, line)
     if found := re.search(r"max_wallclock_seconds:(\d{1,9}(?:\.\d{1,6})?)", line):
         log.cap_seconds = float(found[1])
     if own := parse_line(line):
@@ -242,7 +244,6 @@ _COMMON_LINES = [  # kind of line, how it starts, how it goes on to its end, wha
     ("world", r"world_size:", r"(?P<world_size>\d{1,6})(?: .*)?", _take_numbers),
     ("data", r"train_loader:dataset:", r"(?P<dataset>\S+).*", _take_words),
     ("status", r"status=", r"(?P<status>\S+) reason=.*", _take_words),  # not in _OWN_LINES: older runs give no hint
-    ("options", r"(?=[a-z]\w{0,60}:\S+ [a-z]\w{0,60}:)", r"\w+:\S+(?: [a-z]\w{0,60}:\S+)+", _take_hyperparameters),
 ]
 
 
@@ -334,5 +335,7 @@ _OWN_LINES = {
 }
 
 _PATTERNS = [(kind, re.compile(start + rest), take) for kind, start, rest, take in _COMMON_LINES]
-_STARTS = re.compile("|".join([re.sub(r"\(\?P<\w+>", "(?:", start) for _, start, _, _ in _COMMON_LINES] +
+_OPTIONS = re.compile(r"[a-z]\w{0,60}:\S+(?: [a-z]\w{0,60}:\S+)+")
+_STARTS = re.compile("|".join([r"[a-z]\w{0,60}:\S+ [a-z]\w{0,60}:"] +
+                              [re.sub(r"\(\?P<\w+>", "(?:", start) for _, start, _, _ in _COMMON_LINES] +
                               [re.escape(LOG_LINES[kind].partition("{")[0]) for kind in _OWN_LINES]))

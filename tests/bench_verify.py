@@ -31,12 +31,13 @@ def source():
 
 
 def lengthen(log, code):
-    """Put what the challenge's logs have into a log: the source, and a line for every tenth step."""
+    """Put what the challenge's logs have into a log: the source, and 240 lines of steps. (The published run
+    of the Naive Baseline has 275.)"""
     lines = log.read_text().splitlines(keepends=True)
     first = next(i for i, line in enumerate(lines) if line.startswith("step:") and "train_loss" in line)
     same = {"iterations": 20000, "avg": 100.0, "rate": 40_960}
     more = [
-        log_line("step", step=step, train_loss=3 - step / 1e4, ms=step * 100.0, **same) for step in range(10, 5998, 10)
+        log_line("step", step=step, train_loss=3 - step / 1e4, ms=step * 100.0, **same) for step in range(25, 5998, 25)
     ]
     kept = [line for line in lines[first:] if "train_loss" not in line]
     log.write_text("".join([code.decode(), "\n", *lines[:first], *[f"{line}\n" for line in more], *kept]))

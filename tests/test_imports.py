@@ -18,12 +18,18 @@ RECORDS_TESTS = {
     "tampering.py",
     "test_tampering.py",
     "hostile.py",
+    "bench_verify.py",
     "test_records.py",
+    "test_records_baseline.py",
+    "test_records_pr.py",
+    "test_records_verdict.py",
     "test_records_hostile.py",
+    "test_records_reading.py",
     "test_significance.py",
     "test_leaderboard.py",
     "test_records_levels.py",
     "test_records_ablation.py",
+    "test_records_arguments.py",
 }
 LIBRARIES = {
     "common.tokenizer": {"sentencepiece"},
