@@ -6,7 +6,7 @@ last digit. Its times never repeat.
 """
 import hashlib
 
-from records.checks import MODEL_NAMES, SCRIPT
+from records.checks import SCRIPT
 from records.folder import Refused
 from records.rules import FAIL, WARN, Finding
 
@@ -132,7 +132,7 @@ def check_code_of_others(folder, others):
 
 def models_of(folder, sizes=None):
     """dict SHA-256 -> name of the model files; of these sizes alone, if given."""
-    names = [name for name in sorted(folder.files) if MODEL_NAMES.fullmatch(name) and not name.endswith(".py")]
+    names = [name for name in sorted(folder.files) if folder.kinds[name] == "model"]
     digests = {_digest(folder, name): name for name in names if sizes is None or folder.files[name] in sizes}
     digests.pop(None, None)
     return digests

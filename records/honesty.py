@@ -12,8 +12,8 @@ LOOK = "An honest record may look so for a reason, which the README should give.
 
 
 def further(name, folder, rules, tree):
-    """list of Findings for one check. tree: the Tree of the folder."""
-    found = _of_check(name, folder, rules, tree)
+    """list of Findings for one check of a Folder. rules: Rules; tree: the Tree of the folder."""
+    found = list(_of_check(name, folder, rules, tree))
     for finding in found:
         finding.meaning = LOOK if finding.status == WARN else MEANINGS.get((finding.status, name), "")
     return found

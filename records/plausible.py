@@ -57,7 +57,7 @@ def _planned_steps(log):
     for line in lines if not _resumed(log) else []:
         if int(line.values["of"]) != expected:
             observed = f"{line.kind} line of {int(line.values['of']):,} steps"
-            yield Finding(WARN, observed, f"{expected:,} steps in the whole log", f"{log.name}:{line.number}")
+            yield Finding(WARN, observed, f"{expected:,} steps in the whole log", f"{log.file}:{line.number}")
             return
 
 
@@ -90,7 +90,7 @@ def _ratio(log):
         if off > RATIO_WARN:
             observed = f"val_bpb {line.values['bpb']} of val_loss {line.values['loss']}: a ratio of {ratio:.5f}"
             status = FAIL if off > RATIO_FAIL else WARN
-            yield Finding(status, observed, f"{usual:.5f}, as on its other lines", f"{log.name}:{line.number}")
+            yield Finding(status, observed, f"{usual:.5f}, as on its other lines", f"{log.file}:{line.number}")
             return
 
 
@@ -112,7 +112,7 @@ def _rounded(log):
             for name in ("loss", "bpb"):
                 if abs(float(line.values[name]) - float(exact.values[name])) > _unit(line.values[name]):
                     expected = f"{exact.values[name]} of its exact line"
-                    where = f"{log.name}:{line.number}"
+                    where = f"{log.file}:{line.number}"
                     yield Finding(FAIL, f"val_{name} {line.values[name]}", expected, where)
 
 
@@ -265,7 +265,7 @@ _WORK = re.compile(
 def check_after_the_clock(folder):
     """Work on the weights after the run stopped belongs to the training time of the record track."""
     for log in folder.logs if folder.track in TRAIN_LIMITS else []:
-        yield from _late_work(log, folder.text(log.name.partition("#")[0]))
+        yield from _late_work(log, folder.text(log.file))
 
 
 def _late_work(log, text):
@@ -282,4 +282,4 @@ def _late_work(log, text):
     total = log.train_ms / SECOND + spent
     if first and total > limit + 1.0:
         observed = f"{total:,.1f} s of training with {spent:,.1f} s of {first[0][:60]!r} after it stopped"
-        yield Finding(WARN, observed, f"at most {limit:,.0f} s", f"{log.name}:{first[1]}")
+        yield Finding(WARN, observed, f"at most {limit:,.0f} s", f"{log.file}:{first[1]}")

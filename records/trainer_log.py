@@ -61,7 +61,7 @@ class Part:
 
 def check_trainer_logs(folder):
     """Yields a Finding for each log of this project's trainers, and each rule that it breaks."""
-    for name in sorted({log.name.partition("#")[0] for log in folder.logs if log.backend}):
+    for name in sorted({log.file or log.name for log in folder.logs if log.backend}):
         try:
             parts = read_parts(name, folder.read(name, LOG_LIMIT))
         except Refused:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from common.artifact import decode_model, encode_model
 from common.params import initial_weights
+from records.folder import open_folder
 from tests.spoiling import (
     append,
     as_seed,
@@ -71,15 +72,16 @@ def model_of_another_seed(folder):
     (folder / "model.int8.zlib").write_bytes((folder.parents[1] / "other_seed.model").read_bytes())
 
 
-def log_of_another_record(folder):
-    other = sorted(path for path in folder.parent.iterdir() if path != folder)[0]
-    (folder / "train.log").write_bytes((other / "train.log").read_bytes())
-
-
-def from_another_record(name):
+def of_another_record(name):
+    """Function that takes a file of the earlier record beside the folder; `log`: of the same seed as the main log."""
     def spoil(folder):
         other = sorted(path for path in folder.parent.iterdir() if path != folder)[0]
-        (folder / name).write_bytes((other / name).read_bytes())
+        if name != "log":
+            (folder / name).write_bytes((other / name).read_bytes())
+            return
+        seed = open_folder(folder).logs[0].seed
+        theirs = next(log.name for log in open_folder(other).logs if log.seed == seed)
+        (folder / "train.log").write_bytes((other / theirs).read_bytes())
     return spoil
 
 
@@ -120,7 +122,8 @@ OF_OUR_LOGS = [
          log(("^(peak memory)", r"stopping_early: wallclock_cap train_time:9ms step:60/60\n\1"))),
     Kind("a part of validation", "run", "logs", "tokens scored",
          logs((r"^(scored: tokens:)\d+( bytes:)\d+", r"\g<1>700\g<2>700"))),
-    Kind("another evaluation than set", "run", "logs", "stride 32", log((r"(?<=^settings: \{)", '"eval_stride": 16, '))),
+    Kind("another evaluation than set", "run", "logs", "stride 32",
+         log((r"(?<=^settings: \{)", '"eval_stride": 16, '))),
     Kind("no word on the evaluation", "run", "logs", "no line of evaluation", log((r"^evaluation: .*\n", ""))),
     Kind("no word on the model", "run", "logs", "no line of model", log((r"^Serialized model .*\n", ""))),
     Kind("weights that were trained before", "run", "logs", "before any update",
@@ -162,7 +165,7 @@ OF_SEEDS = [
     Kind("other code for one seed", "run", "logs", "of train_gpt.py",
          other_log((r"(?<=^code: bytes:)(\d+ sha256:)[0-9a-f]{64}", r"\g<1>" + "ab" * 32))),
     Kind("a seed that is declared, without a log", "run", "logs", "has no log", field(seeds=[1, 2, 3, 4])),
-    Kind("a seed twice", "run", "logs", "seeds", other_log((r'(?<="seed": )\d+', "2"))),
+    Kind("a seed twice", "run", "logs", "has no log", other_log((r'(?<="seed": )\d+', "2"))),
     Kind("code that was changed after the run", "capped", "logs", "of train_gpt.py",
          edit("train_gpt.py", ("5.0000", "6.0000"))),
     Kind("a comment after a wrapper", "run", "code bytes", "bytes shipped", append("train_gpt.py", "# other\n")),
@@ -283,18 +286,18 @@ OF_OTHER_LOGS = [
     Kind("no line of the final score", "challenge", "score", "no final score", logs((r"^final_.*\n", ""))),
 ]
 OF_OTHER_FOLDERS = [
-    Kind("the log of another record", "challenge", "logs", "is train.log of", from_another_record("train.log"),
+    Kind("the log of another record", "challenge", "logs", "of 2026-05-01_before", of_another_record("log"),
          level="tree"),
     Kind("the run of another record under another seed", "challenge", "logs", "of its losses are those of",
-         both(from_another_record("train.log"), as_seed(7, "train.log")), level="tree"),
+         both(of_another_record("log"), as_seed(7, "train.log")), level="tree"),
     Kind("the run of another author, with its times", "challenge", "logs", "and so are its times",
-         both(from_another_record("train.log"), append("train.log", "\n"), field(github_id="d-thief")), level="tree"),
+         both(of_another_record("log"), append("train.log", "\n"), field(github_id="d-thief")), level="tree"),
     Kind("the run of another author, with other times", "challenge", "logs", "a repeated run",
-         both(from_another_record("train.log"), field(github_id="d-thief"),
+         both(of_another_record("log"), field(github_id="d-thief"),
               log((rf"(?<=train_time:){NUMBER}(?=ms)", times(0.99)), (rf"(?<=step_avg:){NUMBER}(?=ms)", times(0.99)))),
          "WARN", "tree"),
     Kind("the model of another author", "capped", "artifact", "by another author",
-         both(from_another_record("model.int8.zlib"), field(github_id="d-thief"), append("train_gpt.py", "# mine\n")),
+         both(of_another_record("model.int8.zlib"), field(github_id="d-thief"), append("train_gpt.py", "# mine\n")),
          level="tree"),
     Kind("the code of another author", "challenge", "code bytes", "by another author", field(github_id="d-thief"),
          "WARN", "tree"),
