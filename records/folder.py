@@ -12,13 +12,13 @@ from pathlib import Path
 
 from records.digits import Decimal
 from records.kinds import HEAD, kind_of
-from records.logs import LOG_LIMIT, read_logs
+from records.logs import LOG_LIMIT, RUNS_LIMIT, read_logs
 from records.rules import NUMBER_FIELDS, SPELLINGS, TEXT_FIELDS
 from records.runs import common_label, runs_of
 
 ENTRIES_LIMIT, DEPTH_LIMIT, FOLDER_LIMIT = 1000, 6, 256 << 20
 JSON_LIMIT, TEXT_LIMIT, CODE_LIMIT = 1 << 20, 1 << 20, 2 << 20
-LOGS_LIMIT, RUNS_LIMIT = 32, 64
+LOGS_LIMIT = 32
 PER_SEED = ("seed_results", "seeds", "per_seed", "per_seed_results")  # what submission.json calls them
 # what a run prints; a file that may be a log is one where this is in it
 _LOG_WORDS = re.compile(rb"(train_loss|val_loss|val_bpb)[:=]")

@@ -8,7 +8,7 @@ from common.settings import Settings
 from records.loglines import BODY, HEADER, SETTINGS_BLOCK, parse, parse_setting
 
 LOG_LIMIT = 4 << 20  # bytes; the longest published log has 130 kB
-RUNS_LIMIT = 64  # of one file
+RUNS_LIMIT = 64  # of one file, and of one record folder
 
 
 @dataclasses.dataclass
@@ -164,7 +164,7 @@ def _split(lines):
     runs, last_step, seed = [], None, None
     for section in _sections(lines):
         steps = [int(line.values["step"]) for line in section if line.kind in ("train", "val")]
-        named = next((line.values["seed"] for line in section if "seed" in line.values), None)
+        named = next((line.values["seed"] for line in reversed(section) if "seed" in line.values), None)
         again = steps and last_step is not None and steps[0] <= last_step
         other = None not in (named, seed) and named != seed
         resumed = any(line.kind == "resume" for line in section)
