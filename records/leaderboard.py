@@ -174,7 +174,7 @@ def leaderboard_row(e):
         name = f"[{name}]({e['track']}/{e['folder']}/README.md)"
     score = f"**{e['val_bpb']:.4f}**" if e["val_bpb"] < 100 else "**?**"
     if e["sd"] is not None:
-        score += f"<br>{e['seeds']} seeds, {e['mean']:.4f} &plusmn; {e['sd']:.4f}"
+        score += f"<br>{e['seeds']}&nbsp;seeds, {e['mean']:.4f}&nbsp;&plusmn;&nbsp;{e['sd']:.4f}"
     verification = f"{e['verdict']}: {', '.join(e['checks'])}" if e["checks"] else e["verdict"]
     return [
         str(e["rank"] or "&ndash;"),
@@ -190,10 +190,11 @@ def leaderboard_row(e):
 
 
 def bytes_cell(total, model, code):
-    """`total = model + code`, with the sign that is true where all three are known and do not add up."""
+    """`total = model + code`, with the sign that is true where all three are known and do not add up. Its line breaks
+    before the sign alone."""
     shown = ["?" if size is None else f"{size:,}" for size in (total, model, code)]
     sign = "&ne;" if None not in (total, model, code) and total != model + code else "="
-    return f"{shown[0]} {sign} {shown[1]} + {shown[2]}"
+    return f"{shown[0]} {sign}&nbsp;{shown[1]}&nbsp;+&nbsp;{shown[2]}"
 
 
 def records_readme(entries):

@@ -69,7 +69,7 @@ def test_ranks_are_by_score_within_a_track_and_data_and_need_the_checks(board, e
     assert entries["Naive Baseline"]["verdict"].startswith("published by the challenge")
     assert entries["Broken"]["verdict"] == "fails"
     readme = (board / "README.md").read_text()
-    assert "| 1 | [Best](track_10min_16mb/2026-05-03_best/README.md) | **1.1998**<br>3 seeds, 1.1998" in readme
+    assert "| 1 | [Best](track_10min_16mb/2026-05-03_best/README.md) | **1.1998**<br>3&nbsp;seeds, 1.1998" in readme
     assert "### pydoc&#95;sp1024: not comparable with scores on FineWeb" in readme
     assert "| &ndash; | [Broken]" in readme and "fails: compile, code bytes, logs" in readme
 
@@ -105,6 +105,36 @@ def test_the_output_is_the_same_twice_and_the_repositorys_own_is_current(board, 
     for name in ("README.md", "index.html"):
         same = (copy / name).read_bytes() == (ROOT / "records" / name).read_bytes()
         assert same, f"records/{name} is old: python -m records leaderboard"
+
+
+PAGES = sorted([*(ROOT / "records").glob("*.md"), *(ROOT / "records").glob("track_*/*/README.md")])
+
+
+def faults_of_markdown(text, folder):
+    """list of words: rows of tables that GitHub would cut or fill up, and links to files that are not there."""
+    text = re.sub(r"(?ms)^```.*?^```$", "", text)
+    found = []
+    for block in re.findall(r"(?m)^\|.*(?:\n\|.*)*", text):
+        rows = [re.sub(r"`[^`|]*`", "", row) for row in block.splitlines()]
+        cells = [row.count("|") - row.count("\\|") for row in rows]
+        if len(rows) < 2 or not re.fullmatch(r"[|\s:-]+", rows[1]):
+            found.append(f"no table: {rows[0]}")
+        found += [f"{n - 1} cells, {cells[0] - 1} in the head: {row}" for row, n in zip(rows, cells) if n != cells[0]]
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
+    return found + [f"no {link}" for link in links if "://" not in link and not (folder / link).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "records")))
+def test_the_tables_of_the_pages_are_whole_and_their_links_lead_somewhere(page):
+    assert faults_of_markdown(page.read_text(), page.parent) == []
+
+
+def test_a_torn_table_and_a_dead_link_are_seen(tmp_path):
+    table = "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+    assert len(PAGES) >= 8 and faults_of_markdown(table, tmp_path) == []
+    assert faults_of_markdown(table + "| 1 | 2 | 3 |\n", tmp_path) == ["3 cells, 2 in the head: | 1 | 2 | 3 |"]
+    assert faults_of_markdown("| a | b |\n| 1 | 2 |\n", tmp_path) == ["no table: | a | b |"]
+    assert faults_of_markdown("[x](gone.md)", tmp_path) == ["no gone.md"]
 
 
 def test_only_the_pinned_files_are_the_challenges_own(board):
@@ -170,7 +200,7 @@ def test_an_entry_is_ranked_on_the_text_that_its_logs_say_they_scored(tmp_path, 
 def test_total_is_model_and_code_or_says_what_is_unknown(stated, shown):
     names = "bytes_total", "bytes_model_int8_zlib", "bytes_code"
     found = figures({name: size for name, size in zip(names, stated) if size is not None}, None)
-    assert bytes_cell(found["total"], found["model"], found["code"]) == shown
+    assert bytes_cell(found["total"], found["model"], found["code"]).replace("&nbsp;", " ") == shown
 
 
 def test_the_page_works_as_it_is_written(board, browser):
@@ -411,6 +441,7 @@ def test_what_a_submission_says_is_shown_and_never_run(tmp_path, browser):
     readme = (records / "README.md").read_text()
     assert not re.search(r"<(?!br>)|javascript:alert\(1\)\)|\]\((?!track_|GUIDE)", readme)
     assert len([line for line in readme.splitlines() if line.startswith("| &ndash;")]) == 1
+    assert [fault for fault in faults_of_markdown(readme, records) if "GUIDE.md" not in fault] == []
 
 
 def test_words_of_strangers_are_plain_in_markdown():
