@@ -7,7 +7,7 @@ const idOf = (e) => `${e.track}/${e.folder}`;
 const bpb = (v) => fixed(v === null || v >= NONE ? null : v);
 const tone = (e) => e.founding ? "" : {fails: "bad", passes: "good"}[e.verdict] || "warn";
 const places = (e) => e.rank === null ? Infinity : e.rank;
-const percent = (v) => `${+(100 * v).toFixed(1)} %`;
+const percent = (v) => `${+(100 * v).toFixed(2)} %`;
 
 // [name, title, what it sorts by, side]
 const COLUMNS = [
