@@ -17,7 +17,9 @@ from records.evaluation import MODEL_FILE
 from records.folder import Refused, data_of, open_folder
 from records.page import plain, write_page
 from records.rules import PASS, RULESETS, TRACKS, UNVERIFIED
-from records.verify import clean, status_of, verdict, verify_folder
+from records.show import clean
+from records.verdict import status_of, verdict
+from records.verify import verify_folder
 
 TITLES = {
     "track_10min_16mb": "10 minutes on 8xH100, 16 MB",

@@ -14,8 +14,13 @@ DATA_LIBRARIES = {"sentencepiece", "huggingface_hub", "tqdm", "pyarrow", "matplo
 RECORDS_TESTS = {
     "made_records.py",
     "hostile.py",
+    "bench_verify.py",
     "test_records.py",
+    "test_records_baseline.py",
+    "test_records_pr.py",
+    "test_records_verdict.py",
     "test_records_hostile.py",
+    "test_records_reading.py",
     "test_significance.py",
     "test_leaderboard.py",
     "test_records_levels.py",
