@@ -14,6 +14,7 @@ from common.settings import UserError
 from records.folder import Refused, declared_seeds, open_folder, read_bounded
 from records.logs import LOG_LIMIT, read_log
 from records.rules import RECORD_ALPHA, RECORD_MARGIN_NATS, SP1024_NATS_PER_BPB
+from records.runs import seed_of
 
 MIN_RUNS = 3  # of each side
 POWER = 0.9  # that runs_needed asks for
@@ -283,7 +284,7 @@ def is_score(pair):
 
 def missing_seeds(folder):
     """list[str]: seeds that submission.json declares and no log has."""
-    declared, shown = declared_seeds(folder) or set(), {log.seed for log in folder.logs}
+    declared, shown = declared_seeds(folder) or set(), {seed_of(log) for log in folder.logs}
     return [f"seed {seed} is declared and has no log" for seed in sorted(declared - shown)]
 
 
