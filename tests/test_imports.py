@@ -30,6 +30,7 @@ RECORDS_TESTS = {
     "test_records_levels.py",
     "test_records_ablation.py",
     "test_records_arguments.py",
+    "test_report.py",
 }
 LIBRARIES = {
     "common.tokenizer": {"sentencepiece"},
