@@ -1,21 +1,16 @@
-"""The checks of what a record claims, against its own logs and the record before it: score, clock, significance."""
+"""The check of the scores that a record claims, against its own logs; and the sum of its bytes."""
 import math
 import re
 import statistics
 
-from common.challenge import EVAL_SECONDS
 from common.published import VAL_BYTES, VAL_BYTES_TOLERANCE, VAL_TOKENS
 from records.checks import is_founding
 from records.digits import Decimal, agrees, slack_of
 from records.folder import claims_per_seed, data_of, on_fineweb
-from records.rules import FAIL, NOT_RUN, PASS, RECORD_ALPHA, SPELLINGS, TRAIN_LIMITS, UNVERIFIED, WARN, Finding
-from records.significance import Side, compare, copied_logs, is_score, missing_seeds
+from records.rules import FAIL, NOTE, PASS, SPELLINGS, TRAIN_LIMITS, UNVERIFIED, WARN, Finding
 
 MAIN_SCORE = "final_int8_zlib_roundtrip"  # the one final line
-SECOND = 1e3  # in milliseconds
-TIME_UNIT = 1.0  # the most that a claimed time may be off because it has few digits, in seconds
 BYTE_VOCABULARY = range(256, 265)  # tokens of a byte alphabet, with a few that are not bytes
-LATE_STEPS = 2  # a step cannot be interrupted, so a run may be late by this many
 
 
 def check_score(folder, rules):
@@ -178,110 +173,27 @@ def _vocabulary(folder, log):
     return next((int(size) for size in said if size and re.fullmatch(r"\d{1,9}", str(size))), None)
 
 
-def check_clock(folder, rules):
-    """Training time against the limit and the logged averages, the time of evaluation, and the claims of both."""
-    if not folder.logs:
-        yield Finding(UNVERIFIED if is_founding(folder) else FAIL, "no log", "the training time", ".")
-    for log in folder.logs:
-        if not log.last_step or log.train_ms is None or not math.isfinite(log.train_ms):
-            yield Finding(FAIL, "no training time", "lines with train_time", log.name)
-            continue
-        yield from _training_time(folder, log)
-        yield from _step_averages(log)
-        if folder.track in TRAIN_LIMITS:
-            yield from _evaluation_time(log)
-        else:
-            yield from _stated_limit(folder, rules, log)
-    runs = [log for log in folder.seed_logs() if log.train_ms is not None]
-    yield from _claimed_number(folder, rules, "wallclock_seconds", [log.train_ms / SECOND for log in runs])
-    yield from _claimed_number(folder, rules, "step_stop", [log.last_step for log in runs])
-
-
-def _training_time(folder, log):
-    """The shorter of the run's own limit and the track's is kept, but for the step that was running."""
-    limits = [limit for limit in (log.cap_seconds, TRAIN_LIMITS.get(folder.track)) if limit]
-    if not limits or log.train_ms <= min(limits) * SECOND:
+def size_row(folder):
+    """The sum that the size is of, as submission.json has it or else the main log: what holds, or which part is not
+    known. The checks of the artifact say what is wrong about it."""
+    log = folder.logs[0] if folder.logs else None
+    parts = {
+        part: folder.fields.get(claim, log and getattr(log, logged))
+        for part, claim, logged in (("total", "bytes_total", "total_bytes"),
+                                    ("model", "bytes_model_int8_zlib", "model_bytes"),
+                                    ("code", "bytes_code", "code_bytes"))
+    }
+    unknown = [part for part, size in parts.items() if size is None]
+    total, model, code = (f"{size:,}" if size is not None else "unknown" for size in parts.values())
+    observed = f"{total} bytes in all = {model} model + {code} code"
+    if len(unknown) == 3:
         return
-    over = log.train_ms - min(limits) * SECOND
-    steps = over / (log.train_ms / log.last_step)
-    observed = f"{log.train_ms / SECOND:,.3f} s, {over:,.0f} ms over"
-    status = WARN
-    if steps > LATE_STEPS:
-        status = FAIL
-        observed += f", {steps:.1f} steps"
-    yield Finding(status, observed, f"at most {min(limits):,.0f} s", log.name)
-
-
-def _step_averages(log):
-    """step x step_avg is train_time, on the first line where it is not; the average is printed with two decimals."""
-    for step, ms, average in log.averages:
-        if step and abs(step * average - ms) > step * 0.011 + 1.0:
-            observed = f"step {step}: {average} ms per step, {ms:,.0f} ms in all"
-            yield Finding(FAIL, observed, f"{ms / step:.2f} ms per step", log.name)
-            return
-
-
-def _evaluation_time(log):
-    spent = max(sum(score[2] or 0.0 for score in log.scores.values()), log.evaluation_ms or 0.0)
-    if spent > EVAL_SECONDS * SECOND:
-        observed = f"evaluation took {spent / SECOND:,.1f} s"
-        yield Finding(FAIL, observed, f"at most {EVAL_SECONDS:.0f} s", log.name)
-
-
-def _stated_limit(folder, rules, log):
-    """The README says how long the run could train."""
-    if "README.md" not in folder.files:
-        return
-    seconds = f"{log.cap_seconds or 0:g}"
-    stated = rf"(?<![\d.,]){re.escape(seconds)}(?![\d])"
-    if seconds == "0":
-        stated = r"MAX_WALLCLOCK_SECONDS\s*=\s*0\b"
-    if not re.search(stated, folder.text("README.md").replace(",", "")):
-        yield Finding(rules.lenient, "the compute is not stated", f"MAX_WALLCLOCK_SECONDS={seconds}", "README.md")
-
-
-def _claimed_number(folder, rules, name, values):
-    """A claimed time or step count is that of one run, or the mean."""
-    claim = folder.fields.get(name)
-    if claim is None or not values:
-        return
-    if not any(agrees(claim, value, TIME_UNIT) for value in [*values, statistics.mean(values)]):
-        expected = " or ".join(f"{value:,}" for value in sorted(set(values)))
-        yield Finding(rules.lenient, f"{name} {claim:,}", expected, "submission.json")
-
-
-def check_significance(folder, rules, find_baseline):
-    """Whether a record beats the baseline. find_baseline: function that returns its Side, or None if there is none."""
-    if folder.track not in TRAIN_LIMITS:
-        yield Finding(NOT_RUN, "no record is claimed in this track")
-        return
-    if is_founding(folder):
-        yield Finding(UNVERIFIED, "one published run, the first: there was nothing to beat", "3 runs", ".")
-        return
-    baseline = find_baseline()
-    if baseline is None:
-        observed = "no earlier record beside the folder"
-        yield Finding(UNVERIFIED, observed, "--baseline FOLDER, at least 3 runs", ".")
-        return
-    result = compare(baseline, side_of_folder(folder, "candidate"), margin=rules.margin_nats)
-    because = "; ".join(result["because"])
-    if any("copy" in text or "the same score" in text for text in result["because"]):
-        yield Finding(FAIL, because, "independent runs", "logs")
-    elif result["decision"] == "not verified":
-        yield Finding(UNVERIFIED, because, f"at least 3 runs per side, against {baseline.label}", "logs")
+    if unknown:
+        yield Finding(NOTE, observed, f"the bytes of {' and '.join(unknown)}, stated", "submission.json")
+    elif parts["total"] == parts["model"] + parts["code"]:
+        yield Finding(PASS, observed)
     else:
-        test = result["readings"]["nats per token"]
-        status = PASS if result["decision"] == "significant" else rules.lenient
-        better = f"{test['difference']:.5f} {result['unit']} better than {baseline.label}"
-        observed = f"{better}, margin {test['margin']:.5f}, p = {test['p']:.3g}"
-        yield Finding(status, observed, f"p < {RECORD_ALPHA}", "logs")
-
-
-def side_of_folder(folder, label):
-    """Side of the runs of a record folder."""
-    scores = folder.seed_scores()
-    good = [score for score in scores if is_score(score)]
-    problems = missing_seeds(folder) + copied_logs(folder)
-    if len(good) < len(scores):
-        problems.insert(0, "a log has no finite score above 0")
-    return Side(label, [loss for loss, _ in good], [bpb for _, bpb in good], problems)
+        more = parts["total"] - parts["model"] - parts["code"]
+        word = "more" if more > 0 else "less"
+        yield Finding(NOTE, f"{total} bytes in all, {abs(more):,} {word} than {model} model + {code} code",
+                      "total = model + code", "submission.json")

@@ -54,6 +54,7 @@ class RunLog:
     averages: list = dataclasses.field(default_factory=list)  # (step, ms, logged step_avg)
     scores: dict = dataclasses.field(default_factory=dict)
     problems: list = dataclasses.field(default_factory=list)
+    lines: list = dataclasses.field(default_factory=list)  # of loglines.Line, in order
     file: str = ""
     places: dict = dataclasses.field(default_factory=dict)  # (kind of line, step, label, name or None) -> "file:line"
 
@@ -191,6 +192,7 @@ def _sections(lines):
 
 def _take_lines(log, file, lines):
     """Fills a RunLog from its lines."""
+    log.lines = lines
     for line in lines:
         line.take(log, line.values, line.text)
         place = f"{file}:{line.number}"

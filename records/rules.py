@@ -7,6 +7,7 @@ from common.challenge import TRAIN_SECONDS
 from common.published import VAL_BYTES, VAL_TOKENS
 
 PASS, WARN, FAIL, UNVERIFIED, NOT_RUN = "PASS", "WARN", "FAIL", "NOT VERIFIED", "not asked"
+NOTE = "note"  # stands beside another finding and decides nothing
 
 TRACKS = {"10min": "track_10min_16mb", "non-record": "track_non_record_16mb"}
 TRAIN_LIMITS = {"track_10min_16mb": TRAIN_SECONDS}  # seconds; a record of the other track states its own limit
@@ -17,11 +18,13 @@ SP1024_NATS_PER_BPB = VAL_BYTES * math.log(2) / VAL_TOKENS["sp1024"]  # nats per
 
 @dataclasses.dataclass
 class Finding:
-    """One row of the table. where: the file, and the line where it has one."""
+    """What a check saw. where: the file, and the line where it has one; meaning: a sentence on what that means or how
+    to mend it, "" for the usual one of the check."""
     status: str
     observed: str
     expected: str = ""
     where: str = ""
+    meaning: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
