@@ -14,10 +14,11 @@ from records.budget import completed, group_bytes, model_budget
 from records.checks import is_founding
 from records.comparable import FINEWEB, score_group
 from records.evaluation import MODEL_FILE
-from records.folder import Refused, data_of, open_folder
+from records.folder import Refused, data_of
 from records.page import plain, write_page
 from records.rules import PASS, RULESETS, TRACKS, UNVERIFIED
 from records.show import clean
+from records.tree import Tree, is_record_folder
 from records.verdict import status_of, verdict
 from records.verify import verify_folder
 
@@ -36,11 +37,11 @@ MOST_REASONS = 6
 def read_entries(records, ruleset="strict"):
     """list of dicts, one per record folder, ranked: FineWeb first, best score first. rank is None where a check fails,
     or the score is not verified."""
-    entries = []
+    entries, tree = [], Tree()
     for track in TRACKS.values():
         for path in sorted((records / track).iterdir()) if (records / track).is_dir() else []:
-            if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
-                entries.append(describe(path, track, ruleset))
+            if is_record_folder(path):
+                entries.append(describe(tree.folder(path), ruleset, tree))
     entries.sort(key=lambda e: (e["data"] != FINEWEB, e["data"], not e["rank"], e["val_bpb"], e["date"], e["folder"]))
     counts = {}
     for entry in entries:
@@ -50,25 +51,24 @@ def read_entries(records, ruleset="strict"):
     return entries
 
 
-def describe(path, track, ruleset):
-    """What the tables and the page show of one folder."""
-    folder = open_folder(path)
+def describe(folder, ruleset, tree):
+    """What the tables and the page show of one Folder of a Tree."""
     fields, main = folder.fields, folder.logs[0] if folder.logs else None
     entry = {
-        "folder": clean(path.name),
-        "track": track,
-        "name": plain(fields.get("name", path.name)),
+        "folder": clean(folder.name),
+        "track": folder.track,
+        "name": plain(fields.get("name", folder.name)),
         "author": plain(fields.get("author")),
         "github": plain(fields.get("github_id")),
         "blurb": plain(fields.get("blurb"))[:BLURB],
-        "date": plain(fields.get("date", path.name))[:10],
+        "date": plain(fields.get("date", folder.name))[:10],
         "dataset": plain(data_of(folder))[:80],
         "data": score_group(folder, folder.logs),
         "hardware": plain(main.device if main and main.device else folder.raw.get("hardware"))[:120],
         "curves": [curves_of(log) for log in folder.seed_logs()[:CURVE_SEEDS]],
         "budget": budget_of(folder),
     }
-    return entry | figures(fields, main) | scores(folder) | judged(path, folder, ruleset)
+    return entry | figures(fields, main) | scores(folder) | judged(folder, ruleset, tree)
 
 
 def figures(fields, log):
@@ -105,11 +105,11 @@ def scores(folder):
     }
 
 
-def judged(path, folder, ruleset):
+def judged(folder, ruleset, tree):
     """What verification says. rank is true or None here."""
     if is_founding(folder):
         return {"founding": True, "rank": True, "verdict": PUBLISHED, "checks": [], "why": []}
-    result = verify_folder(path, ruleset)
+    result = verify_folder(folder.path, ruleset, tree=tree)
     word, names = verdict(result)
     why = []
     for name in names:

@@ -23,6 +23,7 @@ from records.leaderboard import (
     read_entries,
 )
 from records.page import write_page
+from records.tree import Tree
 from tests.conftest import ROOT
 from tests.made_records import FINEWEB, make_record
 
@@ -185,7 +186,8 @@ def test_an_entry_is_ranked_on_the_text_that_its_logs_say_they_scored(tmp_path, 
     (folder / "submission.json").write_text(json.dumps(fields))
     for change in changes:
         change(folder)
-    assert describe(folder, folder.parent.name, "strict")["data"] == group
+    tree = Tree()
+    assert describe(tree.folder(folder), "strict", tree)["data"] == group
 
 
 @pytest.mark.parametrize(("stated", "shown"), [
