@@ -203,6 +203,7 @@ def check_artifact(folder, rules, code=()):
         observed = f"{len(models)} model files and the code have {together:,} bytes"
         yield Finding(rules.lenient, observed, f"less than {BUDGET_BYTES:,}", ".")
     yield from _bytes_total(folder, rules)
+    yield from _claimed_parts(folder, rules)
     yield from _logged_bytes(folder, rules, code_bytes)
     if not models and "bytes_total" not in folder.fields and not any(log.total_bytes for log in folder.logs):
         observed = "neither a size nor a model file"
@@ -272,6 +273,17 @@ def _bytes_total(folder, rules):
     yield Finding(rules.lenient, observed, expected, "submission.json")
 
 
+def _claimed_parts(folder, rules):
+    """The claimed bytes of a model or of code that is not shipped are those of a log, or the mean."""
+    for name, part in (("bytes_model_int8_zlib", "model_bytes"), ("bytes_code", "code_bytes")):
+        sizes = sorted({getattr(log, part) for log in folder.seed_logs()} - {None})
+        shipped = SCRIPT in folder.files if name == "bytes_code" else "model" in folder.kinds.values()
+        claim = folder.fields.get(name)
+        if claim is not None and sizes and not shipped and not _is_one_or_mean(claim, sizes):
+            expected = f"{' or '.join(f'{size:,}' for size in sizes)} of the logs"
+            yield Finding(rules.lenient, f"{name} {claim:,}", expected, "submission.json")
+
+
 def _is_one_or_mean(claim, sizes):
     """Whether a claimed size is that of one run or the mean of all. sizes: those of the runs; None where not known."""
     known = [size for size in sizes if size]
@@ -283,7 +295,7 @@ def _logged_bytes(folder, rules, code_bytes):
     smaller total in submission.json stands against all but the model's own bytes: a log counts the code that ran, and
     what is shipped may be packed."""
     stated = folder.fields.get("bytes_total", BUDGET_BYTES)
-    for log in folder.logs:
+    for log in folder.seed_logs():
         model, code = log.model_bytes or 0, max(code_bytes, log.code_bytes or 0)
         total = max(log.total_bytes or 0, model + code)
         if total < BUDGET_BYTES:
@@ -315,10 +327,12 @@ def check_logs(folder, rules, code):
 def _one_log(log):
     for problem in log.problems:
         yield Finding(FAIL, problem, "an unedited log", log.name)
-    losses = [x for row in log.train + log.val for x in row[1:] if x is not None]
-    losses += [x for score in log.scores.values() for x in score[:2]]
-    if not all(map(math.isfinite, losses)):
-        yield Finding(FAIL, "a loss that is not a finite number", "finite losses", log.name)
+    lines = [(log.where(kind, row[0]), row[1:]) for kind in ("train", "val") for row in getattr(log, kind)]
+    lines += [(log.where("score", label), score) for label, score in log.scores.items()]
+    for where, values in lines:
+        if not all(math.isfinite(value) for value in values if value is not None):
+            yield Finding(FAIL, "a loss that is not a finite number", "finite losses", where)
+            break
     if not log.train and not log.val:
         yield Finding(FAIL, "no line of a training run in it", "steps, validation, score", log.name)
     if log.partial:

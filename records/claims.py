@@ -36,7 +36,7 @@ def _no_final_score(folder):
     observed = "no final score in the log"
     if any(agrees(folder.fields.get("val_bpb"), value) for value in before):
         observed += "; the claim is the score before quantization"
-    return Finding(FAIL, observed, "a line of the final score", folder.logs[0].name)
+    return Finding(FAIL, observed, "a line of the final score", folder.logs[0].where("val"))
 
 
 def _claimed_score(folder, rules, name, number):
@@ -154,15 +154,14 @@ def _fineweb_bytes(folder, rules, where, per_token, log):
         return
     certain = tokens or folder.track in TRAIN_LIMITS
     status = FAIL if certain and not is_founding(folder) else UNVERIFIED
-    observed = f"{implied:,.0f} validation bytes implied"
+    observed = f"loss and score imply {implied:,.0f} validation bytes, {100 * off:.2f} % off"
     if tokens and min(abs(tokens / count - 1) for count in VAL_TOKENS.values()) > 1e-3:
-        observed += f" of {tokens:,} tokens"
-    observed += f", {100 * off:.2f} % off"
+        observed = f"scored on another split: {tokens:,} tokens, {implied:,.0f} bytes by loss and score"
     if not tokens and vocabulary is None and abs(per_token - 1) <= VAL_BYTES_TOLERANCE:
         status, observed = UNVERIFIED, "one byte per token, and no vocabulary that says whether tokens are bytes"
     if any(tokens == count and abs(implied / size - 1) <= VAL_BYTES_TOLERANCE for count, size in rules.other_splits):
         status = WARN
-        observed += ", as in the challenge's first export"
+        observed += ", the challenge's first export"
     yield Finding(status, observed, f"{VAL_BYTES:,} of FineWeb's 50,000 documents", where)
 
 

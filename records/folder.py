@@ -12,13 +12,14 @@ from pathlib import Path
 
 from records.digits import Decimal
 from records.kinds import HEAD, kind_of
-from records.logs import LOG_LIMIT, read_logs
+from records.logs import LOG_LIMIT, RUNS_LIMIT, read_logs
 from records.rules import NUMBER_FIELDS, SPELLINGS, TEXT_FIELDS
 from records.runs import common_label, runs_of
 
 ENTRIES_LIMIT, DEPTH_LIMIT, FOLDER_LIMIT = 1000, 6, 256 << 20
 JSON_LIMIT, TEXT_LIMIT, CODE_LIMIT = 1 << 20, 1 << 20, 2 << 20
-LOGS_LIMIT, RUNS_LIMIT = 32, 64
+LOGS_LIMIT = 32
+PER_SEED = ("seed_results", "seeds", "per_seed", "per_seed_results")  # what submission.json calls them
 # what a run prints; a file that may be a log is one where this is in it
 _LOG_WORDS = re.compile(rb"(train_loss|val_loss|val_bpb)[:=]")
 _LOG_NAMES = re.compile(r".*\.(log|txt|out|err)|(.*/)?logs/.*|[^/.]+")
@@ -328,11 +329,10 @@ def on_fineweb(folder, log=None):
 
 def declared_seeds(folder):
     """set of the seeds that submission.json names, wherever it does; None where it names none."""
-    found = folder.raw.get("seeds", folder.raw.get("seed", folder.raw.get("seed_results")))
-    found = list(found) if isinstance(found, dict | list) else [found]
-    found = [item.get("seed") if isinstance(item, dict) else item for item in found]
+    found = folder.raw.get("seeds", folder.raw.get("seed"))
+    found = found if isinstance(found, list) else [found]
     seeds = {seed for seed in map(_seed, found) if seed is not None}
-    return seeds or None
+    return seeds | claims_per_seed(folder).keys() or None
 
 
 def _seed(value):
@@ -344,15 +344,13 @@ def _seed(value):
 
 
 def claims_per_seed(folder):
-    """dict seed -> dict of what submission.json says of that run, under its names: seed_results, by seed or as a list
-    with the seed in each, and lists beside `seeds` (seed_scores is a list of val_bpb)."""
+    """dict seed -> dict of what submission.json says of that run, under its names: from seed_results and the like, by
+    seed or as a list with the seed in each, and from lists beside `seeds` (seed_scores is a list of val_bpb)."""
     found = {}
-    results = folder.raw.get("seed_results")
-    if isinstance(results, list):
-        results = {str(item.get("seed")): item for item in results if isinstance(item, dict)}
-    for seed, claims in results.items() if isinstance(results, dict) else ():
-        if _seed(seed) is not None:
-            found[_seed(seed)] = claims if isinstance(claims, dict) else {"val_bpb": claims}
+    for name in PER_SEED:
+        for seed, claims in _by_seed(folder.raw.get(name)):
+            if seed is not None:
+                found[seed] = dict(claims) if isinstance(claims, dict) else {"val_bpb": claims}
     seeds = folder.raw.get("seeds")
     for name, values in folder.raw.items() if isinstance(seeds, list) else ():
         if name != "seeds" and isinstance(values, list) and len(values) == len(seeds):
@@ -360,3 +358,12 @@ def claims_per_seed(folder):
                 if seed is not None:
                     found.setdefault(seed, {}).setdefault("val_bpb" if name == "seed_scores" else name, value)
     return found
+
+
+def _by_seed(results):
+    """Pairs (seed or None, what is said of it) of an object whose names are seeds or a list of objects that name it."""
+    if isinstance(results, dict):
+        return [(_seed(name), claims) for name, claims in results.items()]
+    if isinstance(results, list):
+        return [(_seed(claims.get("seed")), claims) for claims in results if isinstance(claims, dict)]
+    return []

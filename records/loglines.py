@@ -212,13 +212,14 @@ _WORDS = r"(?: [^:]{1,80})?"  # they may name a file or a compressor
 _NOT_RAW = r"(?! ?\(?(?i:raw|fp32|bf16|uncompressed|torch))"
 _REST = r"(?P<rest>(?: .*)?)"
 _BEFORE = r"(?i:diagnostic )?(?i:[\w-]{0,40}(?:pre[-_]?quant|post[-_]ema)[\w-]{0,40})(?: [\w-]{1,40})?"
-_FINAL = r"(?i:final|quantized|dequantized|post_quant|roundtrip|sliding|legal|ttt|test_time|slot|ngram|gptq|int[4-8])"
+_FINAL = (r"(?i:final|(de)?quantized|post_(quant|ttt|gptq)|roundtrip|sliding|sw_|eval_(final|sliding)|legal|ttt|"
+          r"test_time|phased|slot|ngram|gptq|int[4-8]|mixed|ternary|binary|zstd|lzma|brotli)")
 _LABEL = rf"(?={_FINAL})(?P<label>[\w.+-]{{1,80}}(?: [A-Za-z][\w.+-]{{0,60}}(?![\w.+:=-])){{0,2}}):?"
 
 
 def _has(name, group):
     """Pattern that looks ahead for `name:1.23`, wherever it stands among other tokens."""
-    return rf"(?=(?:.*? )?{name}[:=] ?(?P<{group}>{_NUM})(?:[ ,;|)]|$))"
+    return rf"(?=(?:.*?[ (])?{name}[:=] ?(?P<{group}>{_NUM})(?:[ ,;|)]|$))"
 
 
 def _size(group):
@@ -227,8 +228,8 @@ def _size(group):
 
 
 _COMMON_LINES = [  # kind of line, how it starts, how it goes on to its end, what takes it
-    ("train", _STEP, rf"{_AT} train_loss: ?(?P<loss>{_NUM}) {_TIME}{_REST}", _take_train),
-    ("val", _STEP, rf"{_AT} {_PAIR}(?: {_TIME})?{_REST}", _take_val),
+    ("train", _STEP, rf"{_AT} train_loss: ?(?P<loss>{_NUM})(?: .*?)? {_TIME}{_REST}", _take_train),
+    ("val", _STEP, rf"{_AT} {_PAIR}(?:(?: .*?)? {_TIME})?{_REST}", _take_val),
     ("stop", r"stopping_early:", rf" wallclock_cap {_TIME} step: ?{_AT}", _take_stop),
     ("pre_quant", _BEFORE, rf":? {_PAIR}{_REST}", _take_pre_quant),
     ("pre_quant", r"DIAGNOSTIC (?!quant)", rf"\S+ {_PAIR}{_REST}", _take_pre_quant),
@@ -237,7 +238,7 @@ _COMMON_LINES = [  # kind of line, how it starts, how it goes on to its end, wha
     ("total", rf"Total submission size{_NOT_RAW}", rf"(?P<label>{_WORDS}){_size('bytes')}", _take_total),
     ("batch", r"train_batch_tokens:", r"(?P<batch_tokens>\d{1,12}) .*", _take_batch),
     ("code", r"Code size", rf"{_WORDS}{_size('code_bytes')}", _take_numbers),
-    ("seed", r"seed:", r" ?(?P<seed>\d{1,18})(?: .*)?", _take_numbers),
+    ("seed", r"(?i:seed)[:=]", r" ?(?P<seed>\d{1,18})(?: .*)?", _take_numbers),
     ("tokens", r"val_(?=loader:|tokens:)", r"(?:loader:.* )?tokens: ?(?P<val_tokens>\d{1,12})", _take_numbers),
     ("memory", r"peak memory allocated: ", r"(?P<memory_mib>\d{1,9}) MiB(?: .*)?", _take_numbers),
     ("params", r"model_params:", r" ?(?P<params>\d{1,12})(?: .*)?", _take_numbers),

@@ -8,7 +8,7 @@ from common.settings import Settings
 from records.loglines import BODY, HEADER, SETTINGS_BLOCK, parse, parse_setting
 
 LOG_LIMIT = 4 << 20  # bytes; the longest published log has 130 kB
-RUNS_LIMIT = 64  # of one file
+RUNS_LIMIT = 64  # of one file, and of one record folder
 
 
 @dataclasses.dataclass
@@ -54,6 +54,7 @@ class RunLog:
     averages: list = dataclasses.field(default_factory=list)  # (step, ms, logged step_avg)
     scores: dict = dataclasses.field(default_factory=dict)
     problems: list = dataclasses.field(default_factory=list)
+    lines: list = dataclasses.field(default_factory=list)  # of loglines.Line, in order
     file: str = ""
     places: dict = dataclasses.field(default_factory=dict)  # (kind of line, step, label, name or None) -> "file:line"
 
@@ -163,7 +164,7 @@ def _split(lines):
     runs, last_step, seed = [], None, None
     for section in _sections(lines):
         steps = [int(line.values["step"]) for line in section if line.kind in ("train", "val")]
-        named = next((line.values["seed"] for line in section if "seed" in line.values), None)
+        named = next((line.values["seed"] for line in reversed(section) if "seed" in line.values), None)
         again = steps and last_step is not None and steps[0] <= last_step
         other = None not in (named, seed) and named != seed
         resumed = any(line.kind == "resume" for line in section)
@@ -191,6 +192,7 @@ def _sections(lines):
 
 def _take_lines(log, file, lines):
     """Fills a RunLog from its lines."""
+    log.lines = lines
     for line in lines:
         line.take(log, line.values, line.text)
         place = f"{file}:{line.number}"

@@ -85,7 +85,7 @@ def judge_changes(changes, existing):
 
 def _also(observed, path):
     """A Finding on what a request should leave alone. A `where` that begins with / counts from the repository."""
-    return Finding(FAIL, observed, EXPECTED, f"/{path}")
+    return Finding(FAIL, observed, "no other change", f"/{path}")
 
 
 def _old_record(record, changes, new):

@@ -24,7 +24,7 @@ USUALLY = {  # what a status means where MEANINGS says nothing
 }
 MEANINGS = {  # check -> status -> what it means, or how to mend it
     "pull request": {
-        FAIL: "A submission adds one record folder and changes nothing else: take the rest out.",
+        FAIL: "A submission adds one record folder and changes nothing else: take out the rest.",
     },
     "layout": {
         FAIL: "Programs and people find a record by its name and files: add or mend what is named.",

@@ -18,6 +18,7 @@ from records.clock import check_clock
 from records.code import inspect_code
 from records.evaluation import check_evaluation
 from records.folder import CODE_LIMIT
+from records.honesty import further
 from records.pull import pull_request
 from records.rules import FAIL, NOT_RUN, NOTE, PASS, RULESETS, TRACKS, Finding
 from records.sandbox import check_smoke
@@ -96,7 +97,10 @@ def own_check(name, folder, ruleset, tree):
     """Findings of one of OWN_CHECKS. It is made once per folder of a tree: later records ask for it too."""
     made = tree.results.setdefault((folder.path, ruleset), {"code": Code(folder)})
     if name not in made:
-        made[name] = _findings(lambda: OWN_CHECKS[name](folder, RULESETS[ruleset], made["code"]))
+        rules = RULESETS[ruleset]
+        made[name] = _findings(
+            lambda: [*OWN_CHECKS[name](folder, rules, made["code"]), *further(name, folder, rules, tree)]
+        )
     return made[name]
 
 

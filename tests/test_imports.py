@@ -13,6 +13,10 @@ TRAINERS = {"train_gpt": "torch", "train_gpt_mlx": "mlx"}
 DATA_LIBRARIES = {"sentencepiece", "huggingface_hub", "tqdm", "pyarrow", "matplotlib"}
 RECORDS_TESTS = {
     "made_records.py",
+    "made_challenge.py",
+    "spoiling.py",
+    "tampering.py",
+    "test_tampering.py",
     "hostile.py",
     "bench_verify.py",
     "test_records.py",

@@ -154,8 +154,10 @@ def test_a_tree_names_the_other_records_of_both_tracks(made):
     assert tree.folder(folder.path) is folder
 
 
-def test_each_log_and_source_of_a_tree_is_read_once(made, monkeypatch, capsys):
+@pytest.mark.parametrize(("command", "code"), [("verify {}", 1), ("leaderboard --records {}", 0)])
+def test_each_log_and_source_of_a_tree_is_read_once(track, monkeypatch, capsys, command, code):
     """So that the time is linear: each of these records asks what those before it score and fail."""
+    tree = track.parent
     reads, inspected = collections.Counter(), collections.Counter()
     read_bounded, inspect_code = records.folder.read_bounded, records.verify.inspect_code
 
@@ -168,9 +170,9 @@ def test_each_log_and_source_of_a_tree_is_read_once(made, monkeypatch, capsys):
         return inspect_code(path, *names)
     monkeypatch.setattr(records.folder, "read_bounded", count_reads)
     monkeypatch.setattr(records.verify, "inspect_code", count_inspections)
-    assert main(["verify", str(made)]) == 1
+    assert main(command.format(tree).split()) == code
     capsys.readouterr()
-    logs = sorted(made.glob("*/*/*.log"))
+    logs = sorted(tree.glob("*/*/*.log"))
     assert len(logs) == 16 and {path: n for path, n in reads.items() if n} == dict.fromkeys(logs, 1)
     assert inspected == dict.fromkeys({log.parent for log in logs}, 1)
 

@@ -106,6 +106,9 @@ def rows_of(found, status):
     ("final: val_loss=1.9, val_bpb=1.12", "final", (1.9, 1.12)),
     ("final int6 sliding_exact val_loss:1.9 val_bpb:1.12", "final_int6_sliding", (1.9, 1.12)),
     ("sliding_window_exact val_loss:1.9 val_bpb:1.12", "sliding_window", (1.9, 1.12)),
+    ("mixed_roundtrip (val_loss: 1.9, val_bpb: 1.12)", "mixed_roundtrip", (1.9, 1.12)),
+    ("eval_sliding_s64 val_loss:1.9 val_bpb:1.12", "eval_sliding_s64", (1.9, 1.12)),
+    ("post_ttt_exact val_loss:1.9 val_bpb:1.12", "post_ttt", (1.9, 1.12)),
     ("last_roundtrip val_loss:1.9 val_bpb:1.12", None, None),
     ("final_int6_sliding_window val_bpb:1.12", None, None),
     ("final_score val_loss:{loss:.4f} val_bpb:{bpb:.4f}", None, None),
@@ -155,6 +158,28 @@ def test_a_log_says_where_each_thing_stands():
     log = read_log("b", block)
     assert (log.where("settings", "num_layers"), log.where("tokens"), log.seed) == ("b:3", "b:6", 5)
     assert log.hyperparameters == {"num_layers": "9", "seed": "5"}
+
+
+@pytest.mark.parametrize(("line", "row"), [
+    ("step:500/20000 train_loss:2.5 train_time:50000ms step_avg:100.00ms", (500, 2.5, 50_000)),
+    ("step:500/20000 train_loss:2.5 lr:0.04 train_time:50000ms step_avg:100.00ms", (500, 2.5, 50_000)),
+    ("500/20000 train_loss: 2.5 train_time: 1.0m tok/s: 9", (500, 2.5, 57_000)),
+    ("step:500/20000 train_loss:2.5 lr:0.04", None),
+    ("step:500/20000 val_loss:2.5 val_bpb:1.5 train_time:50000ms", (500, 2.5, 1.5, 50_000)),
+    ("step:500/20000 val_loss:2.5 val_bpb:1.5 ema:0 train_time:50000ms", (500, 2.5, 1.5, 50_000)),
+    ("500/20000 val_loss: 2.5 val_bpb: 1.5", (500, 2.5, 1.5, None)),
+])
+def test_a_step_is_read_with_other_tokens_between(line, row):
+    log = read_log("train.log", line.encode())
+    assert log.train + log.val == ([row] if row else [])
+
+
+@pytest.mark.parametrize(("line", "seed"), [
+    ("seed:42", 42), ("Seed: 42", 42), ("SEED=42 RUN_ID=a torchrun train_gpt.py", 42), ("seed:42 deterministic:0", 42),
+    ("    seed = 42", None), ("seed:{args.seed}", None),
+])
+def test_a_seed_is_read_as_scripts_print_it(line, seed):
+    assert read_log("train.log", line.encode()).seed == seed
 
 
 # Several runs in a file
@@ -383,6 +408,23 @@ def test_a_claimed_total_is_that_of_a_run_or_the_mean(tmp_path, claim, words):
             for seed, model in ((1, 15_000_000), (2, 15_000_200))}
     found, printed = findings(make(tmp_path, logs, val_bpb=1.2, bytes_total=claim), "artifact")
     assert bool(rows_of(found, "FAIL")) == bool(words) and any(words in f.observed for f in found), printed
+
+
+@pytest.mark.parametrize(("claims", "fails"), [
+    ({"bytes_model_int8_zlib": 15_000_000}, False),
+    ({"model_bytes": 15_000_001}, True),
+])
+def test_a_claimed_model_is_that_of_a_log_where_none_is_shipped(tmp_path, claims, fails):
+    found, printed = findings(make(tmp_path, {"train.log": log_text(1, 1.2)}, val_bpb=1.2, **claims), "artifact")
+    assert any("15,000,000 of the logs" in row for row in rows_of(found, "FAIL")) == fails, printed
+
+
+def test_a_claimed_code_size_is_that_of_a_log_where_no_code_is_shipped(tmp_path):
+    for claim, fails in ((CODE_BYTES, False), (CODE_BYTES + 1, True)):
+        folder = make(tmp_path, {"train.log": log_text(1, 1.2)}, val_bpb=1.2, bytes_code=claim)
+        (folder / "train_gpt.py").unlink()
+        found, printed = findings(folder, "artifact")
+        assert any(f"bytes_code {claim}" in row for row in rows_of(found, "FAIL")) == fails, printed
 
 
 def test_shipped_files_that_are_too_large_are_a_warning_where_the_stated_size_decides(tmp_path):
