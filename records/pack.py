@@ -19,7 +19,9 @@ from records.folder import CODE_LIMIT, JSON_LIMIT, Refused, load_json, read_boun
 from records.logs import LOG_LIMIT, read_log
 from records.reproduce import launch_command
 from records.rules import FAIL, TEXT_FIELDS, TRACKS
-from records.verify import exit_code, status_of, table, verify_folder
+from records.show import as_text
+from records.verdict import exit_code, status_of
+from records.verify import verify_folder
 
 BACKENDS = {"train_gpt.py": "torch", "train_gpt_mlx.py": "mlx"}  # of the script that a run folder holds
 
@@ -248,7 +250,7 @@ def run(options):
         raise UserError(f"{target} already exists: choose another --name, or remove it")
     write_folder(target, runs, submission(runs, options, date))
     result = verify_folder(target)
-    print(table(target, result))
+    print(as_text(target, result))
     readme = target / "README.md"
     if status_of(result["layout"]) == FAIL and PLACEHOLDER in readme.read_text(encoding="utf-8"):
         print(f"\n{target} is a draft. Write the idea and its justification where {readme} says {PLACEHOLDER}, then:")

@@ -7,7 +7,7 @@ from common.settings import UserError
 from records.checks import is_founding
 from records.folder import data_of, on_fineweb, open_folder
 from records.rules import TRACKS
-from records.verify import clean
+from records.show import clean
 
 
 def find_entry(entry, records):

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from common.settings import UserError
 from records.folder import Refused, declared_seeds, open_folder, read_bounded
-from records.logs import LOG_LIMIT, read_log
+from records.logs import LOG_LIMIT, read_logs
 from records.rules import RECORD_ALPHA, RECORD_MARGIN_NATS, SP1024_NATS_PER_BPB
+from records.runs import seed_of
 
 MIN_RUNS = 3  # of each side
 POWER = 0.9  # that runs_needed asks for
@@ -32,38 +33,39 @@ class Test:
 
 def welch_test(baseline, candidate, margin=0.0):
     """Test of two lists of at least two numbers, lower is better. ValueError where neither list varies."""
-    from scipy import stats  # here, since it takes longer than all of `verify`
+    from scipy import special  # here, since few commands need it; scipy.stats takes 0.4 s more
     a, b = (statistics.variance(side) / len(side) for side in (baseline, candidate))
     if a + b <= 0:
         raise ValueError("neither side varies")
     difference = statistics.mean(baseline) - statistics.mean(candidate)
     df = (a + b) ** 2 / (a**2 / (len(baseline) - 1) + b**2 / (len(candidate) - 1))
     t = (difference - margin) / math.sqrt(a + b)
-    return Test(margin, difference, t, df, float(stats.t.sf(t, df)))
+    return Test(margin, difference, t, df, float(special.stdtr(df, -t)))
 
 
 def one_sample_p(candidate, constant, margin=0.0):
     """p of H0: constant - mean(candidate) <= margin, against a baseline taken as exact."""
-    from scipy import stats
+    from scipy import special
     error = statistics.stdev(candidate) / math.sqrt(len(candidate))
     gain = constant - margin - statistics.mean(candidate)
-    return float(stats.t.sf(gain / error, len(candidate) - 1)) if error else float(gain <= 0)
+    return float(special.stdtr(len(candidate) - 1, -gain / error)) if error else float(gain <= 0)
 
 
 def interval(baseline, candidate, confidence=0.99):
     """(low, high) of the difference of the means."""
-    from scipy import stats
+    from scipy import special
     test = welch_test(baseline, candidate)
-    half = float(stats.t.ppf(0.5 + confidence / 2, test.df)) * test.difference / test.t if test.t else math.inf
+    half = float(special.stdtrit(test.df, 0.5 + confidence / 2)) * test.difference / test.t if test.t else math.inf
     return test.difference - abs(half), test.difference + abs(half)
 
 
 def power_of(difference, margin, sd_baseline, sd_candidate, runs_baseline, runs_candidate, alpha=RECORD_ALPHA):
     """Probability that the test rejects H0 where the true difference and standard deviations are these."""
-    from scipy import stats
+    from scipy import special
     a, b = sd_baseline**2 / runs_baseline, sd_candidate**2 / runs_candidate
     df = (a + b) ** 2 / (a**2 / (runs_baseline - 1) + b**2 / (runs_candidate - 1))
-    power = stats.nct.sf(stats.t.ppf(1 - alpha, df), df, (difference - margin) / math.sqrt(a + b))
+    shift = (difference - margin) / math.sqrt(a + b)
+    power = 1 - special.nctdtr(df, shift, special.stdtrit(df, 1 - alpha))
     return float(power) if math.isfinite(power) else 1.0
 
 
@@ -241,7 +243,7 @@ def scored_logs(text):
             logs, score_label = folder.seed_logs(), folder.score_label
             problems = [f"{path.name}: {what}" for what in missing_seeds(folder) + copied_logs(folder)]
         else:
-            logs = [read_log(path.name, read_bounded(path, LOG_LIMIT))]
+            logs = read_logs(path.name, read_bounded(path, LOG_LIMIT))
     except Refused as error:
         raise UserError(f"{text}: {error}; give record folders, logs or numbers") from None
     scored = [(log, score) for log in logs if (score := log.score(score_label))]
@@ -282,7 +284,7 @@ def is_score(pair):
 
 def missing_seeds(folder):
     """list[str]: seeds that submission.json declares and no log has."""
-    declared, shown = declared_seeds(folder) or set(), {log.seed for log in folder.logs}
+    declared, shown = declared_seeds(folder) or set(), {seed_of(log) for log in folder.logs}
     return [f"seed {seed} is declared and has no log" for seed in sorted(declared - shown)]
 
 

@@ -5,13 +5,14 @@ import json
 import math
 import shutil
 from pathlib import Path
+from random import Random
 
 from common.artifact import encode_model
 from common.challenge import BUDGET_BYTES
-from common.params import initial_weights
+from common.params import count_params, flops_per_token, initial_weights
 from common.published import VAL_BYTES, VAL_TOKENS
 from common.runlog import log_line
-from common.settings import Settings
+from common.settings import Settings, changed_settings
 from records.__main__ import main
 from records.checks import PLACEHOLDER
 from records.rules import TRACKS
@@ -22,45 +23,28 @@ print("step:0/2 val_loss:5.0000 val_bpb:7.0000 train_time:0ms step_avg:0.00ms", 
 print("final_int8_zlib_roundtrip_exact val_loss:5.00000000 val_bpb:7.00000000")
 '''
 MANIFEST = "ab" * 32  # SHA-256 of the data's manifest
-PYDOC = {"path": "data/pydoc_sp1024", "tokens": 87_737, "bytes": 216_636}
-FINEWEB = {"path": "data/fineweb10B_sp1024", "tokens": VAL_TOKENS["sp1024"], "bytes": VAL_BYTES}
+PYDOC = {"path": "data/pydoc_sp1024", "tokens": 87_737, "bytes": 216_636, "processes": 1}
+FINEWEB = {"path": "data/fineweb10B_sp1024", "tokens": VAL_TOKENS["sp1024"], "bytes": VAL_BYTES, "processes": 8}
 
 
-def log_text(seed, bpb, code, model, payload, data, cap=600.0, ms_a_step=100.0):
-    """A whole log in the words of common/runlog.py, VOCAB_SIZE unset."""
-    settings = {**SIZES, "data_path": data["path"], "seed": seed, "max_wallclock_seconds": cap, "run_id": f"made{seed}"}
-    del settings["vocab_size"]
+def log_text(seed, bpb, code, model, payload, data, cap=600.0, ms_a_step=100.0, lines=20):
+    """A whole log in the words of common/runlog.py, VOCAB_SIZE unset, as a run with these times would print it.
+    lines: of steps."""
     steps = int(cap * 1e3 // ms_a_step) - 2
+    settings = Settings(**SIZES, data_path=data["path"], seed=seed, max_wallclock_seconds=cap, run_id=f"made{seed}",
+                        train_batch_tokens=4096, micro_batch_tokens=4096, train_log_every=max(1, steps // lines))
+    changed = changed_settings(settings) | {"max_wallclock_seconds": cap}
+    del changed["vocab_size"]
     loss = bpb * math.log(2) * data["bytes"] / data["tokens"]
+    printed = [*header(settings, changed, data, code), *training_lines(settings, data, loss, steps, ms_a_step)]
+    model_sha256 = hashlib.sha256(model).hexdigest()
     total = len(code) + len(model)
-    code_sha256, model_sha256 = (hashlib.sha256(part).hexdigest() for part in (code, model))
-    versions = "python 3.11.7, numpy 2.4.6, sentencepiece 0.2.3, safetensors 0.8.0, Linux"
-    tokenizer = {"vocab_size": SIZES["vocab_size"], "sha256": "cd" * 32, "path": data["path"] + "/tokenizer.model"}
-    val_tokens = data["tokens"] + 1  # the first is not scored
-    val = {"iterations": 20000, "partial": ""}
-    lines = [
-        ("run", {"run_id": f"made{seed}", "backend": "torch", "device": "1 x cpu, float32, torch 2.13.0"}),
-        ("versions", {"versions": versions}),
-        ("command", {"command": "train_gpt.py"}),
-        ("settings", {"settings": json.dumps(settings, sort_keys=True)}),
-        ("data", {"train_tokens": 900_523, "val_tokens": val_tokens, "manifest": MANIFEST, "path": data["path"]}),
-        ("tokenizer", tokenizer),
-        ("code", {"bytes": len(code), "sha256": code_sha256}),
-        ("params", {"params": 12_345, "flops": 1000}),
-        ("batch", {"tokens": 4096, "seq_len": 256, "world_size": 1, "micro_rows": 16}),
-        ("warmup", {"steps": 3, "seconds": 1.0}),
-        ("val", {"step": 0, "val_loss": 6.9, "val_bpb": 4.0, "ms": 0, "avg": 0, **val}),
-    ]
-    for step in range(steps // 20, steps, steps // 20):
-        time = {"ms": step * ms_a_step, "avg": ms_a_step, "rate": 40_960}
-        train_loss = loss + 2 * math.exp(-4 * step / steps)
-        lines.append(("step", {"step": step, "iterations": 20000, "train_loss": train_loss, **time}))
-    time = {"ms": steps * ms_a_step, "avg": ms_a_step}
-    lines += [
-        ("val", {"step": steps, "val_loss": loss - 0.001, "val_bpb": bpb - 0.0005, **time, **val}),
-        ("stop", {"ms": steps * ms_a_step, "step": steps, "iterations": 20000}),
+    rate = 1e3 / ms_a_step * settings.train_batch_tokens
+    flops = rate * flops_per_token(settings) / 1e9
+    printed += [
+        ("stop", {"ms": steps * ms_a_step, "step": steps, "iterations": settings.iterations}),
         ("memory", {"mib": 700}),
-        ("throughput", {"rate": 40_960, "flops": 10, "share": 5, "peak": 200}),
+        ("throughput", {"rate": rate, "flops": flops, "share": 100 * flops / 200, "peak": 200}),
         ("model", {"bytes": len(model), "payload": len(payload), "zlib9": len(model) + 5, "sha256": model_sha256}),
         ("code_size", {"bytes": len(code)}),
         ("total", {"bytes": total, "cap": BUDGET_BYTES, "left": BUDGET_BYTES - 1 - total}),
@@ -70,7 +54,45 @@ def log_text(seed, bpb, code, model, payload, data, cap=600.0, ms_a_step=100.0):
         ("evaluation", {"seconds": 1.0, "limit": 600.0, "seq_len": 16, "stride": 16, "ttt": "off"}),
         ("status", {"status": "capped", "reason": "the wall-clock cap was reached", "hint": "none"}),
     ]
-    return "".join(log_line(kind, **values) + "\n" for kind, values in lines)
+    return "".join(log_line(kind, **values) + "\n" for kind, values in printed)
+
+
+def header(settings, changed, data, code):
+    """(kind, values) of the lines before training. changed: settings that differ from the defaults."""
+    world = data["processes"]
+    device = f"{world} x {'cpu' if world == 1 else 'NVIDIA H100 80GB HBM3'}, float32, torch 2.13.0"
+    versions = "python 3.11.7, numpy 2.4.6, sentencepiece 0.2.3, safetensors 0.8.0, Linux"
+    val_tokens = data["tokens"] + 1  # the first is not scored
+    tokenizer = {"vocab_size": settings.vocab_size, "sha256": "cd" * 32, "path": data["path"] + "/tokenizer.model"}
+    return [
+        ("run", {"run_id": settings.run_id, "backend": "torch", "device": device}),
+        ("versions", {"versions": versions}),
+        ("command", {"command": "train_gpt.py"}),
+        ("settings", {"settings": json.dumps(changed, sort_keys=True)}),
+        ("data", {"train_tokens": 9_000_523, "val_tokens": val_tokens, "manifest": MANIFEST, "path": data["path"]}),
+        ("tokenizer", tokenizer),
+        ("code", {"bytes": len(code), "sha256": hashlib.sha256(code).hexdigest()}),
+        ("params", {"params": count_params(settings), "flops": flops_per_token(settings)}),
+        ("batch", {"tokens": settings.train_batch_tokens, "seq_len": settings.train_seq_len, "world_size": world,
+                   "micro_rows": 256 // world}),
+        ("warmup", {"steps": settings.warmup_steps, "seconds": 1.0}),
+    ]
+
+
+def training_lines(settings, data, loss, steps, ms_a_step):
+    """(kind, values) of the lines of training and validation. loss: the final score in nats per token."""
+    random = Random(settings.seed)
+    bpb_a_nat = data["tokens"] / data["bytes"] / math.log(2)
+    for step in range(steps + 1):
+        ms = step * ms_a_step + random.uniform(0, ms_a_step / 2) * (0 < step < steps)
+        at = {"step": step, "iterations": settings.iterations, "ms": ms, "avg": ms / max(step, 1)}
+        expected = loss + (math.log(settings.vocab_size) - loss) * math.exp(-40 * step / steps) * (step < steps)
+        if 1 <= step <= 10 or (step and step % settings.train_log_every == 0):
+            rate = 1e3 * step * settings.train_batch_tokens / ms
+            yield "step", at | {"train_loss": expected + random.gauss(0.01, 0.03), "rate": rate}
+        if step % settings.val_loss_every == 0 or step == steps:
+            value = expected - 0.001
+            yield "val", at | {"val_loss": value, "val_bpb": value * bpb_a_nat, "partial": ""}
 
 
 def make_run(folder, seed, bpb, data=PYDOC, script=SCRIPT, **changes):

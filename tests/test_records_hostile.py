@@ -19,7 +19,8 @@ import pytest
 from records import sandbox
 from records.__main__ import main
 from records.folder import open_folder
-from records.verify import NAMES, exit_code, status_of, verify_folder
+from records.verdict import exit_code, status_of
+from records.verify import NAMES, verify_folder
 from tests.conftest import ROOT
 from tests.made_records import make_record
 
