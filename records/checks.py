@@ -1,4 +1,4 @@
-"""The checks of a record folder that read its files: layout, schema, compile, code bytes, artifact, logs, hazards.
+"""The checks of a record folder that read its files: layout, schema, code bytes, artifact, logs.
 
 Each takes a Folder and the Rules that it is judged by, and yields Findings; none means that all is as required.
 code: what records/code.py says of each .py file.
@@ -14,7 +14,7 @@ from common.challenge import BUDGET_BYTES
 from common.settings import UserError, model_settings, settings_of
 from records.folder import Decimal, Refused, declared_seeds
 from records.kinds import MODEL_NAMES
-from records.rules import FAIL, FOUNDING, NUMBER_FIELDS, PASS, TEXT_FIELDS, TRACKS, UNVERIFIED, WARN, Finding
+from records.rules import FAIL, FOUNDING, NUMBER_FIELDS, TEXT_FIELDS, TRACKS, UNVERIFIED, WARN, Finding
 from records.significance import copied_logs, missing_seeds
 
 PLACEHOLDER = "TO BE WRITTEN"  # in a README draft, where the author's own words are missing
@@ -131,23 +131,12 @@ def _date_and_track(folder):
         yield Finding(FAIL, f"track {track!r}", folder.track, "submission.json")
 
 
-def check_compile(code):
-    """Every .py file compiles. A wrapper passes where it could be opened and the source inside compiles too."""
-    if not code:
-        yield Finding(UNVERIFIED, "no code to compile", SCRIPT, ".")
-    for name, found in code.items():
-        if found["error"]:
-            yield Finding(FAIL, f"does not compile: {found['error']}", "it compiles", name)
-        for text in found["wrapped"]:
-            yield Finding(WARN if found["error"] else PASS, f"a wrapper, opened: {text}", "", name)
-
-
 def check_code_bytes(folder, rules, code):
     """The bytes of train_gpt.py and of every file it reaches, against the sizes in submission.json and the logs."""
     if not folder.files.get(SCRIPT):
         yield Finding(UNVERIFIED, f"no {SCRIPT} to count", "the counted code", SCRIPT)
         return
-    counted = _reached_files(code)
+    counted = reached_files(code)
     total = sum(folder.files[name] for name in counted)
     if others := sorted(counted - {SCRIPT}):
         observed = f"reaches {', '.join(others)}: {total:,} bytes with them"
@@ -163,7 +152,7 @@ def check_code_bytes(folder, rules, code):
             yield Finding(rules.lenient, f"{total:,} bytes shipped", f"{size:,} as {source} says", SCRIPT)
 
 
-def _reached_files(code):
+def reached_files(code):
     """set of train_gpt.py and all that it reaches, directly or not."""
     found = set()
     pending = [SCRIPT]
@@ -324,12 +313,3 @@ def _code_that_ran(folder, code):
     if logged != {shipped}:
         observed = f"code {', '.join(sorted(digest[:12] for digest in logged))}"
         yield Finding(FAIL, observed, f"{shipped[:12]} of {SCRIPT}", "logs")
-
-
-def check_hazards(code):
-    """What a reviewer should look at, with file and line."""
-    if not code:
-        yield Finding(UNVERIFIED, "no code to read", SCRIPT, ".")
-    for name, found in code.items():
-        for line, text in found["hazards"]:
-            yield Finding(WARN, text, "reviewed by a person", f"{name}:{line}")

@@ -18,6 +18,7 @@ RECORDS_TESTS = {
     "test_records_hostile.py",
     "test_significance.py",
     "test_leaderboard.py",
+    "test_records_code.py",
     "test_records_levels.py",
     "test_records_ablation.py",
 }
