@@ -18,9 +18,9 @@ from records.evaluation import check_evaluation
 from records.honesty import further
 from records.pull import pull_request
 from records.rules import FAIL, NOT_RUN, NOTE, PASS, RULESETS, TRACKS, Finding
-from records.sandbox import check_smoke
 from records.show import PLAIN, as_annotations, as_json, as_summary, as_text, closing
 from records.significance import side_of
+from records.smoke import check_smoke
 from records.tree import Tree, is_record_folder
 from records.verdict import ORDER, exit_code, status_of
 

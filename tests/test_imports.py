@@ -19,6 +19,7 @@ RECORDS_TESTS = {
     "test_significance.py",
     "test_leaderboard.py",
     "test_records_code.py",
+    "test_records_smoke.py",
     "test_records_levels.py",
     "test_records_ablation.py",
 }
