@@ -14,17 +14,14 @@ _PROCESS = {"subprocess", "pty", "pexpect"}
 _HARMLESS = {"nvidia-smi", "sysctl", "uname", "lscpu", "gcc", "g++", "cc", "clang", "nvcc"}  # commands
 _HUB = {"torch.hub.load", "torch.hub.download_url_to_file", "torch.hub.load_state_dict_from_url"}
 _HIDDEN = {"exec", "eval", "__import__", "importlib.import_module"}
+_BY_NAME = {"__import__", "importlib.import_module"}
 
 
 def hazards(tree, values, opened=()):
     """Yields (line, text) of what a reviewer should look at. opened: calls of exec whose source is examined itself."""
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 0)
-        if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        else:
-            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        for first in {module.split(".")[0] for module in modules}:
+        for first in {module.split(".")[0] for module in _modules(node, values)}:
             for group, what in _IMPORTS:
                 if first in group:
                     yield line, f"imports {first}: {what}"
@@ -33,6 +30,18 @@ def hazards(tree, values, opened=()):
             if text:
                 yield line, text
     yield from trained_before_scored(tree)
+
+
+def _modules(node, values):
+    """Names of the modules that a node imports, as far as they are known."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or ""]
+    if isinstance(node, ast.Call) and node.args and dotted(node.func, values.aliases) in _BY_NAME:
+        name = values.text(node.args[0])
+        return [name] if isinstance(name, str) else []
+    return []
 
 
 def _call_hazard(node, name, values):
@@ -45,7 +54,7 @@ def _call_hazard(node, name, values):
         return "numpy.load with allow_pickle: a pickle runs code as it loads"
     if name in _HUB:
         return f"calls {name}: network"
-    if name in _HIDDEN:
+    if name in _HIDDEN and not _modules(node, values):
         return f"calls {name}: code that is not in sight"
     return ""
 

@@ -11,7 +11,8 @@ from records.rules import FAIL, PASS, UNVERIFIED, WARN, Finding
 NO_CODE = (".md", "submission.json", "requirements.txt")
 COMPILED = (".so", ".pyc", ".pyd", ".dll", ".dylib")
 LEAST_DECIMALS = 4  # of a claimed score that a constant in the code may equal by chance
-_PYTHON = re.compile(rb"(?:Running Python |versions: python |Python )(3)\.(\d{1,2})\b")
+IN_SIGHT = "Nobody can tell what it runs without running it: ship the readable source."
+_PYTHON = re.compile(rb"^(?:Running Python |versions: python |Python )(3)\.(\d{1,2})\.\d", re.MULTILINE)
 SIGNS = {  # of records/training.py -> what a source without it lacks
     "reads": ("nothing in it reads data", "code that opens the training data"),
     "models": ("nothing in it builds a model", "code that makes the arrays or layers of a model"),
@@ -64,15 +65,16 @@ def check_compile(folder, code):
         if found["error"]:
             yield Finding(FAIL, f"does not compile: {found['error']}", "it compiles", name)
         if found["needs"]:
-            yield Finding(UNVERIFIED, f"needs Python {found['needs']}", "that Python on PATH, to compile it", name)
+            meaning = "A newer Python on PATH would compile it. The code was read all the same."
+            yield Finding(UNVERIFIED, f"needs Python {found['needs']}", "a Python that compiles it", name, meaning)
         for text in found["wrapped"]:
             yield Finding(WARN if found["error"] else PASS, f"a wrapper, opened: {text}", "", name)
         for line, text in found["hidden"]:
-            yield Finding(UNVERIFIED, text, "source that can be read without running it", f"{name}:{line}")
+            yield Finding(UNVERIFIED, text, "code in sight", f"{name}:{line}", IN_SIGHT)
     reached = reached_files(code)
     for name in sorted(reached):
         if name.endswith(COMPILED):
-            yield Finding(UNVERIFIED, "compiled code, which is not opened", "its source", name)
+            yield Finding(UNVERIFIED, "compiled code, which is not opened", "its source", name, IN_SIGHT)
     if code.get(SCRIPT, {"error": "no such file"})["error"] == "":
         yield from _can_train([code[name] for name in sorted(reached) if name in code], reached)
         yield from _knows_its_score(folder, {name: code[name] for name in sorted(reached) if name in code})
@@ -89,10 +91,11 @@ def _can_train(found, reached):
         if any(part[sign] for part in signs):
             continue
         if in_sight and not other:
-            yield Finding(FAIL, observed, expected, SCRIPT)
+            meaning = "This code cannot have made the logs: ship the code that ran."
+            yield Finding(FAIL, observed, expected, SCRIPT, meaning)
         else:
             hides = f"{', '.join(other[:3])} may" if other else "code that is not in sight may"
-            yield Finding(UNVERIFIED, f"{observed}; {hides}", expected, SCRIPT)
+            yield Finding(UNVERIFIED, f"{observed}; {hides}", expected, SCRIPT, IN_SIGHT)
 
 
 def _knows_its_score(folder, code):
@@ -106,8 +109,9 @@ def _knows_its_score(folder, code):
             decimals = len(text.partition(".")[2])
             same = [what for what, score in scores.items() if score and f"{score:.{decimals}f}" == text]
             if same and decimals >= LEAST_DECIMALS:
-                yield Finding(FAIL, f"prints the constant {text}, {same[0]}", "a score that is computed",
-                              f"{name}:{line}")
+                observed = f"prints the constant {text}, {same[0]}"
+                meaning = "The code that ran could not know its score: ship the code that ran."
+                yield Finding(FAIL, observed, "a score that is computed", f"{name}:{line}", meaning)
 
 
 def check_hazards(code):

@@ -247,7 +247,8 @@ def test_what_fails_on_every_machine_fails(tmp_path, output):
 @pytest.mark.parametrize(("missing", "output"), ELSEWHERE)
 def test_what_only_this_machine_lacks_is_named_and_not_verified(tmp_path, missing, output):
     finding = judged(tmp_path, output)
-    assert finding.status == "NOT VERIFIED" and re.match(f"this machine lacks {re.escape(missing)}[: ]", finding.observed)
+    assert finding.status == "NOT VERIFIED"
+    assert re.match(f"this machine lacks {re.escape(missing)}[: ]", finding.observed), finding
 
 
 def test_a_package_that_is_missing_here_is_named_by_the_run_itself(try_script):
