@@ -474,7 +474,7 @@ REACHING = {  # source -> the file that it reaches
     "import fast": "fast.so",
     "import importlib.util as u\nu.spec_from_file_location('x', 'cached.pyc')": "cached.pyc",
 }
-FILES = {name: "x = 1" for name in ("helper.py", "lib/helper.py", "fast.so", "lib/fast.cu", "fast.cpp", "cached.pyc")}
+FILES = dict.fromkeys(("helper.py", "lib/helper.py", "fast.so", "lib/fast.cu", "fast.cpp", "cached.pyc"), "x = 1")
 
 
 @pytest.mark.parametrize("source", REACHING)
