@@ -197,11 +197,12 @@ def check_artifact(folder, rules, code=()):
     shipped = sum(folder.files.get(name, 0) for name in _reached_files(code)) if code else folder.files.get(SCRIPT)
     code_bytes = shipped or folder.fields.get("bytes_code") or 0
     for name in models:
-        yield from _model_file(folder, rules, name, code_bytes)
+        yield from _model_file(folder, name)
     together = sum(folder.files[name] for name in models) + code_bytes
-    if len(models) > 1 and together >= BUDGET_BYTES:
-        observed = f"{len(models)} model files and the code have {together:,} bytes"
-        yield Finding(rules.lenient, observed, f"less than {BUDGET_BYTES:,}", ".")
+    if models and together >= BUDGET_BYTES:
+        what = "the model file" if len(models) == 1 else f"{len(models)} model files"
+        status = FAIL if rules.literal_size else WARN
+        yield Finding(status, f"{what} and the code have {together:,} bytes", f"less than {BUDGET_BYTES:,}", models[0])
     yield from _bytes_total(folder, rules)
     yield from _claimed_parts(folder, rules)
     yield from _logged_bytes(folder, rules, code_bytes)
@@ -210,8 +211,8 @@ def check_artifact(folder, rules, code=()):
         yield Finding(UNVERIFIED, observed, f"less than {BUDGET_BYTES:,} bytes", ".")
 
 
-def _model_file(folder, rules, name, code_bytes):
-    """One model file: canonical, as its log and submission.json say, and small enough."""
+def _model_file(folder, name):
+    """One model file: canonical, and as its log and submission.json say."""
     try:
         data = folder.read(name, BUDGET_BYTES)
     except Refused as error:
@@ -229,9 +230,6 @@ def _model_file(folder, rules, name, code_bytes):
         yield Finding(FAIL, "needs more memory than this machine has", "a model that fits", name)
         return
     yield from _model_as_logged(folder, name, data, settings)
-    if len(data) + code_bytes >= BUDGET_BYTES:
-        observed = f"{len(data):,} bytes and {code_bytes:,} of code"
-        yield Finding(FAIL if rules.literal_size else WARN, observed, f"less than {BUDGET_BYTES:,}", name)
 
 
 def _model_as_logged(folder, name, data, settings):

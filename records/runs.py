@@ -49,16 +49,19 @@ def runs_of(logs, claim, declared):
 
 
 def _without_second_logs(logs, others):
-    """A script writes its log and prints it too: two files show one run. The more complete one counts."""
-    kept = []
+    """A script writes its log and prints it too: two files show one run. The one with a score counts."""
+    kept, rows = [], []
     for log in logs:
-        place = next((i for i, known in enumerate(kept) if _is_same_run(log, known)), None)
+        mine = {row for row in log.train + log.val if row[0]}
+        place = next((i for i, known in enumerate(kept) if _is_same_run(log, known, mine, rows[i])), None)
         if place is None:
             kept.append(log)
+            rows.append(mine)
             continue
         known = kept[place]
         less, more = (known, log) if log.scores and not known.scores else (log, known)
         kept[place] = more
+        rows[place] |= mine
         both = less.scores.keys() & more.scores.keys()
         off = [label for label in both if not abs(less.score(label)[1] - more.score(label)[1]) < SCORE_NOISE]
         if off:
@@ -69,15 +72,12 @@ def _without_second_logs(logs, others):
     return kept
 
 
-def _is_same_run(log, other):
+def _is_same_run(log, other, rows, other_rows):
     """Whether one log's steps, losses and times are all in the other. Files of equal bytes are copies, not this."""
     seeds = {seed_of(log), seed_of(other)} - {None}
-    if log.sha256 == other.sha256 or len(seeds) > 1:
+    if log.sha256 == other.sha256 or len(seeds) > 1 or min(len(rows), len(other_rows)) < 2:
         return False
-    less, more = sorted(([row for row in x.train + x.val if row[0]] for x in (log, other)), key=len)
-    if len(less) < 2 or less[0] not in more:
-        return False
-    return set(less) <= set(more)
+    return rows <= other_rows or other_rows <= rows
 
 
 def _without_evaluations(logs, others, declared):
