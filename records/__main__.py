@@ -2,6 +2,7 @@
 
     python -m records pack runs/<id>... --track non-record --name "..." --author "..." --github-id ...
     python -m records verify FOLDER... [--smoke] [--data DIR]
+    python -m records verify --pr BASE..HEAD
     python -m records significance BASELINE... --candidate RUN...
     python -m records leaderboard
     python -m records report runs/<id>... [-o report.html]

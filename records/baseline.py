@@ -26,9 +26,9 @@ def check_significance(folder, rules, find_earlier, failed_checks, given=None):
         return
     best = earlier[0]
     failed = failed_checks(best)
-    finding = compared(folder, rules, side_of_folder(best, f"{best.name}, the record of the day"))
+    finding = compared(folder, rules, side_of_folder(best, f"the record of the day ({best.name})"))
     if failed:
-        finding.observed += f"; its folder fails {', '.join(failed)}"
+        finding.observed += f"; {best.name} fails {', '.join(failed)}"
     yield finding
     yield from _beside(folder, rules, earlier, failed_checks, failed)
 
@@ -44,7 +44,7 @@ def _beside(folder, rules, earlier, failed_checks, failed):
         if other is None:
             yield Finding(NOTE, f"there is no earlier record {what}", "", "..")
         else:
-            finding = compared(folder, rules, side_of_folder(other, f"{other.name}, the best {what}"))
+            finding = compared(folder, rules, side_of_folder(other, f"the best {what} ({other.name})"))
             outcome = {PASS: "significant", UNVERIFIED: "not verified"}.get(finding.status, "not significant")
             yield Finding(NOTE, f"{outcome}: {finding.observed}", finding.expected, "logs")
 

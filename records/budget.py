@@ -62,3 +62,14 @@ def group_bytes(budget):
     totals = {group: sum(t.bytes for t in budget if t.group == group) for group in GROUPS}
     edges = np.rint(np.cumsum([0.0, *totals.values()])).astype(int)
     return {group: int(high - low) for group, low, high in zip(totals, edges, edges[1:]) if high > low}
+
+
+def completed(total, model, code):
+    """(total, model, code): bytes of a submission; None: not stated. One that the other two give is filled in."""
+    if total is None and None not in (model, code):
+        total = model + code
+    elif model is None and None not in (total, code):
+        model = total - code if total >= code else None
+    elif code is None and None not in (total, model):
+        code = total - model if total >= model else None
+    return total, model, code

@@ -12,9 +12,10 @@ import statistics
 from common.artifact import decode_model
 from common.challenge import BUDGET_BYTES
 from common.settings import UserError, model_settings, settings_of
-from records.folder import Decimal, Refused, declared_seeds
-from records.kinds import MODEL_NAMES
-from records.rules import FAIL, FOUNDING, NUMBER_FIELDS, TEXT_FIELDS, TRACKS, UNVERIFIED, WARN, Finding
+from records.digits import Decimal, agrees
+from records.folder import Refused, declared_seeds
+from records.rules import FAIL, FOUNDING, NUMBER_FIELDS, PASS, TEXT_FIELDS, TRACKS, UNVERIFIED, WARN, Finding
+from records.runs import seed_in_name
 from records.significance import copied_logs, missing_seeds
 
 PLACEHOLDER = "TO BE WRITTEN"  # in a README draft, where the author's own words are missing
@@ -67,7 +68,10 @@ def _required_file(folder, rules, name):
     if is_founding(folder) and name in ("train.log", SCRIPT):
         yield Finding(UNVERIFIED, "none: published by the challenge, not run here", "", name)
     elif size is None:
-        yield Finding(status, "is missing", "present", name)
+        observed = "is missing"
+        if name == "train.log" and folder.logs:
+            observed += f"; the logs are named {', '.join(dict.fromkeys(log.file for log in folder.logs))}"
+        yield Finding(status, observed, "present", name)
     elif not size:
         yield Finding(status, "is empty", "not empty", name)
 
@@ -115,7 +119,7 @@ def _digits(folder, rules):
             logged.append(statistics.mean(logged))
         if value is None or any(abs(value - v) < 1e-8 for v in logged):
             continue
-        if not isinstance(value, Decimal) or value.half_unit > 0.51 * 10.0**-rules.digits:
+        if not isinstance(value, Decimal) or value.unit > 1.01 * 10.0**-rules.digits:
             written = getattr(value, "text", value)
             yield Finding(FAIL, f"{name} {written}", f"at least {rules.digits} decimals", "submission.json")
 
@@ -135,21 +139,33 @@ def check_code_bytes(folder, rules, code):
     """The bytes of train_gpt.py and of every file it reaches, against the sizes in submission.json and the logs."""
     if not folder.files.get(SCRIPT):
         yield Finding(UNVERIFIED, f"no {SCRIPT} to count", "the counted code", SCRIPT)
+        yield from _other_files(folder, rules, code.keys())
         return
     counted = reached_files(code)
     total = sum(folder.files[name] for name in counted)
     if others := sorted(counted - {SCRIPT}):
         observed = f"reaches {', '.join(others)}: {total:,} bytes with them"
         yield Finding(rules.lenient, observed, f"all counted code in {SCRIPT}", SCRIPT)
-    known = {*counted, *(log.name for log in folder.logs), "README.md", "submission.json", "requirements.txt"}
-    for name in sorted(folder.files.keys() - known):
-        if not MODEL_NAMES.fullmatch(name) or name.endswith(".py"):
-            observed = f"{folder.files[name]:,} bytes in {name} that no check accounts for"
-            yield Finding(rules.lenient, observed, "only what is counted", name)
-    reported = {"bytes_code": folder.fields.get("bytes_code")} | {log.name: log.code_bytes for log in folder.logs}
+    yield from _other_files(folder, rules, counted)
+    reported = {"bytes_code": folder.fields.get("bytes_code")}
+    reported |= {log.where("code"): log.code_bytes for log in folder.logs}
     for source, size in reported.items():
         if size not in (None, total):
             yield Finding(rules.lenient, f"{total:,} bytes shipped", f"{size:,} as {source} says", SCRIPT)
+
+
+def _other_files(folder, rules, counted):
+    """Each file that is no part of the record is named with its bytes. Texts, pictures and tokenizers are no code."""
+    for name, kind in sorted(folder.kinds.items()):
+        if name in counted or kind in ("log", "model") or name in ("README.md", "submission.json", "requirements.txt"):
+            continue
+        size = f"{folder.files[name]:,} bytes"
+        if kind in ("text", "picture", "tokenizer"):
+            yield Finding(PASS, f"{size} of {kind} beside the code", "", name)
+        elif kind == "code" and name.endswith(".py"):
+            yield Finding(WARN, f"{size} of code in {name} that {SCRIPT} does not reach", "not needed to train", name)
+        else:
+            yield Finding(rules.lenient, f"{size} in {name} that no check accounts for", "only what is counted", name)
 
 
 def reached_files(code):
@@ -164,25 +180,28 @@ def reached_files(code):
     return found
 
 
-def check_artifact(folder, rules):
+def check_artifact(folder, rules, code=()):
     """Every model file by itself, and the bytes of code and model as files, in submission.json and in the logs."""
-    models = [n for n in sorted(folder.files) if MODEL_NAMES.fullmatch(n) and not n.endswith(".py")]
-    code_bytes = folder.files.get(SCRIPT) or folder.fields.get("bytes_code") or 0
+    models = [name for name, kind in sorted(folder.kinds.items()) if kind == "model"]
+    shipped = sum(folder.files.get(name, 0) for name in reached_files(code)) if code else folder.files.get(SCRIPT)
+    code_bytes = shipped or folder.fields.get("bytes_code") or 0
     for name in models:
-        yield from _model_file(folder, name, code_bytes)
+        yield from _model_file(folder, name)
     together = sum(folder.files[name] for name in models) + code_bytes
-    if len(models) > 1 and together >= BUDGET_BYTES:
-        observed = f"{len(models)} model files and the code have {together:,} bytes"
-        yield Finding(rules.lenient, observed, f"less than {BUDGET_BYTES:,}", ".")
+    if models and together >= BUDGET_BYTES:
+        what = "the model file" if len(models) == 1 else f"{len(models)} model files"
+        status = FAIL if rules.literal_size else WARN
+        yield Finding(status, f"{what} and the code have {together:,} bytes", f"less than {BUDGET_BYTES:,}", models[0])
     yield from _bytes_total(folder, rules)
+    yield from _claimed_parts(folder, rules)
     yield from _logged_bytes(folder, rules, code_bytes)
     if not models and "bytes_total" not in folder.fields and not any(log.total_bytes for log in folder.logs):
         observed = "neither a size nor a model file"
         yield Finding(UNVERIFIED, observed, f"less than {BUDGET_BYTES:,} bytes", ".")
 
 
-def _model_file(folder, name, code_bytes):
-    """One model file: canonical, as its log and submission.json say, and small enough."""
+def _model_file(folder, name):
+    """One model file: canonical, and as its log and submission.json say."""
     try:
         data = folder.read(name, BUDGET_BYTES)
     except Refused as error:
@@ -200,8 +219,6 @@ def _model_file(folder, name, code_bytes):
         yield Finding(FAIL, "needs more memory than this machine has", "a model that fits", name)
         return
     yield from _model_as_logged(folder, name, data, settings)
-    if len(data) + code_bytes >= BUDGET_BYTES:
-        yield Finding(FAIL, f"{len(data):,} bytes and {code_bytes:,} of code", f"less than {BUDGET_BYTES:,}", name)
 
 
 def _model_as_logged(folder, name, data, settings):
@@ -225,7 +242,7 @@ def _same_model(settings, log):
 
 
 def _bytes_total(folder, rules):
-    """bytes_total: below the limit, the sum of its parts, and the total of a log."""
+    """bytes_total: below the limit, the sum of its parts, and the total of a log or the mean of all."""
     total, model, code = (folder.fields.get(f"bytes_{part}") for part in ("total", "model_int8_zlib", "code"))
     if total is None:
         return
@@ -233,19 +250,47 @@ def _bytes_total(folder, rules):
         yield Finding(rules.lenient, f"bytes_total {total:,}", f"{model + code:,} = model + code", "submission.json")
     if total >= BUDGET_BYTES:
         yield Finding(FAIL, f"bytes_total {total:,}", f"less than {BUDGET_BYTES:,}", "submission.json")
-    logged = sorted({log.total_bytes for log in folder.logs if log.total_bytes})
-    if logged and total not in logged:
-        expected = f"{' or '.join(f'{t:,}' for t in logged)} of the logs"
-        yield Finding(rules.lenient, f"bytes_total {total:,}", expected, "submission.json")
+    totals, models = ([getattr(log, f"{part}_bytes") for log in folder.seed_logs()] for part in ("total", "model"))
+    if not any(totals) or _is_one_or_mean(total, totals):
+        return
+    observed = f"bytes_total {total:,}"
+    if _is_one_or_mean(total, models):
+        observed += ", which is the model without the code"
+    expected = f"{' or '.join(f'{size:,}' for size in sorted({*totals} - {None}))} of the logs"
+    yield Finding(rules.lenient, observed, expected, "submission.json")
+
+
+def _claimed_parts(folder, rules):
+    """The claimed bytes of a model or of code that is not shipped are those of a log, or the mean."""
+    for name, part in (("bytes_model_int8_zlib", "model_bytes"), ("bytes_code", "code_bytes")):
+        sizes = sorted({getattr(log, part) for log in folder.seed_logs()} - {None})
+        shipped = SCRIPT in folder.files if name == "bytes_code" else "model" in folder.kinds.values()
+        claim = folder.fields.get(name)
+        if claim is not None and sizes and not shipped and not _is_one_or_mean(claim, sizes):
+            expected = f"{' or '.join(f'{size:,}' for size in sizes)} of the logs"
+            yield Finding(rules.lenient, f"{name} {claim:,}", expected, "submission.json")
+
+
+def _is_one_or_mean(claim, sizes):
+    """Whether a claimed size is that of one run or the mean of all. sizes: those of the runs; None where not known."""
+    known = [size for size in sizes if size]
+    return bool(known) and (claim in known or agrees(claim, statistics.mean(known), 1.0))
 
 
 def _logged_bytes(folder, rules, code_bytes):
-    """Each log's total, or model + code, whichever is more, is below the limit."""
-    for log in folder.logs:
-        model = log.model_bytes or 0
-        total = max(log.total_bytes or 0, model + max(code_bytes, log.code_bytes or 0))
-        if total >= BUDGET_BYTES:
-            yield Finding(FAIL, f"{total:,} bytes = model {model:,} + code", f"less than {BUDGET_BYTES:,}", log.name)
+    """Each log's total, or model + code, whichever is more, is below the limit. Where the stated size decides, a
+    smaller total in submission.json stands against all but the model's own bytes: a log counts the code that ran, and
+    what is shipped may be packed."""
+    stated = folder.fields.get("bytes_total", BUDGET_BYTES)
+    for log in folder.seed_logs():
+        model, code = log.model_bytes or 0, max(code_bytes, log.code_bytes or 0)
+        total = max(log.total_bytes or 0, model + code)
+        if total < BUDGET_BYTES:
+            continue
+        accepted = min(stated, log.total_bytes or stated) < BUDGET_BYTES and model < BUDGET_BYTES
+        status = WARN if accepted and not rules.literal_size else FAIL
+        parts = f"model {model:,} + code {total - model:,}" if model else "as the log says"
+        yield Finding(status, f"{total:,} bytes = {parts}", f"less than {BUDGET_BYTES:,}", log.where("total"))
 
 
 def check_logs(folder, rules, code):
@@ -256,6 +301,8 @@ def check_logs(folder, rules, code):
         yield Finding(UNVERIFIED if is_founding(folder) else FAIL, "no log", "one log per seed", ".")
     for log in folder.logs:
         yield from _one_log(log)
+    for log, status, what in folder.other_logs:
+        yield Finding(status, what, "" if status == PASS else "one run per seed, of one experiment", log.name)
     yield from _seeds(folder, rules)
     yield from _code_that_ran(folder, code)
     sizes = [log.code_bytes for log in folder.seed_logs() if log.code_bytes]
@@ -267,19 +314,21 @@ def check_logs(folder, rules, code):
 def _one_log(log):
     for problem in log.problems:
         yield Finding(FAIL, problem, "an unedited log", log.name)
-    losses = [x for row in log.train + log.val for x in row[1:] if x is not None]
-    losses += [x for score in log.scores.values() for x in score[:2]]
-    if not all(map(math.isfinite, losses)):
-        yield Finding(FAIL, "a loss that is not a finite number", "finite losses", log.name)
+    lines = [(log.where(kind, row[0]), row[1:]) for kind in ("train", "val") for row in getattr(log, kind)]
+    lines += [(log.where("score", label), score) for label, score in log.scores.items()]
+    for where, values in lines:
+        if not all(math.isfinite(value) for value in values if value is not None):
+            yield Finding(FAIL, "a loss that is not a finite number", "finite losses", where)
+            break
     if not log.train and not log.val:
         yield Finding(FAIL, "no line of a training run in it", "steps, validation, score", log.name)
     if log.partial:
-        yield Finding(FAIL, f"partial validation, {log.partial} tokens", "validation in full", log.name)
+        yield Finding(FAIL, f"partial validation, {log.partial} tokens", "validation in full", log.where("score"))
     if log.status not in ("", "status=finished", "finished", "capped"):
-        yield Finding(FAIL, f"the run ended with status {log.status}", "finished or capped", log.name)
-    named = re.search(r"seed[_-]?(\d{1,18})", log.name)
-    if named and log.seed is not None and int(named[1]) != log.seed:
-        yield Finding(FAIL, f"seed {log.seed}", f"{named[1]} of its name", log.name)
+        yield Finding(FAIL, f"the run ended with status {log.status}", "finished or capped", log.where("status"))
+    named = seed_in_name(log.name) if log.name == log.file else None  # else several runs share the name
+    if None not in (named, log.seed) and named != log.seed:
+        yield Finding(FAIL, f"seed {log.seed}", f"{named} of its name", log.where("seed"))
     if log.seed is None:
         yield Finding(WARN, "does not name its seed", "the seed", log.name)
 
@@ -291,8 +340,6 @@ def _seeds(folder, rules):
     for text in missing_seeds(folder):
         yield Finding(rules.lenient, text, "one log for each declared seed", "submission.json")
     seeds = [log.seed for log in folder.seed_logs() if log.seed is not None]
-    if len(set(seeds)) < len(seeds):
-        yield Finding(FAIL, f"seeds {', '.join(map(str, sorted(seeds)))}", "different seeds", "logs")
     declared = declared_seeds(folder)
     if declared and (undeclared := set(seeds) - declared):
         yield Finding(rules.lenient, f"seed {min(undeclared)} has a log", "declared in submission.json", "logs")

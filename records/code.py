@@ -112,7 +112,7 @@ def examine(source, name="train_gpt.py", names=(), read=None, python=None):
                 raise Unreadable("holds NUL bytes")
             opened = _examine_layer(text, layer, name, {*names} - {name}, read or _no_files, python, found)
         except SyntaxError as error:
-            found["error"] = f"line {error.lineno}: {error.msg}"
+            found["error"] = f"line {error.lineno}: {error.msg}" if error.lineno else error.msg
         except (RecursionError, MemoryError):
             found["error"] = "is nested too deeply for the compiler"
         except (Unreadable, ValueError) as error:

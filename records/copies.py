@@ -6,7 +6,7 @@ last digit. Its times never repeat.
 """
 import hashlib
 
-from records.checks import MODEL_NAMES, SCRIPT
+from records.checks import SCRIPT
 from records.folder import Refused
 from records.rules import FAIL, WARN, Finding
 
@@ -39,15 +39,17 @@ def check_copied_runs(folder):
     """No two logs of a folder show the losses or the times of one run under two seeds."""
     logs = folder.seed_logs()
     for number, log in enumerate(logs):
-        for other in logs[:number]:
+        for other in logs[:number] if log.seed is not None else []:
+            if other.seed in (None, log.seed):
+                continue  # two logs of one run, as of training and evaluation
             same = share_equal(losses(log), losses(other))
-            if log.seed != other.seed and same > SHARE:
+            if same > SHARE:
                 observed = f"{100 * same:.0f} % of the losses of {log.name} are those of {other.name}"
                 yield Finding(FAIL, observed, f"another run: seeds {log.seed} and {other.seed}", log.where("train"))
-            elif log.seed != other.seed and share_equal(times(log), times(other)) > SHARE and _exact_times(log):
+            elif share_equal(times(log), times(other)) > SHARE and _exact_times(log):
                 observed = f"the times of {log.name} are those of {other.name}"
                 yield Finding(FAIL, observed, "times of another run", log.where("train"))
-            elif log.seed != other.seed and _sizes(log) == _sizes(other) is not None:
+            elif _sizes(log) == _sizes(other) is not None:
                 observed = f"{log.model_bytes:,} bytes of model and val_loss {log.score()[0]} as in {other.name}"
                 yield Finding(FAIL, observed, "another model", log.where("model"))
 
@@ -130,7 +132,7 @@ def check_code_of_others(folder, others):
 
 def models_of(folder, sizes=None):
     """dict SHA-256 -> name of the model files; of these sizes alone, if given."""
-    names = [name for name in sorted(folder.files) if MODEL_NAMES.fullmatch(name) and not name.endswith(".py")]
+    names = [name for name in sorted(folder.files) if folder.kinds[name] == "model"]
     digests = {_digest(folder, name): name for name in names if sizes is None or folder.files[name] in sizes}
     digests.pop(None, None)
     return digests

@@ -17,7 +17,7 @@ def applied(name, function, *values):
     try:
         return function(*values)
     except _BAD_DATA as error:
-        raise Unreadable(f"({name}: {error})") from None
+        raise Unreadable(f"{name}: {error}") from None
 
 
 def _inflate(data):

@@ -6,31 +6,28 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 from pathlib import Path
 
+from records.digits import Decimal
 from records.kinds import HEAD, kind_of
-from records.logs import LOG_LIMIT, read_log
+from records.logs import LOG_LIMIT, RUNS_LIMIT, read_logs
 from records.rules import NUMBER_FIELDS, SPELLINGS, TEXT_FIELDS
+from records.runs import common_label, runs_of
 
 ENTRIES_LIMIT, DEPTH_LIMIT, FOLDER_LIMIT = 1000, 6, 256 << 20
 JSON_LIMIT, TEXT_LIMIT, CODE_LIMIT = 1 << 20, 1 << 20, 2 << 20
 LOGS_LIMIT = 32
+PER_SEED = ("seed_results", "seeds", "per_seed", "per_seed_results")  # what submission.json calls them
+# what a run prints; a file that may be a log is one where this is in it
+_LOG_WORDS = re.compile(rb"(train_loss|val_loss|val_bpb)[:=]")
+_LOG_NAMES = re.compile(r".*\.(log|txt|out|err)|(.*/)?logs/.*|[^/.]+")
+_SURE_LOG_NAMES = re.compile(r"train[^/]*\.(log|log\.txt)")
 
 
 class Refused(Exception):
     """A file that is not read. The message continues the file's name, as in `is missing`."""
-
-
-class Decimal(float):
-    """A JSON number that remembers how it was written, and so how many digits it has."""
-    text = ""
-
-    @property
-    def half_unit(self):
-        """Half of one unit of the last digit that was written."""
-        mantissa, _, exponent = self.text.lower().partition("e")
-        return 0.5 * 10.0 ** min(300, int(exponent[:6] or 0) - len(mantissa.partition(".")[2]))
 
 
 def read_bounded(path, limit):
@@ -114,7 +111,8 @@ class Folder:
     files: relative name -> bytes on disk, of plain files inside it; problems: (what, where) of anything else.
     raw: submission.json; fields: its valid fields under our names; spelled: (their name, ours) where those differ;
     invalid: (what, expected) of the other fields.
-    logs: list of RunLog, the main log first; log_errors: (what, log name) of those that are not read."""
+    logs: list of RunLog, those of the record's runs, the main log first; other_logs: (RunLog, status, what it is) of
+    the others, as runs.py tells them; log_errors: (what, log name) of those that are not read."""
     path: Path
     track: str
     files: dict = dataclasses.field(default_factory=dict)
@@ -125,6 +123,7 @@ class Folder:
     spelled: list = dataclasses.field(default_factory=list)
     invalid: list = dataclasses.field(default_factory=list)
     logs: list = dataclasses.field(default_factory=list)
+    other_logs: list = dataclasses.field(default_factory=list)
     log_errors: list = dataclasses.field(default_factory=list)
 
     @property
@@ -147,7 +146,7 @@ class Folder:
     @functools.cached_property
     def kinds(self):
         """dict name -> log, or the kind that kinds.py gives."""
-        logs = {log.name for log in self.logs} | {name for _, name in self.log_errors}
+        logs = {log.file for log in self.all_logs()} | {name for _, name in self.log_errors}
         return {name: "log" if name in logs else kind_of(name, self._head(name)) for name in self.files}
 
     def _head(self, name):
@@ -159,11 +158,12 @@ class Folder:
 
     @property
     def score_label(self):
-        """The last score that every log prints, or None."""
-        if not self.logs:
-            return None
-        labels = reversed(self.logs[0].scores)
-        return next((label for label in labels if all(label in log.scores for log in self.logs)), None)
+        """The last score that every log prints, of those that are claimed where one is; or None."""
+        return common_label(self.logs, self.fields.get("val_bpb"))
+
+    def all_logs(self):
+        """Those of the record's runs and the others."""
+        return self.logs + [log for log, _, _ in self.other_logs]
 
     def seed_logs(self):
         """One log per run: of logs with equal bytes only the first."""
@@ -197,15 +197,29 @@ def open_folder(path, with_logs=True):
 
 
 def _read_logs(folder):
-    names = [name for name in folder.files if "/" not in name and name.endswith((".log", ".log.txt"))]
-    names.sort(key=lambda name: (name != "train.log", name))
-    for name in names[:LOGS_LIMIT]:
+    """Fills .logs, .other_logs and .log_errors. Whether a file is a log is decided by what is in it."""
+    names = [name for name in folder.files if _LOG_NAMES.fullmatch(name)]
+    names.sort(key=lambda name: (name != "train.log", not _SURE_LOG_NAMES.fullmatch(name), name))
+    found, count = [], 0
+    for name in names:
+        sure = bool(_SURE_LOG_NAMES.fullmatch(name))
+        if folder.files[name] > LOG_LIMIT and not sure and not name.endswith(".log"):
+            continue  # of another kind, and accounted for as such
         try:
-            folder.logs.append(read_log(name, folder.read(name, LOG_LIMIT)))
+            data = folder.read(name, LOG_LIMIT)
         except Refused as error:
             folder.log_errors.append((str(error), name))
-    if len(names) > LOGS_LIMIT:
-        folder.log_errors.append((f"{len(names)} logs; {LOGS_LIMIT} are read", "."))
+            continue
+        if not sure and not _LOG_WORDS.search(data):
+            continue
+        logs = [log for log in read_logs(name, data) if sure or log.train or log.val or log.scores]
+        count += bool(logs)
+        if count > LOGS_LIMIT or len(found) + len(logs) > RUNS_LIMIT:
+            what = f"more than {LOGS_LIMIT} logs or {RUNS_LIMIT} runs: the others are not read"
+            folder.log_errors.append((what, "."))
+            break
+        found += logs
+    folder.logs, folder.other_logs = runs_of(found, folder.fields.get("val_bpb"), declared_seeds(folder) or set())
 
 
 def _list_files(folder):
@@ -315,7 +329,41 @@ def on_fineweb(folder, log=None):
 
 def declared_seeds(folder):
     """set of the seeds that submission.json names, wherever it does; None where it names none."""
-    found = folder.raw.get("seeds", folder.raw.get("seed", folder.raw.get("seed_results")))
-    found = list(found) if isinstance(found, dict | list) else [found]
-    seeds = {int(s) for s in found if isinstance(s, int) or (isinstance(s, str) and s.isdecimal() and len(s) < 19)}
-    return seeds or None
+    found = folder.raw.get("seeds", folder.raw.get("seed"))
+    found = found if isinstance(found, list) else [found]
+    seeds = {seed for seed in map(_seed, found) if seed is not None}
+    return seeds | claims_per_seed(folder).keys() or None
+
+
+def _seed(value):
+    """A seed as submission.json writes it: 42, "42" or "seed_42"; else None."""
+    if isinstance(value, str):
+        text = re.fullmatch(r"(?:seed[_ -]?)?(\d{1,18})", value)
+        return int(text[1]) if text else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def claims_per_seed(folder):
+    """dict seed -> dict of what submission.json says of that run, under its names: from seed_results and the like, by
+    seed or as a list with the seed in each, and from lists beside `seeds` (seed_scores is a list of val_bpb)."""
+    found = {}
+    for name in PER_SEED:
+        for seed, claims in _by_seed(folder.raw.get(name)):
+            if seed is not None:
+                found[seed] = dict(claims) if isinstance(claims, dict) else {"val_bpb": claims}
+    seeds = folder.raw.get("seeds")
+    for name, values in folder.raw.items() if isinstance(seeds, list) else ():
+        if name != "seeds" and isinstance(values, list) and len(values) == len(seeds):
+            for seed, value in zip(map(_seed, seeds), values):
+                if seed is not None:
+                    found.setdefault(seed, {}).setdefault("val_bpb" if name == "seed_scores" else name, value)
+    return found
+
+
+def _by_seed(results):
+    """Pairs (seed or None, what is said of it) of an object whose names are seeds or a list of objects that name it."""
+    if isinstance(results, dict):
+        return [(_seed(name), claims) for name, claims in results.items()]
+    if isinstance(results, list):
+        return [(_seed(claims.get("seed")), claims) for claims in results if isinstance(claims, dict)]
+    return []

@@ -1,6 +1,6 @@
 """What `verify --pr` asks of git: commits, what changed between two, and copies of files as a commit has them.
 
-Only plumbing is called, which runs no hook, no filter and no pager, and never touches the work tree.
+Only plumbing is called, which runs no filter and no pager and never touches the work tree; hooks are switched off.
 """
 import dataclasses
 import os
@@ -100,7 +100,8 @@ class Repository:
         return git.stdout.read(int(about[2]) + 1)[:-1]
 
     def _command(self, *arguments):
-        return ["git", "--no-pager", "-C", str(self.path), *arguments]
+        return ["git", "--no-pager", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}", "-C",
+                str(self.path), *arguments]
 
     def _ask(self, *arguments, otherwise=""):
         """What git prints, as text. Raises UserError: the words of `otherwise`, else those of git."""

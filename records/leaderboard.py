@@ -10,13 +10,15 @@ from pathlib import Path
 
 from common.challenge import BUDGET_BYTES
 from common.settings import UserError
-from records.budget import group_bytes, model_budget
+from records.budget import completed, group_bytes, model_budget
 from records.checks import is_founding
+from records.comparable import FINEWEB, score_group
 from records.evaluation import MODEL_FILE
-from records.folder import Refused, data_of, on_fineweb, open_folder
-from records.page import write_page
+from records.folder import Refused, data_of
+from records.page import plain, write_page
 from records.rules import PASS, RULESETS, TRACKS, UNVERIFIED
 from records.show import clean
+from records.tree import Tree, is_record_folder
 from records.verdict import status_of, verdict
 from records.verify import verify_folder
 
@@ -24,7 +26,6 @@ TITLES = {
     "track_10min_16mb": "10 minutes on 8xH100, 16 MB",
     "track_non_record_16mb": "Non-record, 16 MB: any compute, ideas, negative results",
 }
-FINEWEB = "FineWeb"
 PUBLISHED = "published by the challenge, not reproduced here"
 # these bound the page: 100 records stay below 1 MB
 CURVE_POINTS = 60  # of one curve
@@ -36,11 +37,11 @@ MOST_REASONS = 6
 def read_entries(records, ruleset="strict"):
     """list of dicts, one per record folder, ranked: FineWeb first, best score first. rank is None where a check fails,
     or the score is not verified."""
-    entries = []
+    entries, tree = [], Tree()
     for track in TRACKS.values():
         for path in sorted((records / track).iterdir()) if (records / track).is_dir() else []:
-            if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
-                entries.append(describe(path, track, ruleset))
+            if is_record_folder(path):
+                entries.append(describe(path, track, ruleset, tree))
     entries.sort(key=lambda e: (e["data"] != FINEWEB, e["data"], not e["rank"], e["val_bpb"], e["date"], e["folder"]))
     counts = {}
     for entry in entries:
@@ -50,9 +51,9 @@ def read_entries(records, ruleset="strict"):
     return entries
 
 
-def describe(path, track, ruleset):
-    """What the tables and the page show of one folder."""
-    folder = open_folder(path)
+def describe(path, track, ruleset, tree):
+    """What the tables and the page show of one folder of a tree."""
+    folder = tree.folder(path)
     fields, main = folder.fields, folder.logs[0] if folder.logs else None
     entry = {
         "folder": clean(path.name),
@@ -62,32 +63,32 @@ def describe(path, track, ruleset):
         "github": plain(fields.get("github_id")),
         "blurb": plain(fields.get("blurb"))[:BLURB],
         "date": plain(fields.get("date", path.name))[:10],
+        "dataset": plain(data_of(folder))[:80],
+        "data": score_group(folder, folder.logs),
         "hardware": plain(main.device if main and main.device else folder.raw.get("hardware"))[:120],
         "curves": [curves_of(log) for log in folder.seed_logs()[:CURVE_SEEDS]],
         "budget": budget_of(folder),
     }
-    return entry | data_set(folder, track) | figures(fields, main) | scores(folder) | judged(path, folder, ruleset)
-
-
-def data_set(folder, track):
-    """dataset: its name; data: the group of entries whose scores can be compared."""
-    dataset = plain(data_of(folder))[:80]
-    fineweb = on_fineweb(folder) or (not dataset and track == TRACKS["10min"])
-    return {"dataset": dataset, "data": FINEWEB if fineweb else dataset.lower() or "not stated"}
+    return entry | figures(fields, main) | scores(folder) | judged(folder, ruleset, tree)
 
 
 def figures(fields, log):
     """Numbers of submission.json, else those of the main log (or None); None where neither has them."""
     before = log and log.pre_quant and log.pre_quant[1]
     seconds = log and log.train_ms and log.train_ms / 1e3
+    total, model, code = completed(
+        fields.get("bytes_total", log and log.total_bytes),
+        fields.get("bytes_model_int8_zlib", log and log.model_bytes),
+        fields.get("bytes_code", log and log.code_bytes),
+    )
     return {
         "val_loss": number(fields.get("val_loss")),
         "before": number(fields.get("pre_quant_val_bpb", before)),
         "seconds": number(fields.get("wallclock_seconds", seconds)),
         "steps": fields.get("step_stop", log and log.last_step),
-        "total": fields.get("bytes_total", log and log.total_bytes),
-        "model": fields.get("bytes_model_int8_zlib", log and log.model_bytes),
-        "code": fields.get("bytes_code", log and log.code_bytes),
+        "total": total,
+        "model": model,
+        "code": code,
     }
 
 
@@ -105,11 +106,11 @@ def scores(folder):
     }
 
 
-def judged(path, folder, ruleset):
+def judged(folder, ruleset, tree):
     """What verification says. rank is true or None here."""
     if is_founding(folder):
         return {"founding": True, "rank": True, "verdict": PUBLISHED, "checks": [], "why": []}
-    result = verify_folder(path, ruleset)
+    result = verify_folder(folder.path, ruleset, tree=tree)
     word, names = verdict(result)
     why = []
     for name in names:
@@ -124,12 +125,6 @@ def judged(path, folder, ruleset):
         "checks": names,
         "why": why[:MOST_REASONS],
     }
-
-
-def plain(value):
-    """One line of printable text: no control characters, none that turn the direction of writing. Empty for what is
-    not text."""
-    return " ".join("".join(c if c.isprintable() else " " for c in value).split()) if isinstance(value, str) else ""
 
 
 def number(value):
@@ -182,8 +177,7 @@ def leaderboard_row(e):
         name = f"[{name}]({e['track']}/{e['folder']}/README.md)"
     score = f"**{e['val_bpb']:.4f}**" if e["val_bpb"] < 100 else "**?**"
     if e["sd"] is not None:
-        score += f"<br>{e['seeds']} seeds, {e['mean']:.4f} &plusmn; {e['sd']:.4f}"
-    total, model, code = ("?" if e[key] is None else f"{e[key]:,}" for key in ("total", "model", "code"))
+        score += f"<br>{e['seeds']}&nbsp;seeds, {e['mean']:.4f}&nbsp;&plusmn;&nbsp;{e['sd']:.4f}"
     verification = f"{e['verdict']}: {', '.join(e['checks'])}" if e["checks"] else e["verdict"]
     return [
         str(e["rank"] or "&ndash;"),
@@ -192,10 +186,18 @@ def leaderboard_row(e):
         markdown(e["author"]),
         markdown(e["blurb"]),
         markdown(e["date"]),
-        f"{total} = {model} + {code}",
+        bytes_cell(e["total"], e["model"], e["code"]),
         markdown(e["dataset"] or e["data"]),
         markdown(verification),
     ]
+
+
+def bytes_cell(total, model, code):
+    """`total = model + code`, with the sign that is true where all three are known and do not add up. Its line breaks
+    before the sign alone."""
+    shown = ["?" if size is None else f"{size:,}" for size in (total, model, code)]
+    sign = "&ne;" if None not in (total, model, code) and total != model + code else "="
+    return f"{shown[0]} {sign}&nbsp;{shown[1]}&nbsp;+&nbsp;{shown[2]}"
 
 
 def records_readme(entries):
@@ -214,11 +216,16 @@ ones to beat: the challenge's figures, without log or code, not reproduced here.
         here = [e for e in entries if e["track"] == track]
         for data in dict.fromkeys(e["data"] for e in here):
             if data != FINEWEB:
-                parts += [f"### On {markdown(data)}, which is not FineWeb: not comparable with the scores above", ""]
+                parts += [f"### {markdown(data)}: not comparable with scores on FineWeb", ""]
             parts += [leaderboard_table([e for e in here if e["data"] == data]), ""]
         if not here:
             parts += ["No records yet.", ""]
     return "\n".join(parts)
+
+
+def page_data(entries):
+    """What leaderboard.js draws."""
+    return {"entries": entries, "titles": TITLES, "fineweb": FINEWEB, "cap": BUDGET_BYTES}
 
 
 def run(options):
@@ -227,8 +234,8 @@ def run(options):
         raise UserError(f"{records} is not a folder: run this from the repository's root, or give --records")
     entries = read_entries(records, options.ruleset)
     (records / "README.md").write_text(records_readme(entries), encoding="utf-8")
-    page, data = records / "index.html", {"entries": entries, "titles": TITLES, "cap": BUDGET_BYTES}
-    size = write_page(page, "Parity Golf records", "leaderboard.js", data)
+    page = records / "index.html"
+    size = write_page(page, "Parity Golf records", "leaderboard.js", page_data(entries))
     print(f"{records / 'README.md'} and {page} ({size:,} bytes): {len(entries)} records")
     return 0
 

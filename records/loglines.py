@@ -44,6 +44,8 @@ def parse(number, text):
     kind, values = parse_line(text) or ("", {})
     if kind in _OWN_LINES:
         return Line(number, "source" if kind == "code" else kind, values, text, _OWN_LINES[kind])
+    if _OPTIONS.fullmatch(text):
+        return Line(number, "options", {}, text, _take_options)
     return None
 
 
@@ -138,7 +140,7 @@ def _take_total(log, f, line):
         log.unlabelled_total = _number(f["bytes"])
 
 
-def _take_hyperparameters(log, f, line):
+def _take_options(log, f, line):
     """`matrix_lr:0.04 scalar_lr:0.04`, as long as training has not begun."""
     if not log.train and not log.val:
         log.hyperparameters |= dict(word.split(":", 1) for word in line.split(" ") if ":" in word)
@@ -146,7 +148,7 @@ def _take_hyperparameters(log, f, line):
 
 def _take_batch(log, f, line):
     _take_numbers(log, f, line)
-    _take_hyperparameters(log, f, line)
+    _take_options(log, f, line)
     if found := re.search(r"max_wallclock_seconds:(\d{1,9}(?:\.\d{1,6})?)", line):
         log.cap_seconds = float(found[1])
     if own := parse_line(line):
@@ -210,13 +212,14 @@ _WORDS = r"(?: [^:]{1,80})?"  # they may name a file or a compressor
 _NOT_RAW = r"(?! ?\(?(?i:raw|fp32|bf16|uncompressed|torch))"
 _REST = r"(?P<rest>(?: .*)?)"
 _BEFORE = r"(?i:diagnostic )?(?i:[\w-]{0,40}(?:pre[-_]?quant|post[-_]ema)[\w-]{0,40})(?: [\w-]{1,40})?"
-_FINAL = r"(?i:final|quantized|dequantized|post_quant|roundtrip|sliding|legal|ttt|test_time|slot|ngram|gptq|int[4-8])"
+_FINAL = (r"(?i:final|(de)?quantized|post_(quant|ttt|gptq)|roundtrip|sliding|sw_|eval_(final|sliding)|legal|ttt|"
+          r"test_time|phased|slot|ngram|gptq|int[4-8]|mixed|ternary|binary|zstd|lzma|brotli)")
 _LABEL = rf"(?={_FINAL})(?P<label>[\w.+-]{{1,80}}(?: [A-Za-z][\w.+-]{{0,60}}(?![\w.+:=-])){{0,2}}):?"
 
 
 def _has(name, group):
     """Pattern that looks ahead for `name:1.23`, wherever it stands among other tokens."""
-    return rf"(?=(?:.*? )?{name}[:=] ?(?P<{group}>{_NUM})(?:[ ,;|)]|$))"
+    return rf"(?=(?:.*?[ (])?{name}[:=] ?(?P<{group}>{_NUM})(?:[ ,;|)]|$))"
 
 
 def _size(group):
@@ -225,8 +228,8 @@ def _size(group):
 
 
 _COMMON_LINES = [  # kind of line, how it starts, how it goes on to its end, what takes it
-    ("train", _STEP, rf"{_AT} train_loss: ?(?P<loss>{_NUM}) {_TIME}{_REST}", _take_train),
-    ("val", _STEP, rf"{_AT} {_PAIR}(?: {_TIME})?{_REST}", _take_val),
+    ("train", _STEP, rf"{_AT} train_loss: ?(?P<loss>{_NUM})(?: .*?)? {_TIME}{_REST}", _take_train),
+    ("val", _STEP, rf"{_AT} {_PAIR}(?:(?: .*?)? {_TIME})?{_REST}", _take_val),
     ("stop", r"stopping_early:", rf" wallclock_cap {_TIME} step: ?{_AT}", _take_stop),
     ("pre_quant", _BEFORE, rf":? {_PAIR}{_REST}", _take_pre_quant),
     ("pre_quant", r"DIAGNOSTIC (?!quant)", rf"\S+ {_PAIR}{_REST}", _take_pre_quant),
@@ -235,14 +238,13 @@ _COMMON_LINES = [  # kind of line, how it starts, how it goes on to its end, wha
     ("total", rf"Total submission size{_NOT_RAW}", rf"(?P<label>{_WORDS}){_size('bytes')}", _take_total),
     ("batch", r"train_batch_tokens:", r"(?P<batch_tokens>\d{1,12}) .*", _take_batch),
     ("code", r"Code size", rf"{_WORDS}{_size('code_bytes')}", _take_numbers),
-    ("seed", r"seed:", r" ?(?P<seed>\d{1,18})(?: .*)?", _take_numbers),
+    ("seed", r"(?i:seed)[:=]", r" ?(?P<seed>\d{1,18})(?: .*)?", _take_numbers),
     ("tokens", r"val_(?=loader:|tokens:)", r"(?:loader:.* )?tokens: ?(?P<val_tokens>\d{1,12})", _take_numbers),
     ("memory", r"peak memory allocated: ", r"(?P<memory_mib>\d{1,9}) MiB(?: .*)?", _take_numbers),
     ("params", r"model_params:", r" ?(?P<params>\d{1,12})(?: .*)?", _take_numbers),
     ("world", r"world_size:", r"(?P<world_size>\d{1,6})(?: .*)?", _take_numbers),
     ("data", r"train_loader:dataset:", r"(?P<dataset>\S+).*", _take_words),
     ("status", r"status=", r"(?P<status>\S+) reason=.*", _take_words),  # not in _OWN_LINES: older runs give no hint
-    ("options", r"(?=[a-z]\w{0,60}:\S+ [a-z]\w{0,60}:)", r"\w+:\S+(?: [a-z]\w{0,60}:\S+)+", _take_hyperparameters),
 ]
 
 
@@ -334,5 +336,7 @@ _OWN_LINES = {
 }
 
 _PATTERNS = [(kind, re.compile(start + rest), take) for kind, start, rest, take in _COMMON_LINES]
-_STARTS = re.compile("|".join([re.sub(r"\(\?P<\w+>", "(?:", start) for _, start, _, _ in _COMMON_LINES] +
+_OPTIONS = re.compile(r"[a-z]\w{0,60}:\S+(?: [a-z]\w{0,60}:\S+)+")
+_STARTS = re.compile("|".join([r"[a-z]\w{0,60}:\S+ [a-z]\w{0,60}:"] +
+                              [re.sub(r"\(\?P<\w+>", "(?:", start) for _, start, _, _ in _COMMON_LINES] +
                               [re.escape(LOG_LINES[kind].partition("{")[0]) for kind in _OWN_LINES]))

@@ -8,7 +8,7 @@ from common.settings import Settings
 from records.loglines import BODY, HEADER, SETTINGS_BLOCK, parse, parse_setting
 
 LOG_LIMIT = 4 << 20  # bytes; the longest published log has 130 kB
-RUNS_LIMIT = 64  # of one file
+RUNS_LIMIT = 64  # of one file, and of one record folder
 
 
 @dataclasses.dataclass
@@ -55,6 +55,7 @@ class RunLog:
     scores: dict = dataclasses.field(default_factory=dict)
     problems: list = dataclasses.field(default_factory=list)
     lines: list = dataclasses.field(default_factory=list)  # of loglines.Line, in order
+    file: str = ""
     places: dict = dataclasses.field(default_factory=dict)  # (kind of line, step, label, name or None) -> "file:line"
 
     @property
@@ -112,7 +113,7 @@ def read_logs(name, data):
     digest = hashlib.sha256(data).hexdigest()
     logs = []
     for number, lines in enumerate(runs, 1):
-        log = RunLog(f"{name}#{number}" if len(runs) > 1 else name, digest, problems=problems.copy())
+        log = RunLog(f"{name}#{number}" if len(runs) > 1 else name, digest, problems=problems.copy(), file=name)
         if len(runs) > 1:  # runs of one file are no copies of each other
             log.sha256 = hashlib.sha256("\n".join(line.text for line in lines).encode()).hexdigest()
         _take_lines(log, name, lines)
@@ -138,7 +139,7 @@ def _plain_lines(text):
     """(number, line) without colours and the name of the rank that printed it. A progress bar's returns make several
     lines of one number."""
     for number, whole in enumerate(text.split("\n"), 1):
-        for line in whole.split("\r"):
+        for line in whole.rstrip("\r").split("\r"):
             may_be_noisy = line[:1] in ("\x1b", "[", "r", "d")
             plain = _RANK.sub("", _NOISE.sub("", line), count=1) if may_be_noisy else line
             yield number, plain.rstrip()
@@ -163,7 +164,7 @@ def _split(lines):
     runs, last_step, seed = [], None, None
     for section in _sections(lines):
         steps = [int(line.values["step"]) for line in section if line.kind in ("train", "val")]
-        named = next((line.values["seed"] for line in section if "seed" in line.values), None)
+        named = next((line.values["seed"] for line in reversed(section) if "seed" in line.values), None)
         again = steps and last_step is not None and steps[0] <= last_step
         other = None not in (named, seed) and named != seed
         resumed = any(line.kind == "resume" for line in section)

@@ -49,3 +49,9 @@ def write_page(path, title, script, data):
     text = page_text(title, script, data)
     path.write_text(text, encoding="utf-8")
     return len(text.encode())
+
+
+def plain(value):
+    """One line of printable text: no control characters, none that turn the direction of writing. Empty for what is
+    not text."""
+    return " ".join("".join(c if c.isprintable() else " " for c in value).split()) if isinstance(value, str) else ""

@@ -20,7 +20,6 @@ NUMBERS = re.compile(r"(?:-?\d+(?:\.\d+)?(?:e-?\d+)?[\s,;|]+){200,}")  # a table
 TEXT_MOST = 200_000  # compressed bytes of a file without the source that it repeats; published logs have up to 51,000
 INVISIBLE = re.compile("[\u200b-\u200f\u2060-\u2064\ufeff\U000e0000-\U000e01ef]")
 INVISIBLE_MOST = 64  # characters; a few come with text that was copied from a page
-TEXTS = (".md", ".txt", ".json", ".log", ".csv", ".tsv", ".yml", ".yaml", ".toml")
 PICTURES = {".png": b"\x89PNG\r\n\x1a\n", ".jpg": b"\xff\xd8\xff", ".jpeg": b"\xff\xd8\xff", ".gif": b"GIF8",
             ".webp": b"RIFF"}
 PICTURE_LIMIT = 8 << 20  # bytes
@@ -32,7 +31,7 @@ def check_payloads(folder):
     """Yields a Finding for each text with encoded data, and each picture that is none or goes on after its end."""
     source = {line for name in folder.files if name.endswith(".py") for line in folder.text(name).splitlines()}
     for name in sorted(folder.files):
-        if name.endswith(TEXTS):
+        if folder.kinds[name] in ("text", "log"):
             yield from _hidden_in_text(folder, name, source)
         elif kind := next((kind for kind in PICTURES if name.lower().endswith(kind)), ""):
             yield from _hidden_in_picture(folder, name, kind)

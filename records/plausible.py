@@ -13,11 +13,12 @@ from common.published import VAL_BYTES_TOLERANCE
 from records.rules import FAIL, TRAIN_LIMITS, WARN, Finding
 
 ROUNDING = 5.1e-5  # of a figure with four decimals
-RATIO_WARN, RATIO_FAIL = 2 * VAL_BYTES_TOLERANCE, 0.02  # relative; parts of validation differ by less than the second
+RATIO_WARN, RATIO_FAIL = 2 * VAL_BYTES_TOLERANCE, 0.05  # relative; parts of validation differ by less than the second
 EARLY = 10  # steps, which most scripts log one by one
 FEWEST = 5  # lines that say something of a whole run
 SAME_SPACING = 0.8  # of the steps between lines: a script logs every so many
 EARLY_STOP = 0.8  # of the limit: what is kept back for the quantization takes less than the rest
+SAME_TIME_WARN, SAME_TIME_FAIL = 1e-3, 2e-2  # relative, between the last validation and the stop
 UNTRAINED = 0.75  # of ln(vocabulary), which initial weights score
 BELOW = 0.8  # of the validation loss: training losses of one pass are about as high
 EPOCHS = 2.0  # passes over the training tokens, after which training losses may be far below
@@ -43,15 +44,20 @@ def _resumed(log):
     return bool(_of(log, "resume"))
 
 
+def _printed(log, name):
+    """A whole number above 0 among the settings that a script prints, or None."""
+    text = log.hyperparameters.get(name, "")
+    return int(text) or None if re.fullmatch(r"[0-9]{1,10}", text) else None
+
+
 def _planned_steps(log):
     """Every line names the same number of steps, which is ITERATIONS."""
     lines = _of(log, "train", "val", "stop")
-    printed = log.hyperparameters.get("iterations", "")
-    expected = int(printed) if printed.isdecimal() and len(printed) < 10 else log.iterations
+    expected = _printed(log, "iterations") or log.iterations
     for line in lines if not _resumed(log) else []:
         if int(line.values["of"]) != expected:
             observed = f"{line.kind} line of {int(line.values['of']):,} steps"
-            yield Finding(FAIL, observed, f"{expected:,} steps in the whole log", f"{log.name}:{line.number}")
+            yield Finding(WARN, observed, f"{expected:,} steps in the whole log", f"{log.file}:{line.number}")
             return
 
 
@@ -84,7 +90,7 @@ def _ratio(log):
         if off > RATIO_WARN:
             observed = f"val_bpb {line.values['bpb']} of val_loss {line.values['loss']}: a ratio of {ratio:.5f}"
             status = FAIL if off > RATIO_FAIL else WARN
-            yield Finding(status, observed, f"{usual:.5f}, as on its other lines", f"{log.name}:{line.number}")
+            yield Finding(status, observed, f"{usual:.5f}, as on its other lines", f"{log.file}:{line.number}")
             return
 
 
@@ -100,45 +106,49 @@ def _unit(text):
 
 
 def _rounded(log):
-    """A score and its `_exact` line are one number."""
-    exact = {line.detail: line for line in _of(log, "score") if "_exact" in line.values["label"]}
-    for line in _of(log, "score"):
-        other = exact.get(line.detail)
-        for name in ("loss", "bpb") if other else ():
-            if abs(float(line.values[name]) - float(other.values[name])) > _unit(line.values[name]):
-                observed = f"val_{name} {line.values[name]}"
-                yield Finding(FAIL, observed, f"{other.values[name]} of its exact line", f"{log.name}:{line.number}")
-                return
+    """A score and the `_exact` line after it are one number."""
+    for line, exact in itertools.pairwise(log.lines):
+        if line.kind == exact.kind == "score" and exact.values["label"] == f"{line.values['label']}_exact":
+            for name in ("loss", "bpb"):
+                if abs(float(line.values[name]) - float(exact.values[name])) > _unit(line.values[name]):
+                    expected = f"{exact.values[name]} of its exact line"
+                    where = f"{log.file}:{line.number}"
+                    yield Finding(FAIL, f"val_{name} {line.values[name]}", expected, where)
 
 
 def _sum_of_bytes(log):
-    """A total that follows its model and code is their sum."""
+    """A total is that of its model and code."""
     if log.total_bytes is None or log.model_bytes is None or log.code_bytes is None:
         return
     both = log.model_bytes + log.code_bytes
     totals = {int(line.values["bytes"].replace(",", "")) for line in _of(log, "total")}
     if both not in totals:
-        yield Finding(FAIL, f"total of {log.total_bytes:,} bytes", f"{both:,} = model + code", log.where("total"))
+        yield Finding(WARN, f"total of {log.total_bytes:,} bytes", f"{both:,} = model + code", log.where("total"))
 
 
 def _end(log):
     """The run stops once, at its last step, where its time is over."""
-    if log.stop and log.last_step and log.last_step > log.stop[0]:
-        expected = f"none after it stopped at step {log.stop[0]:,}"
-        yield Finding(FAIL, f"a line of step {log.last_step:,}", expected, log.where("stop"))
+    last, stop = log.last_step or 0, log.stop
+    if not stop:
+        if log.iterations and 0 < last < log.iterations:
+            observed = f"ends at step {last:,} of {log.iterations:,}"
+            yield Finding(WARN, observed, "a line that says why it stopped", log.name)
         return
-    if log.stop and log.cap_seconds and not _resumed(log) and log.stop[1] < EARLY_STOP * SECOND * log.cap_seconds:
-        observed = f"stopped early after {log.stop[1] / SECOND:,.1f} s"
-        yield Finding(WARN, observed, f"about {log.cap_seconds:,.0f} s, its limit", log.where("stop"))
-    ended = [row[3] for row in log.val if log.stop and row[0] == log.stop[0] and row[3] is not None and _in_ms(log)]
-    if ended and abs(ended[-1] - log.stop[1]) > 1.0 + 1e-3 * log.stop[1]:
-        observed = f"stopped at {log.stop[1]:,.0f} ms"
-        yield Finding(FAIL, observed, f"{ended[-1]:,.0f} ms of its last validation", log.where("stop"))
-    if log.iterations and log.last_step and log.last_step < log.iterations and not log.stop:
-        observed = f"ends at step {log.last_step:,} of {log.iterations:,}"
-        yield Finding(WARN, observed, "a line that says why it stopped", log.name)
-    if log.stop and log.iterations and log.stop[0] >= log.iterations:
-        yield Finding(FAIL, f"stopped early at step {log.stop[0]:,}", "a step before the last", log.where("stop"))
+    trained = max((row[0] for row in log.train), default=0)
+    if last > stop[0]:
+        expected = f"none after it stopped at step {stop[0]:,}"
+        yield Finding(FAIL if trained > stop[0] else WARN, f"a line of step {last:,}", expected, log.where("stop"))
+    if stop[0] >= (log.iterations or math.inf):
+        yield Finding(FAIL, f"stopped early at step {stop[0]:,}", "a step before the last", log.where("stop"))
+    cap = 0.0 if log.backend else SECOND * (log.cap_seconds or 0.0)  # trainer_log.py knows when our runs stop
+    if stop[1] < EARLY_STOP * cap:
+        observed = f"stopped early after {stop[1] / SECOND:,.1f} s"
+        yield Finding(WARN, observed, f"about {cap / SECOND:,.0f} s, its limit", log.where("stop"))
+    ended = [row[3] for row in log.val if row[0] == stop[0] and row[3] is not None and _in_ms(log)]
+    if ended and (off := abs(ended[-1] - stop[1])) > SAME_TIME_WARN * stop[1] + 1.0:
+        status = FAIL if off > SAME_TIME_FAIL * stop[1] else WARN
+        expected = f"{ended[-1]:,.0f} ms of its last validation"
+        yield Finding(status, f"stopped at {stop[1]:,.0f} ms", expected, log.where("stop"))
 
 
 def _in_ms(log):
@@ -157,11 +167,8 @@ def _initial(log):
 
 def _vocabulary(log):
     """Number of token ids, or None."""
-    printed = log.hyperparameters.get("vocab_size", "")
-    if printed.isdecimal() and 1 < int(printed[:7]):
-        return int(printed[:7])
     named = re.search(r"sp(\d{3,6})\b", log.dataset)
-    return log.vocab_size or (int(named[1]) if named else None)
+    return log.vocab_size or _printed(log, "vocab_size") or (int(named[1]) if named else None)
 
 
 def _losses(log):
@@ -187,7 +194,7 @@ def _losses(log):
 
 def _epochs(log):
     """Passes over the training tokens; 0 where they are not known."""
-    tokens = (log.last_step or 0) * (log.batch_tokens or 0)
+    tokens = (log.last_step or 0) * (log.batch_tokens or _printed(log, "train_batch_tokens") or 0)
     text = "\n".join(line.text for line in _of(log, "data"))
     own, shards = re.search(r"train_tokens:(\d{1,15})", text), re.search(r"train_shards: ?(\d{1,6})", text)
     available = int(own[1]) if own else SHARD_TOKENS * int(shards[1]) if shards else 0
@@ -206,14 +213,15 @@ def _round_trip(log):
 
 def _speed(log):
     """Tokens per second, as printed and as counted, and what the hardware can do."""
-    if not log.batch_tokens or not log.train or log.backend:
+    batch = log.batch_tokens or _printed(log, "train_batch_tokens")
+    if not batch or not log.train or log.backend:
         return
     line = _of(log, "train")[-1]
     step, ms = log.train[-1][0], log.train[-1][2]
     printed = re.search(r"tok/s: ?([\d,]{1,15})", line.values["rest"])
     if not ms or ms < 10 * SECOND:
         return
-    rate = SECOND * step * log.batch_tokens / ms
+    rate = SECOND * step * batch / ms
     if printed and not 1 / RATE_FACTOR < int(printed[1].replace(",", "")) / rate < RATE_FACTOR:
         expected = f"about {rate:,.0f} of {step:,} steps in {ms / SECOND:,.0f} s"
         yield Finding(WARN, f"{printed[1]} tokens/s", expected, log.where("train", step))
@@ -223,10 +231,13 @@ def _speed(log):
         yield Finding(WARN, observed, f"at most {PEAK_FLOPS:.1e} per GPU", log.where("train", step))
 
 
+_TRAIN_SHARDS = re.compile(r"train\w*(?:file|shard|pattern|glob|path|data|loader)", re.IGNORECASE)
+
+
 def _shards(log):
     """Training reads no validation shards."""
     for name, value in [*log.hyperparameters.items(), *_file_settings(log)]:
-        if name.lower().startswith("train") and re.search(r"(?:^|[/_])val(?:_|\b|idation)", value):
+        if _TRAIN_SHARDS.match(name) and re.search(r"(?:^|[/_])val(?:_|\b|idation)", value):
             yield Finding(FAIL, f"{name} {value[-80:]}", "shards of training", log.where("settings", name))
     train, val = (log.hyperparameters.get(f"{part}_files") for part in ("train", "val"))
     if train and train == val:
@@ -254,7 +265,7 @@ _WORK = re.compile(
 def check_after_the_clock(folder):
     """Work on the weights after the run stopped belongs to the training time of the record track."""
     for log in folder.logs if folder.track in TRAIN_LIMITS else []:
-        yield from _late_work(log, folder.text(log.name.partition("#")[0]))
+        yield from _late_work(log, folder.text(log.file))
 
 
 def _late_work(log, text):
@@ -271,4 +282,4 @@ def _late_work(log, text):
     total = log.train_ms / SECOND + spent
     if first and total > limit + 1.0:
         observed = f"{total:,.1f} s of training with {spent:,.1f} s of {first[0][:60]!r} after it stopped"
-        yield Finding(WARN, observed, f"at most {limit:,.0f} s", f"{log.name}:{first[1]}")
+        yield Finding(WARN, observed, f"at most {limit:,.0f} s", f"{log.file}:{first[1]}")

@@ -85,20 +85,23 @@ def judge_changes(changes, existing):
 
 def _also(observed, path):
     """A Finding on what a request should leave alone. A `where` that begins with / counts from the repository."""
-    return Finding(FAIL, observed, EXPECTED, f"/{path}")
+    return Finding(FAIL, observed, "no other change", f"/{path}")
 
 
 def _old_record(record, changes, new):
     """What was done to a record that was there before, in words. new: dict new folder -> its changes."""
     names = [change.path.removeprefix(f"{record}/") for change in changes]
-    contents = {change.old for change in changes}
-    if all(change.kind == "D" for change in changes):
-        for name, added in new.items():
-            if not contents.isdisjoint(change.new for change in added):
-                return f"renames {record} to {name}"
-    word = WORDS["D"] if all(change.kind == "D" for change in changes) else "changes"
+    gone = all(change.kind == "D" for change in changes)
+    for name, added in new.items() if gone else []:
+        if not _evidence(changes, "old").isdisjoint(_evidence(added, "new")):
+            return f"renames {record} to {name}"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{word} {', '.join(names[:3])}{more} of {record}, an earlier record"
+    return f"{WORDS['D'] if gone else 'changes'} {', '.join(names[:3])}{more} of {record}, an earlier record"
+
+
+def _evidence(changes, side):
+    """set of the digests, old or new, of what no two runs share."""
+    return {getattr(change, side) for change in changes if change.path.endswith((".log", "/submission.json"))}
 
 
 def judge_date(name, seconds, others):

@@ -1,4 +1,5 @@
-"""`python -m records report runs/<id>...`: curves, bytes and rounding errors of runs, as a page and a picture."""
+"""`python -m records report RUN...`: curves, bytes and rounding errors of runs, as a page and a picture; of more than a
+dozen runs a summary."""
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -6,67 +7,97 @@ from pathlib import Path
 from common.challenge import BUDGET_BYTES
 from common.schedule import lr_scale, run_progress
 from common.settings import UserError
-from records.budget import GROUPS, MODEL_LIMIT, group_bytes, model_budget
+from records.budget import MODEL_LIMIT, completed, group_bytes, model_budget
+from records.comparable import score_group
 from records.evaluation import MODEL_FILE
-from records.folder import Refused, read_bounded
-from records.logs import LOG_LIMIT, read_log
-from records.page import write_page
+from records.folder import Refused, data_of, open_folder
+from records.page import plain, write_page
+from records.picture import draw_curves, draw_summary
+from records.rules import TRACKS
 
-MOST_RUNS = 12
-RUN_COLORS = ("#2a6fd6", "#d9601f", "#12895c", "#7a4fc9", "#b5336f", "#8a6d00")
-GROUP_COLORS = {
-    "embedding": "#2a6fd6",
-    "attention": "#12895c",
-    "mlp": "#7a4fc9",
-    "head": "#b5336f",
-    "controls": "#8a6d00",
-    "scales": "#d9601f",
-    "code": "#16181d",
-}
-STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e2e3e0",
-    "axes.edgecolor": "#9aa0a8",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "font.size": 9,
-    "axes.axisbelow": True,
-    "text.parse_math": False,  # a run's name may hold a $
-}
+MOST_RUNS = 12  # whose curves are drawn
+SUMMARY = (
+    "name", "seed", "device", "data", "group", "bpb", "before", "steps", "seconds", "memory", "total", "model", "code"
+)
 
 
-def read_run(path):
-    """dict of what is drawn of one run folder. UserError: it has no readable log."""
-    try:
+def read_runs(paths):
+    """(list of dicts as read_run returns them, list of paths without a log). Raises UserError."""
+    runs, without = [], []
+    for path in {path.resolve(): path for path in paths}.values():
         if not path.is_dir():
-            raise Refused("is not a folder: give runs/<id>")
-        log = read_log("train.log", read_bounded(path / "train.log", LOG_LIMIT))
-    except Refused as error:
-        raise UserError(f"{path}: {error}") from None
-    if not log.train and not log.val:
-        raise UserError(f"{path}/train.log has no line of a training run")
+            raise UserError(f"{path} is not a folder: give runs/<id>, or a record's folder")
+        found = runs_of(path)
+        runs += found
+        if not found:
+            without.append(path)
+    if not runs:
+        raise UserError(f"{without[0]} has no log to draw")
+    names = [run["name"] for run in runs]
+    for run in runs:
+        if names.count(run["name"]) > 1:
+            run["name"] = f"{run['parent']}/{run['name']}"
+    return runs, without
+
+
+def runs_of(path):
+    """list of the runs in a folder: the one of runs/<id>, each seed of a record; empty for a record without a log.
+    Raises UserError."""
+    folder = open_folder(path)
+    is_record = "submission.json" in folder.files
+    for problem, name in folder.log_errors:
+        if is_record or name == "train.log":
+            raise UserError(f"{path}/{name} {problem}")
+    if not folder.logs and not is_record:
+        raise UserError(f"{path} {what_it_is(path)}")
+    logs = folder.seed_logs() if is_record or folder.logs[0].name != "train.log" else folder.logs[:1]
+    drawn = [log for log in logs if log.train or log.val]
+    if logs and not drawn:
+        raise UserError(f"{path}/{logs[0].name} has no line of a training run")
+    label = folder.score_label if is_record else None
+    model = read_model_file(path, folder)
+    own = folder.log_of_model(model) or folder.logs[0] if model else None
+    runs = [read_run(folder, log, label, model_budget_of(path, model) if log is own else []) for log in drawn]
+    for run, log in zip(runs, drawn):
+        if len(drawn) > 1:
+            run["name"] += f" {log.name}" if log.seed is None else f" seed {log.seed}"
+    return runs
+
+
+def what_it_is(path):
+    """What a folder without a log is, as the rest of a sentence."""
+    inside = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    if any(entry.name in TRACKS.values() for entry in inside):
+        return f"is a folder of tracks, not a run: give {path}/*/*, or rank them with `python -m records leaderboard`"
+    if path.name in TRACKS.values() or any((entry / "submission.json").is_file() for entry in inside):
+        return f"is a folder of records, not a run: give {path}/*, or rank them with `python -m records leaderboard`"
+    if any((entry / "train.log").is_file() for entry in inside):
+        return f"is a folder of runs, not a run: give {path}/*"
+    return "has no log: give runs/<id>, or a record's folder"
+
+
+def read_run(folder, log, label, budget):
+    """dict of what is drawn of one run. label: of its score, None for the last one printed; budget: list of TensorBytes
+    of its model, empty where there is none."""
     log.train = [row for row in log.train if math.isfinite(row[1]) and math.isfinite(row[2])]
     log.val = [row for row in log.val if math.isfinite(row[1]) and math.isfinite(row[2])]
-    budget = read_budget(path / MODEL_FILE)
-    score, seconds = log.score(), finite(log.train_ms and log.train_ms / 1e3)
+    score, seconds = log.score(label), finite(log.train_ms and log.train_ms / 1e3)
+    total, model, code = completed(log.total_bytes, log.model_bytes, log.code_bytes)
     return {
-        "name": path.resolve().name,
-        "backend": log.backend,
-        "device": log.device,
+        "name": plain(folder.name),
+        "parent": plain(folder.path.parent.name),
+        "device": plain(log.device)[:120],
         "seed": log.seed,
-        "status": log.status,
         "steps": log.last_step,
         "seconds": seconds and round(seconds, 3),
         "memory": log.memory_mib,
-        "params": log.params,
         "bpb": finite(score and score[1]),
         "before": finite(log.pre_quant and log.pre_quant[1]),
-        "total": log.total_bytes,
-        "code": log.code_bytes,
-        "data": log.dataset,
+        "total": total,
+        "model": model,
+        "code": code,
+        "data": plain(data_of(folder, log))[:80],
+        "group": score_group(folder, [log]),
         "train": [[step, loss, round(ms / 1e3, 3)] for step, loss, ms in log.train],
         "val": [[step, bpb] for step, _, bpb, _ in log.val],
         "lr": learning_rates(log),
@@ -81,14 +112,20 @@ def finite(value):
     return value if value is not None and math.isfinite(value) else None
 
 
-def read_budget(file):
-    """list of TensorBytes of a model file, empty where there is none. Raises UserError."""
-    if not file.is_file():
-        return []
+def read_model_file(path, folder):
+    """Bytes of the folder's model file, empty where there is none. Raises UserError."""
     try:
-        return model_budget(read_bounded(file, MODEL_LIMIT))
-    except (Refused, UserError) as error:
-        raise UserError(f"{file}: {error}") from None
+        return folder.read(MODEL_FILE, MODEL_LIMIT) if MODEL_FILE in folder.files else b""
+    except Refused as error:
+        raise UserError(f"{path}/{MODEL_FILE} {error}") from None
+
+
+def model_budget_of(path, model):
+    """list of TensorBytes of a model file's bytes. Raises UserError."""
+    try:
+        return model_budget(model)
+    except UserError as error:
+        raise UserError(f"{path}/{MODEL_FILE}: {error}") from None
 
 
 def learning_rates(log):
@@ -109,99 +146,36 @@ def throughput(log):
     return found
 
 
-def draw(path, runs):
-    """The same as a PNG."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    names = list(dict.fromkeys(t[0] for run in runs for t in run["tensors"] if t[4] is not None))
-    layout = [["loss", "val"], ["lr", "rate"], ["bytes", "memory"]]
-    heights = [3, 3, bar_height(runs)]
-    if names:
-        layout.append(["error", "error"])
-        heights.append(max(2.6, 0.14 * len(names) + 0.8))
-    size = 11, 0.2 + sum(heights)
-    with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplot_mosaic(layout, figsize=size, height_ratios=heights, layout="constrained")
-        for i, run in enumerate(runs):
-            draw_run(axes, i, run, names)
-        label_curves(axes, runs)
-        label_bars(axes, runs)
-        if names:
-            label_errors(axes["error"], names)
-        figure.savefig(path, dpi=130)
-        pyplot.close(figure)
-
-
-def bar_height(runs):
-    """Inches of the row with one bar per run."""
-    return 1.2 + 0.32 * len(runs)
-
-
-def draw_run(axes, i, run, names):
-    """What all panels show of the run number i. names: of the tensors that are rounded, one row each."""
-    color = RUN_COLORS[i % len(RUN_COLORS)]
-    label = run["name"] if run["bpb"] is None else f"{run['name']}, {run['bpb']:.4f}"
-    for panel, column in {"loss": "train", "val": "val", "lr": "lr", "rate": "rate"}.items():
-        x, y = [p[0] for p in run[column]], [p[1] for p in run[column]]
-        marker = "o" if panel == "val" else None
-        axes[panel].plot(x, y, color=color, linewidth=1.4, label=label, marker=marker, markersize=3.5)
-    left = 0
-    for group, size in {**run["groups"], "code": run["code"] or 0}.items():
-        look = {"color": GROUP_COLORS[group], "height": 0.6, "edgecolor": "white"}
-        axes["bytes"].barh(i, size / 1e6, left=left / 1e6, label=None if i else group, **look)
-        left += size
-    axes["memory"].barh(i, run["memory"] or 0, color=color, height=0.6)
-    for name, _, _, _, error in run["tensors"]:
-        if error is not None:
-            axes["error"].plot(100 * error, names.index(name), "o", color=color, markersize=4.5, alpha=0.8)
-
-
-def label_curves(axes, runs):
-    axes["loss"].set(title="Training loss", xlabel="step", ylabel="nats per token")
-    losses = sorted(p[1] for run in runs for p in run["train"])
-    if losses:  # the first few are far above the rest
-        axes["loss"].set_ylim(losses[0] - 0.1, 1.1 * losses[int(0.97 * (len(losses) - 1))])
-    axes["val"].set(title="Validation", xlabel="step", ylabel="bits per byte")
-    axes["val"].legend(fontsize="small", frameon=False)
-    axes["lr"].set(title="Learning rate", xlabel="step", ylabel="scale")
-    axes["rate"].set(title="Throughput", xlabel="step", ylabel="tokens/s")
-    axes["rate"].set_ylim(bottom=0)
-
-
-def label_bars(axes, runs):
-    titles = {"bytes": ("Bytes of the submission, by tensor group", "million bytes"), "memory": ("Peak memory", "MiB")}
-    for key, (title, unit) in titles.items():
-        axes[key].set(title=title, xlabel=unit, yticks=range(len(runs)), yticklabels=[run["name"] for run in runs])
-        axes[key].invert_yaxis()
-        axes[key].grid(axis="y", visible=False)
-    below = 0.5, -0.55 / bar_height(runs)
-    axes["bytes"].legend(fontsize="x-small", frameon=False, ncols=4, loc="upper center", bbox_to_anchor=below)
-
-
-def label_errors(axis, names):
-    unit = "% of the tensor's root mean square"
-    rows = {"yticks": range(len(names)), "ylim": (len(names) - 0.3, -0.7)}
-    axis.set(title="Expected rounding error, relative", xlabel=unit, **rows)
-    axis.set_yticklabels(names, fontsize=7)
-    axis.set_xlim(left=0)
+def summary_of(runs):
+    """The runs without curves: those whose scores can be compared together, the best score first."""
+    def place(run):
+        return run["group"], math.inf if run["bpb"] is None else run["bpb"], run["name"]
+    return [{name: run[name] for name in SUMMARY} for run in sorted(runs, key=place)]
 
 
 def run(options):
-    if len(options.runs) > MOST_RUNS:
-        raise UserError(f"{len(options.runs)} runs: a report shows at most {MOST_RUNS}")
-    runs = [read_run(path) for path in options.runs]
+    runs, without = read_runs(options.runs)
     page = options.output.with_suffix(".html")
     picture = page.with_suffix(".png")
-    size = write_page(page, "Parity Golf runs", "report.js", {"runs": runs, "groups": GROUPS, "cap": BUDGET_BYTES})
-    draw(picture, runs)
-    print(f"{page} ({size:,} bytes) and {picture}: {len(runs)} runs")
+    in_full = len(runs) <= MOST_RUNS
+    shown = runs if in_full else summary_of(runs)
+    data = {"runs": shown, "summary": not in_full, "most": MOST_RUNS, "cap": BUDGET_BYTES}
+    size = write_page(page, "Parity Golf runs", "report.js", data)
+    draw = draw_curves if in_full else draw_summary
+    draw(picture, shown)
+    for path in without:
+        print(f"{path} has no log, and is left out")
+    kind = "" if in_full else f", a summary: curves are drawn of at most {MOST_RUNS}"
+    print(f"{page} ({size:,} bytes) and {picture}: {len(runs)} runs{kind}")
     return 0
 
 
 def add_command(subparsers):
-    parser = subparsers.add_parser("report", help="plot curves and bytes of runs side by side, as a page and a picture")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs/<id>, or another folder with train.log")
+    parser = subparsers.add_parser(
+        "report", help="plot curves and bytes of runs side by side, as a page and a picture; many runs give a summary"
+    )
+    words = "runs/<id>, or a record's folder, whose seeds are drawn as runs"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=words)
     words = "the page; the picture is written beside it, as .png (default: report.html)"
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE.html", help=words)
     parser.set_defaults(run=run)

@@ -29,18 +29,28 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """lenient: status of what the challenge accepted against its own rules; digits: decimals that the score must have;
-    margin_nats: per token, by which a record must beat the best score."""
+    """An edition of the rules.
+
+    since: the date from which it holds; lenient: status of what the challenge accepted against its own rules; digits:
+    decimals that the score must have; margin_nats: per token, by which a record must beat the best score.
+    literal_size: whether the bytes of the files decide, or those that submission.json and the logs state.
+    other_splits: (tokens, bytes) of validation splits that are accepted beside FineWeb's 50,000 documents, with a
+    warning."""
     name: str
+    since: str
     lenient: str
     digits: int
     margin_nats: float
+    literal_size: bool
+    other_splits: tuple = ()
 
 
-RULESETS = {
-    "strict": Rules("strict", FAIL, 4, RECORD_MARGIN_NATS),  # the written rules
-    "upstream-2026-04": Rules("upstream-2026-04", WARN, 2, 0.0),  # what the challenge accepted in practice
-}
+EARLY_SPLIT = (63_779_840, 155_769_700)  # of the challenge's first runs, before its data were exported anew
+RULESETS = {rules.name: rules for rules in (
+    # name, since, lenient, digits, margin_nats, literal_size, other_splits
+    Rules("strict", "2026-03-18", FAIL, 4, RECORD_MARGIN_NATS, True),  # the rules as they are written
+    Rules("upstream-2026-04", "2026-04-01", WARN, 2, 0.0, False, (EARLY_SPLIT,)),  # what was accepted in practice
+)}
 
 # The fields of submission.json. Of text the most characters, of numbers (low, high), both included.
 TEXT_FIELDS = {"author": 200, "github_id": 100, "name": 200, "blurb": 4000, "date": 40, "track": 100}

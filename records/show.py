@@ -24,7 +24,7 @@ USUALLY = {  # what a status means where MEANINGS says nothing
 }
 MEANINGS = {  # check -> status -> what it means, or how to mend it
     "pull request": {
-        FAIL: "A submission adds one record folder and changes nothing else: take the rest out.",
+        FAIL: "A submission adds one record folder and changes nothing else: take out the rest.",
     },
     "layout": {
         FAIL: "Programs and people find a record by its name and files: add or mend what is named.",
@@ -117,7 +117,7 @@ def _block(name, findings, verbose):
             lines += [f"{PASS}  {name}"] if verbose else []
             continue
         where = "" if finding.where == "." else clean(finding.where)
-        lines.append("  ".join(filter(None, (finding.status, name, where))))
+        lines += _wrapped("  ".join(filter(None, (finding.status, name, where))))
         lines += _wrapped(clean(finding.observed, 400), INDENT)
         if finding.expected:
             lines += _wrapped(f"expected: {clean(finding.expected, 400)}", INDENT)
@@ -165,8 +165,8 @@ LEVELS = {FAIL: "error", WARN: "warning", UNVERIFIED: "notice"}
 
 
 def as_annotations(path, result):
-    """list of workflow commands, one for each finding that is not a pass."""
-    lines = []
+    """list of lines: the verdict, and a workflow command for each finding that is not a pass."""
+    lines = [escaped(clean(f"{verdict(result)[0]}: {path}"))]
     for name, findings in result.items():
         for finding in findings:
             if finding.status in LEVELS:

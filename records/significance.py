@@ -12,8 +12,9 @@ from pathlib import Path
 
 from common.settings import UserError
 from records.folder import Refused, declared_seeds, open_folder, read_bounded
-from records.logs import LOG_LIMIT, read_log
+from records.logs import LOG_LIMIT, read_logs
 from records.rules import RECORD_ALPHA, RECORD_MARGIN_NATS, SP1024_NATS_PER_BPB
+from records.runs import seed_of
 
 MIN_RUNS = 3  # of each side
 POWER = 0.9  # that runs_needed asks for
@@ -242,7 +243,7 @@ def scored_logs(text):
             logs, score_label = folder.seed_logs(), folder.score_label
             problems = [f"{path.name}: {what}" for what in missing_seeds(folder) + copied_logs(folder)]
         else:
-            logs = [read_log(path.name, read_bounded(path, LOG_LIMIT))]
+            logs = read_logs(path.name, read_bounded(path, LOG_LIMIT))
     except Refused as error:
         raise UserError(f"{text}: {error}; give record folders, logs or numbers") from None
     scored = [(log, score) for log in logs if (score := log.score(score_label))]
@@ -283,7 +284,7 @@ def is_score(pair):
 
 def missing_seeds(folder):
     """list[str]: seeds that submission.json declares and no log has."""
-    declared, shown = declared_seeds(folder) or set(), {log.seed for log in folder.logs}
+    declared, shown = declared_seeds(folder) or set(), {seed_of(log) for log in folder.logs}
     return [f"seed {seed} is declared and has no log" for seed in sorted(declared - shown)]
 
 

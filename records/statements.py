@@ -7,13 +7,13 @@ import statistics
 
 from common.settings import settings_of
 from records.copies import models_of
-from records.folder import Decimal
+from records.digits import SCORE_UNIT, Decimal, agrees
 from records.rules import FAIL, SPELLINGS, TRAIN_LIMITS, WARN, Finding
 
 GPUS = 8  # of the record track
 SECOND = 1e3  # in milliseconds
 DAY = datetime.timedelta(days=1)
-SHORT = 0.5  # the most that a figure may be off because it has few digits, in its unit
+SHORT = {"wallclock_seconds": 1.0, "eval_seconds": 1.0}  # the most that a figure may be off, having few digits
 NAMES = {spelling: name for name, spellings in SPELLINGS.items() for spelling in spellings} | {
     "eval_time_seconds": "eval_seconds", "eval_seconds": "eval_seconds", "evaluation_seconds": "eval_seconds",
     "seed_scores": "val_bpb", "val_bpbs": "val_bpb", "val_losses": "val_loss", "bpbs": "val_bpb",
@@ -56,7 +56,8 @@ def check_seed_figures(folder, rules):
         if seed not in logs:
             continue  # a declared seed without a log is reported as such
         values = [value for log in logs[seed] for value in logged(log, NAMES[spelling])]
-        if values and not any(_states(claim, value) for value in values):
+        most = SHORT.get(NAMES[spelling], SCORE_UNIT)
+        if values and not any(agrees(claim, value, most) for value in values):
             expected = f"{' or '.join(f'{v:,.10g}' for v in sorted(set(values)))} of its log"
             where = "submission.json"
             yield Finding(rules.lenient, f"{spelling} {claim:g} of seed {seed}", expected, where)
@@ -86,12 +87,6 @@ def _is_number(value):
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _states(claim, value):
-    """Whether a figure states a value: rounded to its digits, or cut off."""
-    unit = 2 * claim.half_unit if isinstance(claim, Decimal) else 1.0 if value % 1 else 0.0
-    return abs(claim - value) <= min(unit, 2 * SHORT) * (1 + 1e-9)
-
-
 def _means(folder, rules):
     """Means and deviations that stand beside the score."""
     runs = folder.seed_logs()
@@ -107,7 +102,7 @@ def _means(folder, rules):
             (f"{name}_stdev", deviations),
         ):
             claim = folder.raw.get(spelling)
-            if _is_number(claim) and not any(_states(claim, value) for value in good):
+            if _is_number(claim) and not any(agrees(claim, value) for value in good):
                 expected = f"{good[0]:.6f} of {len(runs)} logs"
                 yield Finding(rules.lenient, f"{spelling} {claim:g}", expected, "submission.json")
 
@@ -227,7 +222,7 @@ def check_readme_score(folder):
                       for value in logged(log, name))]
     if len(folder.seed_scores()) > 1:
         known.append(statistics.mean(bpb for _, bpb in folder.seed_scores()))
-    if first < claim and not any(_states(first, value) for value in known):
+    if first < claim and not any(agrees(first, value) for value in known):
         line = text.count("\n", 0, found.start(1)) + 1
         expected = f"{float(claim):g} of submission.json, or a score of a log"
         yield Finding(WARN, f"val_bpb {found[1]} in the README", expected, f"README.md:{line}")
@@ -252,9 +247,9 @@ def check_model_is_claimed(folder):
         yield Finding(WARN, observed, "the one that is scored", ", ".join(models.values())[:200])
     shipped = [logs[digest] for digest in models if digest in logs]
     claim, values = folder.fields.get("val_bpb"), [bpb for _, bpb in folder.seed_scores()]
-    if len(shipped) != 1 or claim is None or _states(claim, statistics.mean(values or [claim])):
+    if len(shipped) != 1 or claim is None or agrees(claim, statistics.mean(values or [claim])):
         return
-    claimed = [log for log in folder.seed_logs() if log.score() and _states(claim, log.score()[1])]
+    claimed = [log for log in folder.seed_logs() if log.score() and agrees(claim, log.score()[1])]
     if claimed and shipped[0] not in claimed:
         observed = f"{float(claim):g} is claimed, the score of {claimed[0].name}"
         yield Finding(WARN, observed, f"that of {shipped[0].name}, whose model is here", "submission.json")

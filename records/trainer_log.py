@@ -6,7 +6,9 @@ times, rates, sizes and scores that follow from each other (common/loop.py, comm
 and resumed has one part for each start.
 """
 import dataclasses
+import itertools
 import math
+import statistics
 
 from common.bpb import eval_lengths
 from common.challenge import BUDGET_BYTES
@@ -17,13 +19,11 @@ from records.folder import Refused
 from records.logs import LOG_LIMIT, read_log
 from records.rules import FAIL, WARN, Finding
 
-REQUIRED = ("run", "settings", "data", "tokenizer", "code", "params", "batch", "val", "model", "code_size", "total",
-            "scored", "final", "final_exact")  # of every run that ended
+HEADER = ("run", "settings", "data", "tokenizer", "code", "params", "batch")  # of every start
+REQUIRED = (*HEADER, "val", "model", "code_size", "total", "scored", "final", "final_exact")  # of every run that ended
 FIRST_STEPS = 10  # each is logged
 LAST_STEPS = 6  # of the average length, before the cap: a run stops when the next steps could end after it
-UNTRAINED = 0.8  # of ln(vocabulary), which initial weights score; text's single tokens have at least this entropy
 PLAIN_GAIN = 0.01  # relative, by which rounding the weights may improve a loss
-EVALUATION_GAIN = 0.25  # relative, with sliding windows or test-time training
 
 
 @dataclasses.dataclass
@@ -36,13 +36,15 @@ class Line:
 
 @dataclasses.dataclass
 class Part:
-    """What one start of the trainer printed. lines: list of Line; settings: Settings; start: the step it resumed from,
-    or 0; is_last: no other start follows."""
+    """What one start of the trainer printed. lines: list of Line; settings: with the defaults of this repository, which
+    changed code may not have; named: names of those that the log names; start: the step it resumed from, or 0; is_last:
+    no other start follows."""
     name: str
     lines: list
-    settings: Settings
+    settings: Settings | None
+    named: set
     start: int
-    is_last: bool = False
+    is_last: bool
 
     def of(self, *kinds):
         return [line for line in self.lines if line.kind in kinds]
@@ -59,21 +61,22 @@ class Part:
 
 def check_trainer_logs(folder):
     """Yields a Finding for each log of this project's trainers, and each rule that it breaks."""
-    for name in sorted({log.name.partition("#")[0] for log in folder.logs if log.backend}):
+    for name in sorted({log.file or log.name for log in folder.logs if log.backend}):
         try:
             parts = read_parts(name, folder.read(name, LOG_LIMIT))
         except Refused:
             continue  # reported as a log that cannot be read
         yield from _whole(name, parts)
-        for part in parts:
+        readable = [part for part in parts if part.settings]
+        for part in readable:
             for rule in RULES:
                 yield from rule(part)
-        if parts:
+        if parts[-1] in readable:
             yield from _end(parts[-1])
 
 
 def read_parts(name, data):
-    """list of Part of a log's bytes. A part whose settings cannot be read is left out: another check says so."""
+    """list of Part of a log's bytes. settings is None in a part whose settings cannot be read."""
     parts, lines = [], []
     for number, text in enumerate(data.decode(errors="replace").splitlines(), 1):
         found = parse_line(text)
@@ -88,16 +91,20 @@ def read_parts(name, data):
         kept = [line.text for line in part if line.kind in ("settings", "tokenizer")]
         own = read_log(name, "\n".join(kept).encode())
         resumed = next((line.values["step"] for line in part if line.kind == "resume"), 0)
-        if own.settings and not own.refused and not own.problems:
-            made.append(Part(name, part, own.run_settings, resumed, part is parts[-1]))
+        settings = None if own.refused or own.problems or not own.settings else own.run_settings
+        made.append(Part(name, part, settings, own.settings.keys(), resumed, part is parts[-1]))
     return made
 
 
 def _whole(name, parts):
-    """A run that ended has printed every kind of line; `evaluation` since the status has a hint."""
-    kinds = {line.kind for part in parts for line in part.lines}
+    """A run that ended has printed every kind of line, and each start its header; `evaluation` since the status has a
+    hint."""
+    kinds = {line.kind for line in parts[-1].lines}
     required = [*REQUIRED, "evaluation"] if "status" in kinds else REQUIRED
-    if missing := [kind for kind in required if kind not in kinds]:
+    missing = [kind for kind in required if kind not in kinds]
+    for part in parts[:-1]:
+        missing += [kind for kind in HEADER if not part.of(kind)]
+    if missing:
         yield Finding(FAIL, f"no line of {', '.join(missing)}", "every line that the trainer prints", name)
 
 
@@ -107,51 +114,84 @@ def _as_set(part):
     seq_len, stride = eval_lengths(s)
     ttt = f"lr {s.ttt_lr}, chunk {s.ttt_chunk}" if s.ttt_lr else "off"
     expected = {
-        "step": {"iterations": s.iterations},
-        "val": {"iterations": s.iterations},
-        "stop": {"iterations": s.iterations},
-        "params": {"params": count_params(s)},
-        "batch": {"tokens": s.train_batch_tokens, "seq_len": s.train_seq_len},
-        "warmup": {"steps": s.warmup_steps},
-        "evaluation": {"seq_len": seq_len, "stride": stride, "ttt": ttt},
-        "total": {"cap": BUDGET_BYTES},
+        "step": {"iterations": ("iterations", s.iterations)},
+        "val": {"iterations": ("iterations", s.iterations)},
+        "stop": {"iterations": ("iterations", s.iterations)},
+        "batch": {
+            "tokens": ("train_batch_tokens", s.train_batch_tokens),
+            "seq_len": ("train_seq_len", s.train_seq_len),
+        },
+        "warmup": {"steps": ("warmup_steps", s.warmup_steps)},
+        "evaluation": {
+            "seq_len": ("eval_seq_len" if s.eval_seq_len else "train_seq_len", seq_len),
+            "stride": ("eval_stride", stride),
+            "ttt": ("ttt_lr", ttt),
+        },
     }
     for kind, values in expected.items():
         for line in part.of(kind):
-            if wrong := [name for name, value in values.items() if line.values[name] != value]:
-                observed = ", ".join(f"{name} {line.values[name]}" for name in wrong)
-                wanted = ", ".join(f"{name} {values[name]}" for name in wrong)
+            wrong = [
+                (name, value)
+                for name, (setting, value) in values.items()
+                if setting in part.named and line.values[name] != value
+            ]
+            if wrong:
+                observed = ", ".join(f"{name} {line.values[name]}" for name, _ in wrong)
+                wanted = ", ".join(f"{name} {value}" for name, value in wrong)
                 yield Finding(FAIL, observed, f"{wanted}, as its settings say", f"{part.name}:{line.number}")
                 break
 
 
+def _one_length(part):
+    """All lines name one number of steps, and the parameters are those of the model that the settings describe."""
+    lines, params = part.of("step", "val", "stop"), part.last("params")
+    for line in lines:
+        if line.values["iterations"] != lines[0].values["iterations"]:
+            observed = f"a line of {line.values['iterations']:,} steps"
+            yield Finding(FAIL, observed, f"{lines[0].values['iterations']:,} steps", f"{part.name}:{line.number}")
+            break
+    if params and params["params"] != (count := count_params(part.settings)):
+        observed = f"{params['params']:,} parameters"  # code that was changed may have others
+        yield Finding(WARN, observed, f"{count:,} of the settings' model", part.where("params"))
+
+
 def _due_lines(part):
     """Steps and validations are logged when they are due, and only then."""
-    s = part.settings
-    logged = [line.values["step"] for line in part.of("step", "val")]
-    end = max(logged, default=part.start)
-    last = end if part.is_last else None
-
-    def step_due(step):
-        return step > part.start and (step <= FIRST_STEPS or step % s.train_log_every == 0)
-
-    def val_due(step):
-        return step == last or bool(s.val_loss_every and step % s.val_loss_every == 0)
-
-    for kind, due, every in (("step", step_due, s.train_log_every), ("val", val_due, s.val_loss_every)):
+    for kind, setting in (("step", "train_log_every"), ("val", "val_loss_every")):
         seen = {line.values["step"]: line.number for line in part.of(kind)}
+        every = _interval(part, setting, list(seen))
+        if every is None:
+            continue
         words = f"every {every} steps" if every else "only at the end"
+        early = FIRST_STEPS if kind == "step" else -1
+        last = max(seen, default=None) if kind == "val" and part.is_last else None
         for step, number in seen.items():
-            if not due(step):
-                yield Finding(FAIL, f"a {kind} line at step {step:,}", f"{words}, as its settings say",
-                              f"{part.name}:{number}")
+            if step > early and step != last and (not every or step % every):
+                yield Finding(FAIL, f"a {kind} line at step {step:,}", words, f"{part.name}:{number}")
                 break
-        candidates = [*range(part.start, FIRST_STEPS + 1), *range(0, end + 1, every or end + 1), end]
-        wanted = {step for step in candidates if part.start <= step <= end and due(step)}
-        if not part.is_last:
-            wanted -= {end}  # it was stopped there
-        if missing := sorted(wanted - seen.keys()):
-            yield Finding(FAIL, f"no {kind} line at step {missing[0]:,}", f"{words}, as its settings say", part.name)
+        if (missing := _first_missing(part, seen, early, every)) is not None:
+            yield Finding(FAIL, f"no {kind} line at step {missing:,}", words, part.name)
+
+
+def _interval(part, setting, steps):
+    """Steps between lines as set; where the default holds, which changed code may have changed, as they are found; None
+    where they are too few."""
+    if setting in part.named:
+        return getattr(part.settings, setting)
+    late = [step for step in steps if step > FIRST_STEPS]
+    gaps = [b - a for a, b in itertools.pairwise(late)]
+    return statistics.mode(gaps) if len(gaps) > 1 and min(gaps) > 0 else None
+
+
+def _first_missing(part, seen, early, every):
+    """The first step before the last line of a part whose line is due and not there, or None."""
+    end = max((line.values["step"] for line in part.of("step", "val")), default=part.start)
+    first = part.start + (early > 0)  # the step that it resumed from is validated again, if due
+    due = itertools.chain(
+        range(first, min(early, end) + 1),
+        range(first + -first % every, end + (part.is_last or 0), every) if every else (),
+    )
+    return next((step for step in due if step not in seen), None)
 
 
 def _rates(part):
@@ -201,9 +241,12 @@ def _sizes(part):
 
 
 def _tokens(part):
-    """Tokens of validation: all but the first are scored, once each."""
+    """Tokens of validation: all but the first are scored, once each; at most, a window at the end is not."""
     data, scored = part.last("data"), part.last("scored")
-    if data and scored and not scored["partial"] and scored["tokens"] != data["val_tokens"] - 1:
+    if not data or not scored or scored["partial"]:
+        return
+    left_out = data["val_tokens"] - 1 - scored["tokens"]
+    if not 0 <= left_out < max(part.settings.train_seq_len, part.settings.eval_seq_len):
         expected = f"{data['val_tokens'] - 1:,}, all but the first of its data"
         yield Finding(FAIL, f"{scored['tokens']:,} tokens scored", expected, part.where("scored"))
 
@@ -223,19 +266,7 @@ def _ratio(part):
             return
 
 
-def _initial(part):
-    """Before the first update the loss is about that of equal chances."""
-    first = [line for line in part.of("val", "step") if line.values["step"] == (line.kind == "step")]
-    uniform = math.log(max(2, part.settings.vocab_size))
-    for line in first if part.start == 0 else []:
-        loss = line.values["val_loss" if line.kind == "val" else "train_loss"]
-        if loss < UNTRAINED * uniform:
-            expected = f"about ln({part.settings.vocab_size}) = {uniform:.2f}: weights that are not trained"
-            yield Finding(FAIL, f"a loss of {loss:.4f} before any update", expected, f"{part.name}:{line.number}")
-            return
-
-
-RULES = (_as_set, _due_lines, _rates, _throughput, _sizes, _tokens, _ratio, _initial)
+RULES = (_as_set, _one_length, _due_lines, _rates, _throughput, _sizes, _tokens, _ratio)
 
 
 def _end(part):
@@ -255,20 +286,21 @@ def _status(part):
     status, stop, val = part.last("status"), part.last("stop"), part.last("val")
     if not (status and val):
         return
-    s, where = part.settings, part.where("status")
-    finished = val["step"] == s.iterations
+    where, iterations = part.where("status"), val["iterations"]
+    finished = val["step"] == iterations
     if status["status"] in ("finished", "capped") and (status["status"] == "finished") != finished:
-        yield Finding(FAIL, f"status {status['status']} at step {val['step']:,}", f"{s.iterations:,} steps", where)
+        yield Finding(FAIL, f"status {status['status']} at step {val['step']:,}", f"{iterations:,} steps", where)
     if finished == bool(stop):
-        observed = f"{'a' if stop else 'no'} line of stopping early at step {val['step']:,} of {s.iterations:,}"
+        observed = f"{'a' if stop else 'no'} line of stopping early at step {val['step']:,} of {iterations:,}"
         yield Finding(FAIL, observed, "one where steps are left, and only there", part.where("stop"))
     if stop and (stop["step"], stop["ms"]) != (val["step"], val["ms"]):
         expected = f"step {val['step']:,}, {val['ms']:,.0f} ms of its last validation"
         yield Finding(FAIL, f"stopped at step {stop['step']:,}, {stop['ms']:,.0f} ms", expected, part.where("stop"))
-    cap = 1e3 * s.max_wallclock_seconds
+    cap = 1e3 * part.settings.max_wallclock_seconds
     if stop and (not cap or val["ms"] + LAST_STEPS * val["avg"] < cap):
         expected = f"within {LAST_STEPS} steps of {cap:,.0f} ms" if cap else "every step: its settings have no limit"
-        yield Finding(FAIL, f"stopped early after {val['ms']:,.0f} ms", expected, part.where("stop"))
+        sure = "max_wallclock_seconds" in part.named
+        yield Finding(FAIL if sure else WARN, f"stopped early after {val['ms']:,.0f} ms", expected, part.where("stop"))
     for line in part.of("checkpoint"):
         if line.values["step"] > val["step"]:
             yield Finding(FAIL, f"a checkpoint of step {line.values['step']:,}", f"none after {val['step']:,}",
@@ -277,12 +309,9 @@ def _status(part):
 
 def _round_trip(part, before, after):
     """What rounding the weights and the final evaluation did to the last validation."""
-    s = part.settings
-    plain = not s.ttt_lr and eval_lengths(s) == (s.train_seq_len, s.train_seq_len)
+    how, seq_len = part.last("evaluation"), part.settings.train_seq_len
+    plain = how and how["ttt"] == "off" and how["seq_len"] == how["stride"] == seq_len
     gain = 1 - after / before
     if plain and gain > PLAIN_GAIN:
         expected = f"about {before:.4f} of the last validation, whose windows it has"
         yield Finding(FAIL, f"val_loss {after:.4f} after rounding", expected, part.where("final_exact"))
-    elif gain > EVALUATION_GAIN:
-        observed = f"val_loss {after:.4f}, {100 * gain:.0f} % below the last validation"
-        yield Finding(WARN, observed, "a gain that the evaluation explains", part.where("final_exact"))

@@ -14,6 +14,7 @@ from pathlib import Path
 from common.settings import UserError
 from records import checks, claims, source
 from records.baseline import check_significance
+from records.clock import check_clock
 from records.evaluation import check_evaluation
 from records.honesty import further
 from records.pull import pull_request
@@ -58,8 +59,10 @@ OWN_CHECKS = {  # those that need neither a baseline nor an option, the quick on
     "layout": lambda folder, rules, code: checks.check_layout(folder, rules),
     "schema": lambda folder, rules, code: checks.check_schema(folder, rules),
     "score": lambda folder, rules, code: claims.check_score(folder, rules),
-    "clock": lambda folder, rules, code: claims.check_clock(folder, rules),
-    "artifact": lambda folder, rules, code: [*checks.check_artifact(folder, rules), *claims.size_row(folder)],
+    "clock": lambda folder, rules, code: check_clock(folder, rules),
+    "artifact": lambda folder, rules, code: itertools.chain(
+        checks.check_artifact(folder, rules, code.found), claims.size_row(folder)
+    ),
     "compile": lambda folder, rules, code: code.unread or source.check_compile(folder, code.found),
     "code bytes": lambda folder, rules, code: checks.check_code_bytes(folder, rules, code.found),
     "logs": lambda folder, rules, code: checks.check_logs(folder, rules, code.found),
@@ -127,8 +130,10 @@ def run(options):
         raise UserError("--backend chooses what --data is scored on: give --data DIR too")
     if options.data and not options.data.is_dir():
         raise UserError(f"--data {options.data} is not a folder: give the one with the *_val_*.bin shards")
-    if bool(options.folders) == bool(options.pr):
-        raise UserError("give record folders, or --pr BASE..HEAD")
+    if not options.pr:
+        take_folders(options)
+    elif options.folders:
+        raise UserError("give record folders or --pr BASE..HEAD, not both")
     baseline = side_of("baseline", options.baseline, "nats") if options.baseline else None
     asked = {"smoke": options.smoke, "data": options.data, "backend": options.backend, "baseline": baseline}
     if options.pr:
@@ -141,7 +146,7 @@ def run(options):
         if options.format == "text":
             print(as_text(path, result, options.ruleset, options.verbose), end="\n\n", flush=True)
         elif options.format == "github":
-            print("\n".join(as_annotations(path, result)), flush=True)
+            print(*as_annotations(path, result), sep="\n", flush=True)
     finish(results, options)
     return exit_code(list(results.values()))
 
@@ -177,7 +182,7 @@ def judge_pull_request(commits, repository, ruleset, asked):
 
 def record_folders(path):
     """list of the record folders that a path stands for: itself, or those in a track folder or in all tracks."""
-    tracks = [path] if path.name in TRACKS.values() else [path / name for name in TRACKS.values()]
+    tracks = [path] if path.resolve().name in TRACKS.values() else [path / name for name in TRACKS.values()]
     tracks = [track for track in tracks if track.is_dir()]
     if not tracks or (path / "submission.json").exists():
         return [path]
@@ -185,6 +190,19 @@ def record_folders(path):
     if not found:
         raise UserError(f"{path} holds no record folder: they are <track>/<date>_<name>")
     return found
+
+
+def take_folders(options):
+    """`verify --baseline A FOLDER`: argparse gives both to --baseline, and this gives the folder back. Raises UserError
+    where it could be one more baseline."""
+    if options.folders:
+        return
+    *before, last = options.baseline or [""]
+    if not before or not Path(last).is_dir():
+        raise UserError("verify needs the FOLDER to check: records/<track>/<date>_<name>; or --pr BASE..HEAD")
+    if len(before) > 1 and any(Path(text).is_dir() for text in before):
+        raise UserError(f"is {last} the FOLDER to check or one more baseline? Put FOLDER before --baseline")
+    options.baseline, options.folders = before, [Path(last)]
 
 
 def add_command(subparsers):
@@ -204,7 +222,7 @@ def add_command(subparsers):
     words = "score it on this backend (default: that of the log)"
     more.add_argument("--backend", choices=("torch", "mlx"), help=words)
     words = "what a record must beat (default: the best earlier record in the same track folder)"
-    more.add_argument("--baseline", nargs="+", metavar="RUN", help=words)
+    more.add_argument("--baseline", nargs="+", action="extend", metavar="RUN", help=words)
     pull = parser.add_argument_group("a pull request")
     words = "judge what HEAD adds to BASE: one record folder, and nothing else"
     pull.add_argument("--pr", metavar="BASE..HEAD", help=words)

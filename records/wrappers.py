@@ -41,8 +41,8 @@ def _run(tree, call, values):
         return Run(call, None, str(error) or f"{what} of text that only a run would show", False)
     except Unreadable as error:
         if any(isinstance(node, ast.Expr) and node.value is call for node in tree.body):
-            raise Unreadable(f"wraps source that cannot be unwrapped {error}") from None
-        return Run(call, None, f"{what} of text that cannot be unwrapped {error}", False)
+            raise Unreadable(f"wraps source that cannot be unwrapped: {error}") from None
+        return Run(call, None, f"{what} of text that cannot be unwrapped: {error}", False)
     if not isinstance(value, str | bytes):
         return Run(call, None, f"{what} of text that only a run would show", False)
     return Run(call, value, "", _is_only_a_wrapper(tree, call, values))

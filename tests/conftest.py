@@ -12,6 +12,7 @@ import pytest
 # before any plain `import mlx`, which would tie MLX to its own slow BLAS; pytest imports this file first
 import train_gpt_mlx
 from common.data.folder import write_shard
+from tests.browser import Browser
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -32,6 +33,12 @@ TINY = {
     "device": "cpu",
 }
 BACKENDS = {"torch": "train_gpt.py", "mlx": "train_gpt_mlx.py"}
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with Browser() as chromium:
+        yield chromium
 
 
 @pytest.fixture(scope="session")

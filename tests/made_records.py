@@ -55,11 +55,12 @@ PYDOC = {"path": "data/pydoc_sp1024", "tokens": 87_737, "bytes": 216_636, "proce
 FINEWEB = {"path": "data/fineweb10B_sp1024", "tokens": VAL_TOKENS["sp1024"], "bytes": VAL_BYTES, "processes": 8}
 
 
-def log_text(seed, bpb, code, model, payload, data, cap=600.0, ms_a_step=100.0):
-    """A whole log in the words of common/runlog.py, VOCAB_SIZE unset, as a run with these times would print it."""
+def log_text(seed, bpb, code, model, payload, data, cap=600.0, ms_a_step=100.0, every=None):
+    """A whole log in the words of common/runlog.py, VOCAB_SIZE unset, as a run with these times would print it. every:
+    steps between lines; by default there are twenty lines."""
     steps = int(cap * 1e3 // ms_a_step) - 2
     settings = Settings(**SIZES, data_path=data["path"], seed=seed, max_wallclock_seconds=cap, run_id=f"made{seed}",
-                        train_batch_tokens=4096, micro_batch_tokens=4096, train_log_every=max(1, steps // 20))
+                        train_batch_tokens=4096, micro_batch_tokens=4096, train_log_every=every or max(1, steps // 20))
     changed = changed_settings(settings) | {"max_wallclock_seconds": cap}
     del changed["vocab_size"]
     loss = bpb * math.log(2) * data["bytes"] / data["tokens"]

@@ -13,15 +13,26 @@ TRAINERS = {"train_gpt": "torch", "train_gpt_mlx": "mlx"}
 DATA_LIBRARIES = {"sentencepiece", "huggingface_hub", "tqdm", "pyarrow", "matplotlib"}
 RECORDS_TESTS = {
     "made_records.py",
+    "made_challenge.py",
+    "spoiling.py",
+    "tampering.py",
+    "test_tampering.py",
     "hostile.py",
+    "bench_verify.py",
     "test_records.py",
+    "test_records_baseline.py",
+    "test_records_pr.py",
+    "test_records_verdict.py",
     "test_records_hostile.py",
+    "test_records_reading.py",
     "test_significance.py",
     "test_leaderboard.py",
     "test_records_code.py",
     "test_records_smoke.py",
     "test_records_levels.py",
     "test_records_ablation.py",
+    "test_records_arguments.py",
+    "test_report.py",
 }
 LIBRARIES = {
     "common.tokenizer": {"sentencepiece"},

@@ -25,6 +25,20 @@ from records.verify import NAMES, verify_folder
 from tests import faults
 from tests.conftest import BACKENDS, ROOT, environment, run_script
 from tests.made_records import FINEWEB, SCRIPT, make_record, make_run
+from tests.spoil import (
+    append_to_model,
+    bpb,
+    copy_log,
+    edit,
+    field,
+    files,
+    link_out,
+    remove,
+    rename_folder,
+    write,
+    write_code,
+    write_json,
+)
 
 BASELINE, CANDIDATE = (1.2246, 1.2250, 1.2243), (1.2101, 1.2094, 1.2098)
 
@@ -45,73 +59,6 @@ def copy_of(made, tmp_path):
         shutil.copytree(made[kind].parent, tmp_path / made[kind].parent.name, symlinks=True)
         return tmp_path / made[kind].parent.name / made[kind].name
     return call
-
-
-def edit(name, old, new, count=1):
-    """Replaces text in a file of the folder; the old text must be there."""
-    def spoil(folder):
-        text = (folder / name).read_text()
-        assert re.search(old, text), (name, old)
-        (folder / name).write_text(re.sub(old, lambda _: new, text, count=count))
-    return spoil
-
-
-def write(name, data):
-    def spoil(folder):
-        (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
-    return spoil
-
-
-def field(**changes):
-    """Sets fields of submission.json; None takes one away."""
-    def spoil(folder):
-        path = folder / "submission.json"
-        fields = json.loads(path.read_text()) | changes
-        path.write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
-    return spoil
-
-
-def bpb(text):
-    """Writes the claimed score as this text."""
-    return edit("submission.json", r'"val_bpb": [0-9.]+', f'"val_bpb": {text}')
-
-
-def remove(name):
-    return lambda folder: (folder / name).unlink()
-
-
-def rename_folder(folder):
-    return folder.rename(folder.with_name("may_1_made"))
-
-
-def copy_log(folder):
-    shutil.copyfile(folder / "train_seed1.log", folder / "train_seed9.log")
-
-
-def files(data):
-    """Writes files, name -> text or bytes, and the folders that they need."""
-    def spoil(folder):
-        for name, content in data.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            write(name, content)(folder)
-    return spoil
-
-
-def write_json(text):
-    return write("submission.json", text)
-
-
-def write_code(text, **others):
-    """Writes train_gpt.py, and other Python files."""
-    return files({"train_gpt.py": text} | {f"{name}.py": content for name, content in others.items()})
-
-
-def link_out(folder):
-    (folder / "secret").symlink_to("/etc/passwd")
-
-
-def append_to_model(folder):
-    write("model.int8.zlib", (folder / "model.int8.zlib").read_bytes() + b"x")(folder)
 
 
 PARTIAL = "final_int8_zlib_roundtrip_exact val_loss:1 val_bpb:1 partial:9/99"
@@ -225,29 +172,6 @@ def test_a_spoiled_folder_fails_the_check(copy_of, check, number):
     assert exit_code([result]) == 1
 
 
-def test_significance_needs_runs_a_margin_and_independent_logs(copy_of, tmp_path):
-    folder = copy_of("record")
-    assert "p = " in verify_folder(folder)["significance"][0].observed
-    shutil.rmtree(folder.with_name("2026-05-01_before"))
-    assert status_of(verify_folder(folder)["significance"]) == "NOT VERIFIED" and main(["verify", str(folder)]) == 3
-    assert main(["verify", str(folder), "--baseline", "2.0695", "2.0702", "2.0690"]) == 0
-    same = make_record(tmp_path, (1.2240, 1.2245, 1.2249), "10min", "Same", "2026-05-03", FINEWEB)
-    make_record(tmp_path, BASELINE, "10min", "Before", "2026-05-01", FINEWEB)
-    assert status_of(verify_folder(same)["significance"]) == "FAIL"
-    one = make_record(tmp_path, (1.2,), "10min", "One", "2026-05-04", FINEWEB)
-    assert status_of(verify_folder(one)["significance"]) == "NOT VERIFIED"
-
-
-def test_only_an_earlier_record_that_passes_is_to_be_beaten(copy_of):
-    folder = copy_of("record")
-    finding = verify_folder(folder)["significance"][0]
-    assert "2026-05-01_before" in finding.observed + finding.expected
-    for name in ("2026-05-01_false", ".2026-05-01_x", "2026-05-01"):
-        false = shutil.copytree(folder.with_name("2026-05-01_before"), folder.with_name(name))
-        field(val_bpb=0.5)(false)
-    assert status_of(verify_folder(folder)["significance"]) == "PASS"
-
-
 def test_other_spellings_and_what_the_challenge_accepted(copy_of):
     folder = copy_of("record")
     claims = json.loads((folder / "submission.json").read_text())
@@ -330,16 +254,6 @@ def test_pack_takes_the_middle_run_and_every_figure_from_the_logs(tmp_path):
     assert verdict(result) == ("fails", ["layout"]) and PLACEHOLDER in result["layout"][0].observed
 
 
-def test_findings_are_bounded_and_the_worst_come_first(copy_of):
-    folder = copy_of("plain")
-    for i in range(30):
-        (folder / f"{i}.zip").write_bytes(b"x")
-    (folder / "README.md").unlink()
-    found = verify_folder(folder)["layout"]
-    assert len(found) == 21 and found[0].where == "README.md"
-    assert (found[20].status, found[20].observed) == ("FAIL", "and 11 more")
-
-
 def test_logs_of_odd_numbers_end_in_findings(copy_of, capsys, tmp_path):
     folder = copy_of("plain")
     for log in folder.glob("*.log"):
@@ -352,14 +266,6 @@ def test_logs_of_odd_numbers_end_in_findings(copy_of, capsys, tmp_path):
     assert main(["reproduce", str(folder)]) == 2 and "no train_gpt.py" in capsys.readouterr().err
     folder.with_name("2026-05-07_\x1b[2J").mkdir()
     assert main(["reproduce", "no", "--records", str(folder.parents[1])]) == 2 and "\x1b" not in capsys.readouterr().err
-
-
-def test_unlimited_compute_is_stated(tmp_path):
-    folder = make_record(tmp_path, (1.9,))
-    edit("train.log", '"max_wallclock_seconds": 600.0', '"max_wallclock_seconds": 0.0')(folder)
-    assert "MAX_WALLCLOCK_SECONDS=0" in [f.expected for f in verify_folder(folder)["clock"] if f.status == "FAIL"]
-    edit("README.md", "MAX_WALLCLOCK_SECONDS=600", "MAX_WALLCLOCK_SECONDS=0")(folder)
-    assert status_of(verify_folder(folder)["clock"]) == "PASS"
 
 
 @pytest.mark.parametrize(("spoil", "words"), [
@@ -420,16 +326,6 @@ def test_arguments_that_no_command_takes_are_refused(capsys):
         with pytest.raises(SystemExit) as end:
             main(arguments)
         assert end.value.code == 2 and words in capsys.readouterr().err
-
-
-def test_output_as_json_is_the_same_twice(made, capsys):
-    printed = []
-    for _ in range(2):
-        assert main(["verify", "--json", str(made["plain"])]) == 0
-        printed.append(capsys.readouterr().out)
-    assert printed[0] == printed[1] and list(json.loads(printed[0])[str(made["plain"])]["checks"]) == sorted(NAMES)
-    assert main(["verify", str(made["plain"] / "no")]) == 2
-    assert main(["verify", str(made["plain"]), "--backend", "mlx"]) == 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

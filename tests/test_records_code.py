@@ -26,6 +26,7 @@ from records.rules import RULESETS
 from records.source import check_compile, check_hazards, declared_python, read_code
 from tests.conftest import BACKENDS, ROOT
 from tests.made_records import SCRIPT, make_record
+from tests.spoil import wrapped
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +61,16 @@ def words_of(findings, status):
     return "; ".join(f.observed for f in findings if f.status == status)
 
 
-def wrapped(source):
-    data = lzma.compress(source, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2}])
-    how = 'format=L.FORMAT_RAW,filters=[{"id":L.FILTER_LZMA2}]'
-    return f'import lzma as L,base64 as B\nexec(L.decompress(B.b85decode("{base64.b85encode(data).decode()}"),{how}))'
+@pytest.mark.parametrize(("source", "words"), [
+    ("def f(:", "does not compile: line 1: "),
+    ("(" * 5000, "too"),
+    (b"x = 1\0", "holds NUL bytes"),
+    (b"x = '\xff'", "does not compile: is not utf-8 at byte 5"),
+    (wrapped(b"def f(:"), "does not compile: line 1: "),
+    (f"import zlib\nexec(zlib.decompress({zlib.compress(bytes(16 << 20), 1)!r}))", "expands to more than 8,388,608 bytes"),
+])
+def test_code_that_does_not_compile_fails(compiled, source, words):
+    assert words in words_of(compiled(source), "FAIL")
 
 
 @pytest.mark.parametrize(("source", "words"), [
@@ -441,7 +448,7 @@ def test_layers_are_opened_one_by_one(tmp_path, layers):
     ("import sys\nexec(sys.stdin.read())", "exec of text that only a run would show"),
     ("import os\nx = eval(os.environ['X'])", "eval of text that only a run would show"),
     (f"import marshal\nexec(marshal.loads({marshal.dumps(compile('1', '', 'exec'))!r}))", "bytecode of marshal"),
-    ("import zlib\nif x:\n    exec(zlib.decompress(b'no'))", "exec of text that cannot be unwrapped (zlib"),
+    ("import zlib\nif x:\n    exec(zlib.decompress(b'no'))", "exec of text that cannot be unwrapped: zlib.dec"),
     ("def f(x):\n    return f(x)\nexec(f('x'))", "exec of text that only a run would show"),
     ("exec('x' * 2 ** 40)", "exec of text that only a run would show"),
 ])

@@ -1,0 +1,130 @@
+"""Every kind of tampering in tests/tampering.py is caught where its table says, and what it says is not caught is not.
+
+Run: `python -m pytest tests/test_tampering.py`.
+"""
+import os
+import re
+import shutil
+import signal
+
+import pytest
+
+from common.finish import MODEL_FILE
+from records.__main__ import main
+from records.checks import PLACEHOLDER
+from records.folder import open_folder
+from records.plausible import check_plausible
+from records.show import as_text
+from records.trainer_log import check_trainer_logs
+from records.verdict import status_of
+from records.verify import verify_folder
+from tests import faults, tampering
+from tests.made_challenge import early_log, late_log, make_challenge_record
+from tests.made_records import FINEWEB, make_record
+from tests.tampering import KINDS
+
+BEFORE, SCORES = (1.2246, 1.2250, 1.2243), (1.2101, 1.2094, 1.2098)
+
+
+def real_record(folder, data_path):
+    """The record folder of three real runs; the model file of a run that is not its main one lies beside the track."""
+    runs = [
+        faults.Run("torch", folder / f"run{seed}", data_path, seed=seed, iterations=60, train_log_every=5,
+                   val_loss_every=20, run_id=f"r{seed}")
+        for seed in (1, 2, 3)
+    ]
+    for seed, run in enumerate(runs, 1):
+        assert run.wait() == [0], run.text()
+        run.path = run.folder / "runs" / f"r{seed}"
+    words = ["--track", "non-record", "--name", "real", "--author", "A", "--github-id", "a", "--date", "2026-05-02"]
+    main(["pack", *(str(run.path) for run in runs), *words, "--records", str(folder / "records")])
+    [path] = folder.glob("records/track_non_record_16mb/*")
+    readme = path / "README.md"
+    readme.write_text(readme.read_text().replace(PLACEHOLDER, "Written"))
+    main_log = open_folder(path).logs[0]
+    other = next(run for seed, run in enumerate(runs, 1) if seed != main_log.seed)
+    shutil.copyfile(other.path / MODEL_FILE, folder / "records" / "other_seed.model")
+    return path
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory, data_path):
+    """name -> path of each honest folder, in a tree of its own."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("run", "capped", "challenge", "late")}
+    made = {"run": real_record(folders["run"], data_path)}
+    make_record(folders["capped"], BEFORE, "10min", "Before", "2026-05-01", FINEWEB)
+    made["capped"] = make_record(folders["capped"], SCORES, "10min", "Better", "2026-05-02", FINEWEB)
+    for name, log in (("challenge", early_log), ("late", late_log)):
+        make_challenge_record(folders[name], BEFORE, "before", "2026-05-01", log)
+        made[name] = make_challenge_record(folders[name], SCORES, "better", "2026-05-02", log)
+    return made
+
+
+@pytest.mark.parametrize("name", ["run", "capped", "challenge", "late"])
+def test_an_honest_folder_passes(honest, name, data_path):
+    result = verify_folder(honest[name], data=data_path if name == "run" else None)
+    found = {check: findings for check, findings in result.items() if status_of(findings) in ("WARN", "FAIL")}
+    found.pop("hazards", None)  # of the trainer, which tests/test_records.py looks at
+    assert not found, as_text(honest[name], result)
+
+
+HONEST_RUNS = {  # what people set, in runs of a few steps
+    "average and low levels": {"ema_decay": 0.9, "quant_levels": "embed=fp16,matrix=7"},
+    "sliding windows": {"eval_stride": 8, "eval_seq_len": 64},
+    "test-time training": {"ttt_lr": 0.5, "ttt_chunk": "100"},
+    "odd intervals": {"val_loss_every": 7, "train_log_every": 3, "iterations": 40},
+    "less than ten steps": {"iterations": 3, "val_loss_every": 1},
+    "no step at all": {"iterations": 0},
+    "the time limit": {"max_wallclock_seconds": 0.3, "iterations": 100_000, "train_log_every": 50},
+    "shared layers, untied": {"loop_layers": "1-1", "tie_embeddings": 0},
+}
+
+
+def doubts(run):
+    """What verify says of the log of a run beyond its settings: findings of plausible.py and trainer_log.py."""
+    folder = open_folder(run.path)
+    assert folder.logs[0].score()
+    return [*check_plausible(folder), *check_trainer_logs(folder)]
+
+
+@pytest.mark.parametrize("changes", HONEST_RUNS.values(), ids=HONEST_RUNS)
+def test_honest_runs_raise_no_doubt(backend, changes, tmp_path, data_path):
+    run = faults.Run(backend, tmp_path, data_path, **changes)
+    assert run.wait() == [0], run.text()
+    assert not doubts(run)
+
+
+def test_a_run_that_was_stopped_and_resumed_and_one_of_two_ranks_raise_no_doubt(backend, tmp_path, data_path):
+    settings = {"iterations": 400, "val_loss_every": 50, "train_log_every": 20}
+    run = faults.Run(backend, tmp_path / "one", data_path, **settings)
+    run.until_step(40)
+    os.kill(run.ranks[0].pid, signal.SIGTERM)
+    run.wait()
+    resumed = faults.Run(backend, tmp_path / "one", data_path, resume="runs/r", **settings)
+    assert resumed.wait() == [0], resumed.text()
+    assert "resume: step:" in (run.path / "train.log").read_text()
+    both = faults.Run(backend, tmp_path / "two", data_path, world_size=2)
+    assert both.wait() == [0, 0], both.text()
+    assert [*doubts(resumed), *doubts(both)] == []
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.folder}: {kind.what}")
+def test_a_kind_of_tampering_is_caught_where_the_table_says(honest, tmp_path, data_path, kind):
+    path = honest[kind.folder]
+    shutil.copytree(path.parents[1], tmp_path / "records", symlinks=True)
+    folder = tmp_path / "records" / path.parent.name / path.name
+    kind.spoil(folder)
+    result = verify_folder(folder, data=data_path if kind.level == "data" else None)
+    if kind.level == "no":
+        quiet = [name for name, findings in result.items() if status_of(findings) in ("WARN", "FAIL")]
+        assert not quiet, as_text(folder, result)
+    else:
+        texts = [f"{f.observed} {f.expected}" for f in result[kind.check] if f.status == kind.status]
+        assert any(kind.words in text for text in texts), as_text(folder, result)
+
+
+def test_the_table_is_long_and_few_kinds_are_not_caught():
+    rows = [(kind.folder, kind.what) for kind in KINDS]
+    assert len(set(rows)) == len(rows) >= 60
+    assert len([kind for kind in KINDS if kind.level == "no"]) <= 5
+    assert len(re.findall("\n", tampering.table())) == len(KINDS)
