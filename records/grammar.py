@@ -36,7 +36,11 @@ def read_tree(source):
         return ast.parse(source), []
     except SyntaxError as error:
         plain = error
-    older = _Older(as_text(source))
+    try:
+        text = as_text(source)
+    except SyntaxError:
+        raise plain from None
+    older = _Older(text)
     uses = [use for use in older.uses if use.version > sys.version_info[:2]]
     if not uses:
         raise plain
