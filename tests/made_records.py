@@ -18,30 +18,58 @@ from records.checks import PLACEHOLDER
 from records.rules import TRACKS
 
 SIZES = {"vocab_size": 260, "num_layers": 2, "model_dim": 16, "num_heads": 2, "num_kv_heads": 1, "train_seq_len": 16}
-SCRIPT = b'''import os
-print("step:0/2 val_loss:5.0000 val_bpb:7.0000 train_time:0ms step_avg:0.00ms", os.environ["ITERATIONS"])
-print("final_int8_zlib_roundtrip_exact val_loss:5.00000000 val_bpb:7.00000000")
+SCRIPT = b'''import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+def read(split):
+    paths = sorted(Path(os.environ["DATA_PATH"]).glob(f"*_{split}_*.bin"))
+    return np.concatenate([np.fromfile(path, "<u2")[512:] for path in paths]).astype(np.int64)
+
+
+def nats(logits, tokens):
+    rows = logits[tokens[:-1]]
+    return np.log(np.exp(rows).sum(1)) - rows[np.arange(len(rows)), tokens[1:]]
+
+
+train, val, steps = read("train")[:4096], read("val"), int(os.environ["ITERATIONS"])
+random = np.random.default_rng(int(os.environ.get("SEED", 1)))
+vocab = 1 + int(max(train.max(), val.max()))
+logits = random.normal(0, 0.1, (vocab, vocab))
+for step in range(steps):
+    share = np.exp(logits[train[:-1]])
+    share /= share.sum(1, keepdims=True)
+    share[np.arange(len(share)), train[1:]] -= 1
+    gradient = np.zeros_like(logits)
+    np.add.at(gradient, train[:-1], share)
+    logits -= 0.1 * gradient
+loss = nats(logits, val).mean()
+print(f"step:{steps}/{steps} val_loss:{loss:.4f} val_bpb:{loss / math.log(2):.4f} train_time:5ms step_avg:2.50ms")
+print(f"final_int8_zlib_roundtrip_exact val_loss:{loss:.8f} val_bpb:{loss / math.log(2):.8f}")
 '''
 MANIFEST = "ab" * 32  # SHA-256 of the data's manifest
 PYDOC = {"path": "data/pydoc_sp1024", "tokens": 87_737, "bytes": 216_636, "processes": 1}
 FINEWEB = {"path": "data/fineweb10B_sp1024", "tokens": VAL_TOKENS["sp1024"], "bytes": VAL_BYTES, "processes": 8}
 
 
-def log_text(seed, bpb, code, model, payload, data, cap=600.0, ms_a_step=100.0, lines=20):
-    """A whole log in the words of common/runlog.py, VOCAB_SIZE unset, as a run with these times would print it.
-    lines: of steps."""
+def log_text(seed, bpb, code, model, payload, data, cap=600.0, ms_a_step=100.0, every=None):
+    """A whole log in the words of common/runlog.py, VOCAB_SIZE unset, as a run with these times would print it. every:
+    steps between lines; by default there are twenty lines."""
     steps = int(cap * 1e3 // ms_a_step) - 2
     settings = Settings(**SIZES, data_path=data["path"], seed=seed, max_wallclock_seconds=cap, run_id=f"made{seed}",
-                        train_batch_tokens=4096, micro_batch_tokens=4096, train_log_every=max(1, steps // lines))
+                        train_batch_tokens=4096, micro_batch_tokens=4096, train_log_every=every or max(1, steps // 20))
     changed = changed_settings(settings) | {"max_wallclock_seconds": cap}
     del changed["vocab_size"]
     loss = bpb * math.log(2) * data["bytes"] / data["tokens"]
-    printed = [*header(settings, changed, data, code), *training_lines(settings, data, loss, steps, ms_a_step)]
+    lines = [*header(settings, changed, data, code), *training_lines(settings, data, loss, steps, ms_a_step)]
     model_sha256 = hashlib.sha256(model).hexdigest()
     total = len(code) + len(model)
     rate = 1e3 / ms_a_step * settings.train_batch_tokens
     flops = rate * flops_per_token(settings) / 1e9
-    printed += [
+    lines += [
         ("stop", {"ms": steps * ms_a_step, "step": steps, "iterations": settings.iterations}),
         ("memory", {"mib": 700}),
         ("throughput", {"rate": rate, "flops": flops, "share": 100 * flops / 200, "peak": 200}),
@@ -54,7 +82,7 @@ def log_text(seed, bpb, code, model, payload, data, cap=600.0, ms_a_step=100.0, 
         ("evaluation", {"seconds": 1.0, "limit": 600.0, "seq_len": 16, "stride": 16, "ttt": "off"}),
         ("status", {"status": "capped", "reason": "the wall-clock cap was reached", "hint": "none"}),
     ]
-    return "".join(log_line(kind, **values) + "\n" for kind, values in printed)
+    return "".join(log_line(kind, **values) + "\n" for kind, values in lines)
 
 
 def header(settings, changed, data, code):
