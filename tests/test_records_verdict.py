@@ -139,8 +139,12 @@ def test_the_sample_in_the_guide_is_what_verify_prints(copy_of, capsys, monkeypa
 
 
 def end_at(ms):
-    """The run of a log stops at this time; each step of it took 100 ms."""
-    return edit("train.log", r"train_time:\d+ms step:5998", f"train_time:{ms}ms step:5998")
+    """The run of a log ends at this time."""
+    def spoil(folder):
+        edit("train.log", "train_time:599800ms step_avg:100.00ms",
+             f"train_time:{ms}ms step_avg:{ms / 5998:.2f}ms")(folder)
+        edit("train.log", "train_time:599800ms step:5998", f"train_time:{ms}ms step:5998")(folder)
+    return spoil
 
 
 def evaluations(*seconds):
