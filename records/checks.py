@@ -1,4 +1,4 @@
-"""The checks of a record folder that read its files: layout, schema, compile, code bytes, artifact, logs, hazards.
+"""The checks of a record folder that read its files: layout, schema, code bytes, artifact, logs.
 
 Each takes a Folder and the Rules that it is judged by, and yields Findings; none means that all is as required.
 code: what records/code.py says of each .py file.
@@ -135,24 +135,13 @@ def _date_and_track(folder):
         yield Finding(FAIL, f"track {track!r}", folder.track, "submission.json")
 
 
-def check_compile(code):
-    """Every .py file compiles. A wrapper passes where it could be opened and the source inside compiles too."""
-    if not code:
-        yield Finding(UNVERIFIED, "no code to compile", SCRIPT, ".")
-    for name, found in code.items():
-        if found["error"]:
-            yield Finding(FAIL, f"does not compile: {found['error']}", "it compiles", name)
-        for text in found["wrapped"]:
-            yield Finding(WARN if found["error"] else PASS, f"a wrapper, opened: {text}", "", name)
-
-
 def check_code_bytes(folder, rules, code):
     """The bytes of train_gpt.py and of every file it reaches, against the sizes in submission.json and the logs."""
     if not folder.files.get(SCRIPT):
         yield Finding(UNVERIFIED, f"no {SCRIPT} to count", "the counted code", SCRIPT)
         yield from _other_files(folder, rules, code.keys())
         return
-    counted = _reached_files(code)
+    counted = reached_files(code)
     total = sum(folder.files[name] for name in counted)
     if others := sorted(counted - {SCRIPT}):
         observed = f"reaches {', '.join(others)}: {total:,} bytes with them"
@@ -179,7 +168,7 @@ def _other_files(folder, rules, counted):
             yield Finding(rules.lenient, f"{size} in {name} that no check accounts for", "only what is counted", name)
 
 
-def _reached_files(code):
+def reached_files(code):
     """set of train_gpt.py and all that it reaches, directly or not."""
     found = set()
     pending = [SCRIPT]
@@ -194,7 +183,7 @@ def _reached_files(code):
 def check_artifact(folder, rules, code=()):
     """Every model file by itself, and the bytes of code and model as files, in submission.json and in the logs."""
     models = [name for name, kind in sorted(folder.kinds.items()) if kind == "model"]
-    shipped = sum(folder.files.get(name, 0) for name in _reached_files(code)) if code else folder.files.get(SCRIPT)
+    shipped = sum(folder.files.get(name, 0) for name in reached_files(code)) if code else folder.files.get(SCRIPT)
     code_bytes = shipped or folder.fields.get("bytes_code") or 0
     for name in models:
         yield from _model_file(folder, name)
@@ -371,12 +360,3 @@ def _code_that_ran(folder, code):
     if logged != {shipped}:
         observed = f"code {', '.join(sorted(digest[:12] for digest in logged))}"
         yield Finding(FAIL, observed, f"{shipped[:12]} of {SCRIPT}", "logs")
-
-
-def check_hazards(code):
-    """What a reviewer should look at, with file and line."""
-    if not code:
-        yield Finding(UNVERIFIED, "no code to read", SCRIPT, ".")
-    for name, found in code.items():
-        for line, text in found["hazards"]:
-            yield Finding(WARN, text, "reviewed by a person", f"{name}:{line}")

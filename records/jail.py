@@ -1,10 +1,11 @@
-"""The inside of the sandbox: `python jail.py FOLDER HOME SECONDS MEMORY COMMAND...`, the first process of its own
-namespaces.
+"""The inside of the sandbox: `python jail.py FOLDER HOME CPU WALL IDLE MEMORY COMMAND...`, the first process of its
+own namespaces. CPU, WALL and IDLE are seconds.
 
 It mounts a small file system in memory over FOLDER, with a copy of what lies there, as the only writable place. There
-it starts COMMAND, in a second user namespace, which cannot undo that. It watches the number of processes and their
-memory; when it ends, the kernel ends every process inside. /run, /tmp and HOME are empty unless the interpreter lies in
-them, so sockets in them cannot be reached; sockets elsewhere in the file system can. Linux only, standard library only.
+it starts COMMAND, in a second user namespace, which cannot undo that. It watches the number of processes, their memory
+and their CPU time; when it ends, the kernel ends every process inside. /run, /tmp and HOME are empty unless the
+interpreter lies in them, so sockets in them cannot be reached; sockets elsewhere in the file system can. Linux only,
+standard library only.
 """
 import contextlib
 import ctypes
@@ -13,6 +14,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -26,7 +28,9 @@ PROCESSES = 128  # that may run
 PIDS = 400  # process ids, where the kernel counts them per namespace
 FILE_BYTES, DISK_BYTES = 128 << 20, 512 << 20  # of one file, of all
 OPEN_FILES = 1024
-TOO_LONG, TOO_MANY, TOO_LARGE, NO_SANDBOX = 124, 125, 126, 127  # exit codes
+# Exit codes; COMMAND's own are below them. A busy machine can bring about TOO_SLOW, but no other.
+IDLE, TOO_SLOW, TOO_LONG, TOO_MANY, TOO_LARGE, NO_SANDBOX = 122, 123, 124, 125, 126, 127
+TICKS = os.sysconf("SC_CLK_TCK")  # per second, of the kernel's CPU times
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -117,6 +121,25 @@ def memory_of(process):
         return 0
 
 
+def stat_of(path):
+    """(state letter, seconds of CPU time of a process and of its children that have ended) of /proc/.../stat."""
+    try:
+        with open(path) as file:
+            words = file.read().rpartition(")")[2].split()
+        return words[0], sum(map(int, words[11:15])) / TICKS
+    except (OSError, ValueError, IndexError):
+        return "", 0.0
+
+
+def is_runnable(process):
+    """Whether a thread of a process runs, or waits for a CPU or a disk only."""
+    try:
+        threads = os.listdir(f"/proc/{process}/task")
+    except OSError:
+        return False
+    return any(stat_of(f"/proc/{process}/task/{thread}/stat")[0] in ("R", "D") for thread in threads)
+
+
 def shared_memory():
     """Bytes of the machine's shared memory and files in memory. While no process maps them, no process's resident pages
     include them."""
@@ -124,36 +147,60 @@ def shared_memory():
         return next((int(line.split()[1]) << 10 for line in file if line.startswith("Shmem:")), 0)
 
 
-def main(folder, home, seconds, memory, command):
-    """Exit code of the command, or one of those above."""
-    close_doors(folder, home)
-    os.chdir(folder)
+def start(command, cpu_seconds):
+    """The process of the command, with limits for each process in it."""
     limits = {
         resource.RLIMIT_FSIZE: FILE_BYTES,
         resource.RLIMIT_NOFILE: OPEN_FILES,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NPROC: PROCESSES,
-        resource.RLIMIT_CPU: 4 * seconds,
+        resource.RLIMIT_CPU: cpu_seconds + 5,
     }
     for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
-    # at the lowest priority, so that this watch gets its turn however many processes there are
+    # at the lowest priority, so that the watch gets its turn however many processes there are
     inside = ["nice", "-n", "19", "unshare", "--user", "--map-root-user", "--mount", *command]
-    child = subprocess.Popen(inside, stdin=subprocess.DEVNULL)
-    end, before = time.monotonic() + seconds, shared_memory()
+    return subprocess.Popen(inside, stdin=subprocess.DEVNULL)
+
+
+def watch(child, cpu_seconds, wall_seconds, idle_seconds, memory):
+    """Exit code of the command, or one of those above."""
+    shared, begun = shared_memory(), time.monotonic()
+    used, worked = 0.0, begun  # CPU seconds, and when some were used last
     while child.poll() is None:
+        now = time.monotonic()
         alive = [name for name in os.listdir("/proc") if name.isdecimal()]
-        if time.monotonic() > end:
+        others = [name for name in alive if name != "1"]
+        cpu = sum(stat_of(f"/proc/{name}/stat")[1] for name in others) + sum(os.times()[2:4])
+        if cpu != used:
+            used, worked = cpu, now
+        if used > cpu_seconds:
             return TOO_LONG
         if len(alive) > PROCESSES:
             return TOO_MANY
-        if sum(map(memory_of, alive)) + max(0, shared_memory() - before) > memory:
+        if sum(map(memory_of, alive)) + max(0, shared_memory() - shared) > memory:
             return TOO_LARGE
+        if now - worked > idle_seconds:
+            if not any(map(is_runnable, others)):
+                return IDLE
+            worked = now  # it waits for its turn on a busy machine
+        if now - begun > wall_seconds:
+            return TOO_SLOW
         time.sleep(0.02)
-    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+    if child.returncode < 0:
+        return TOO_LONG if -child.returncode == signal.SIGXCPU else 128 - child.returncode
+    return child.returncode if child.returncode < IDLE or child.returncode > NO_SANDBOX else 1
+
+
+def main(folder, home, cpu_seconds, wall_seconds, idle_seconds, memory, *command):
+    """Exit code of the command, or one of those above."""
+    close_doors(folder, home)
+    os.chdir(folder)
+    child = start(command, int(cpu_seconds))
+    return watch(child, int(cpu_seconds), int(wall_seconds), int(idle_seconds), int(memory))
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])
+    code = main(*sys.argv[1:])
     sys.stdout.flush()
     os._exit(code)  # the first process of the namespace: the kernel kills the rest

@@ -12,18 +12,16 @@ import sys
 from pathlib import Path
 
 from common.settings import UserError
-from records import checks, claims
+from records import checks, claims, source
 from records.baseline import check_significance
 from records.clock import check_clock
-from records.code import inspect_code
 from records.evaluation import check_evaluation
-from records.folder import CODE_LIMIT
 from records.honesty import further
 from records.pull import pull_request
 from records.rules import FAIL, NOT_RUN, NOTE, PASS, RULESETS, TRACKS, Finding
-from records.sandbox import check_smoke
 from records.show import PLAIN, as_annotations, as_json, as_summary, as_text, closing
 from records.significance import side_of
+from records.smoke import check_smoke
 from records.tree import Tree, is_record_folder
 from records.verdict import ORDER, exit_code, status_of
 
@@ -65,10 +63,10 @@ OWN_CHECKS = {  # those that need neither a baseline nor an option, the quick on
     "artifact": lambda folder, rules, code: itertools.chain(
         checks.check_artifact(folder, rules, code.found), claims.size_row(folder)
     ),
-    "compile": lambda folder, rules, code: code.unread or checks.check_compile(code.found),
+    "compile": lambda folder, rules, code: code.unread or source.check_compile(folder, code.found),
     "code bytes": lambda folder, rules, code: checks.check_code_bytes(folder, rules, code.found),
     "logs": lambda folder, rules, code: checks.check_logs(folder, rules, code.found),
-    "hazards": lambda folder, rules, code: code.unread or checks.check_hazards(code.found),
+    "hazards": lambda folder, rules, code: code.unread or source.check_hazards(code.found),
 }
 
 
@@ -80,7 +78,7 @@ class Code:
 
     @functools.cached_property
     def _read(self):
-        return read_code(self._folder)
+        return source.read_code(self._folder)
 
     @property
     def found(self):
@@ -125,28 +123,6 @@ def _findings(check):
     if more > 0:
         found[MOST_FINDINGS:] = [Finding(found[0].status, f"and {more:,} more")]
     return found
-
-
-def read_code(folder):
-    """(what inspect_code says of the .py files, findings where it could not read them). Any other file that a source
-    names counts as code, except the model and what every record folder holds."""
-    names = sorted(n for n in folder.files if n.endswith(".py") and folder.files[n])
-    for name in names:
-        if folder.files[name] > CODE_LIMIT:
-            observed = f"has {folder.files[name]:,} bytes"
-            return {}, [Finding(FAIL, observed, f"at most {CODE_LIMIT:,} bytes of source", name)]
-    if not names:
-        return {}, []
-    no_code = (".md", "submission.json", "requirements.txt")
-    others = [
-        name
-        for name, kind in sorted(folder.kinds.items())
-        if kind in ("code", "text", "other") and name not in names and not name.endswith(no_code)
-    ]
-    try:
-        return inspect_code(folder.path, names, others), []
-    except (RuntimeError, OSError, ValueError) as error:
-        return {}, [Finding(FAIL, str(error), "source that can be compiled", ".")]
 
 
 def run(options):

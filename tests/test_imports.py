@@ -27,6 +27,8 @@ RECORDS_TESTS = {
     "test_records_reading.py",
     "test_significance.py",
     "test_leaderboard.py",
+    "test_records_code.py",
+    "test_records_smoke.py",
     "test_records_levels.py",
     "test_records_ablation.py",
     "test_records_arguments.py",

@@ -2,9 +2,6 @@
 
 Run: `python -m pytest tests/test_records.py`.
 """
-import base64
-import bz2
-import hashlib
 import json
 import os
 import re
@@ -15,19 +12,16 @@ import zlib
 
 import pytest
 
-from common.bundle import bundle, bundle_source, pack, wrapper
 from common.challenge import BUDGET_BYTES
 from common.runlog import log_line
 from records.__main__ import main
-from records.checks import PLACEHOLDER, check_logs
-from records.code import inspect_code
+from records.checks import PLACEHOLDER
 from records.evaluation import check_evaluation
 from records.folder import open_folder
 from records.logs import read_log
-from records.rules import RULESETS
 from records.show import as_text
 from records.verdict import exit_code, status_of, verdict
-from records.verify import NAMES, read_code, verify_folder
+from records.verify import NAMES, verify_folder
 from tests import faults
 from tests.conftest import BACKENDS, ROOT, environment, run_script
 from tests.made_records import FINEWEB, SCRIPT, make_record, make_run
@@ -41,7 +35,6 @@ from tests.spoil import (
     link_out,
     remove,
     rename_folder,
-    wrapped,
     write,
     write_code,
     write_json,
@@ -70,7 +63,6 @@ def copy_of(made, tmp_path):
 
 PARTIAL = "final_int8_zlib_roundtrip_exact val_loss:1 val_bpb:1 partial:9/99"
 BOMB = zlib.compress(bytes(160 << 20), 1)
-CODE_BOMB = f"import zlib\nexec(zlib.decompress({zlib.compress(bytes(16 << 20), 1)!r}))"
 FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
     "layout": [
         ("plain", remove("README.md"), "is missing"),
@@ -96,13 +88,6 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
         ("plain", bpb("2"), "at least 4 decimals"),
         ("record", field(track="non-record"), "non-record"),
         ("plain", write_json(b" " * (1 << 20) + b"{}"), "more than"),
-    ],
-    "compile": [
-        ("plain", write_code("def f(:"), "does not compile"),
-        ("plain", write_code("(" * 5000), "too"),
-        ("plain", write_code(b"x = 1\0"), "NUL"),
-        ("plain", write_code(wrapped(b"def f(:")), "does not compile"),
-        ("plain", write_code(CODE_BOMB), "expands to more"),
     ],
     "code bytes": [
         ("plain", write_code("from importlib import import_module\nimport_module('helper')", helper="x = 1"),
@@ -185,140 +170,6 @@ def test_a_spoiled_folder_fails_the_check(copy_of, check, number):
     assert status_of(result[check]) == "FAIL", as_text(folder, result)
     assert any(words in f.observed + f.expected for f in result[check] if f.status == "FAIL"), as_text(folder, result)
     assert exit_code([result]) == 1
-
-
-@pytest.mark.parametrize(("source", "words"), [
-    ("import urllib.request", "network"),
-    ("import subprocess", "other processes"),
-    ("import torch\ntorch.load('x')", "pickle"),
-    ("import os\nos.system('ls')", "os.system"), ("for x in val_tokens:\n    def f(): pass\n", None),
-    ("def adapt():\n    for chunk in val_tokens:\n        loss(chunk).backward()\n", "before they are trained on"),
-    (wrapped(b"import socket"), "(unwrapped)"),
-])
-def test_hazards_are_reported_with_file_and_line(copy_of, source, words):
-    folder = copy_of("plain")
-    write("train_gpt.py", source)(folder)
-    found = verify_folder(folder)["hazards"]
-    assert (status_of(found) == "WARN") == bool(words)
-    assert not words or any(words in f.observed and re.fullmatch(r"train_gpt\.py:\d+", f.where) for f in found), found
-
-
-def test_wrapped_source_is_opened_and_reported(copy_of):
-    folder = copy_of("plain")
-    write("train_gpt.py", wrapped(SCRIPT))(folder)
-    code, failure = read_code(open_folder(folder))
-    assert not failure and f"hold {len(SCRIPT):,} bytes" in code["train_gpt.py"]["wrapped"][0]
-    assert not code["train_gpt.py"]["error"]
-    assert code["train_gpt.py"]["source_sha256"] == hashlib.sha256(SCRIPT).hexdigest()
-    found = verify_folder(folder)["compile"]
-    assert status_of(found) == "PASS" and "a wrapper, opened" in found[0].observed
-
-
-def test_logs_name_the_source_inside_a_wrapper(copy_of):
-    folder = open_folder(copy_of("plain"))
-    code = {"train_gpt.py": {"source_sha256": folder.logs[0].code_sha256}}
-    assert not list(check_logs(folder, RULESETS["strict"], code))
-    code["train_gpt.py"]["source_sha256"] = "0" * 64
-    [finding] = check_logs(folder, RULESETS["strict"], code)
-    assert (finding.status, finding.expected) == ("FAIL", "000000000000 of train_gpt.py")
-    [finding] = check_logs(folder, RULESETS["strict"], {})
-    assert (finding.status, finding.observed) == ("NOT VERIFIED", "its source could not be read")
-
-
-def inspected(folder, source):
-    (folder / "train_gpt.py").write_bytes(source if isinstance(source, bytes) else source.encode())
-    return inspect_code(folder, ["train_gpt.py"])["train_gpt.py"]
-
-
-def packed(source):
-    """The bundle of a text."""
-    return wrapper(pack(bz2.compress(source[::-1].encode())))
-
-
-@pytest.mark.parametrize("name", BACKENDS.values())
-def test_a_bundle_is_opened_and_no_hazard_itself(tmp_path, name):
-    source = bundle_source(ROOT / name)
-    found = inspected(tmp_path, bundle(ROOT / name))
-    assert not found["error"] and not found["reaches"] and len(found["wrapped"]) == 1
-    assert found["source_sha256"] == hashlib.sha256(source.encode()).hexdigest()
-    plain = inspected(tmp_path, source)
-    assert (plain["wrapped"], plain["source_sha256"]) == ([], found["source_sha256"])
-    assert found["hazards"] == [[line, f"(unwrapped) {text}"] for line, text in plain["hazards"]]
-
-
-INNER = "import socket  # \u00e9\n"
-SOCKET = [1, "(unwrapped) imports socket: network"]
-EXEC = "calls exec: code that is not in sight"
-BASE85 = base64.b85encode(zlib.compress(INNER.encode())).decode()
-TWO_STREAMS = bz2.compress(INNER[:9].encode()) + bz2.compress(INNER[9:].encode()) + b"x"
-
-
-@pytest.mark.parametrize("source", [
-    packed(INNER),
-    packed(packed(INNER)),
-    packed(INNER).replace("# A Parity Golf", "# Another comment, and more lines\n\n# "),
-    f"import base64, zlib\nexec(zlib.decompress(base64.b85decode('{BASE85}')))",
-    f"import zlib\nfrom base64 import b85decode as d\nP = '{BASE85}'\nexec(compile(zlib.decompress(d(P)), '', 'exec'))",
-    f"'Doc.'\nimport bz2\nexec(bz2.decompress({TWO_STREAMS!r}))",
-    f"exec({INNER!r})",
-    wrapped(INNER.encode()),
-    f"exec(bytes.fromhex('{INNER.encode().hex()}').decode('utf-8'))",
-])
-def test_a_wrapper_that_holds_nothing_else_is_no_hazard(tmp_path, source):
-    found = inspected(tmp_path, source)
-    assert found["wrapped"] and found["hazards"] == [SOCKET]
-    assert found["source_sha256"] == hashlib.sha256(INNER.encode()).hexdigest()
-
-
-@pytest.mark.parametrize("more", [
-    "PAYLOAD = PAYLOAD", "for PAYLOAD in '': pass", "PAYLOAD += ''", "import decoder as bz2", "from decoder import *",
-    "def unpack(text): pass", "unpack = 'x'", "unpack.__defaults__ = ()", "bz2.decompress = print", "bytes = b'x'",
-    "def compile(*_): pass", "print()", "exec(print())", "if 1:\n    import decoder", "class x: pass",
-    "linecache.cache[0] = print()"])
-def test_a_wrapper_that_may_run_something_else_is_a_hazard(tmp_path, more):
-    source = packed(INNER)
-    for start in ("PAYLOAD = r", "SOURCE = ", "exec("):
-        found = inspected(tmp_path, source.replace(f"\n{start}", f"\n{more}\n{start}"))
-        assert EXEC in [text for _, text in found["hazards"]] and not found["error"]
-        assert not found["wrapped"] or found["hazards"][-1] == SOCKET  # it is opened all the same if it can be
-        assert found["source_sha256"] != hashlib.sha256(INNER.encode()).hexdigest()
-
-
-@pytest.mark.parametrize(("old", "new"), [
-    ("67 * len", "66 * len"), ("code - 33", "code - 34"), ("range(174, 768)", "range(174, 767)"),
-    (".decode()", ".decode('utf-7')")])
-def test_a_decoder_that_is_not_known_is_a_hazard(tmp_path, old, new):
-    assert old in packed(INNER)
-    found = inspected(tmp_path, packed(INNER).replace(old, new))
-    assert not found["wrapped"] and [text for _, text in found["hazards"]] == [EXEC]
-
-
-@pytest.mark.parametrize(("call", "data"), [
-    ("base64.b64decode(P, b'-_')", base64.b64encode(b"x = 1")), ("zlib.decompress(P, 31)", zlib.compress(b"x = 1")),
-    ("P.decode('utf-8', 'ignore')", b"x = 1"), ("compile(P, 'x', 'eval')", b"x = 1")])
-def test_a_decoder_with_more_arguments_is_a_hazard(tmp_path, call, data):
-    found = inspected(tmp_path, f"import base64, zlib\nP = {data!r}\nexec({call})")
-    assert found["wrapped"] and [text for _, text in found["hazards"]] == [EXEC]
-
-
-def test_wrapped_text_is_read_as_exec_reads_it(tmp_path):
-    """A coding line has a meaning in bytes only."""
-    text = '# coding: utf-7\n""" +ACIAIgAi- """; import socket\n# """\n'  # UTF-7 makes the import part of a string
-    assert inspected(tmp_path, f"exec({text!r})")["hazards"] == [[2, SOCKET[1]]]
-    found = inspected(tmp_path, f"exec({text.encode()!r})")
-    assert found["wrapped"] and not found["hazards"] and not found["error"]
-
-
-@pytest.mark.parametrize("source", [
-    packed(INNER).replace("PAYLOAD = r'''\n", "PAYLOAD = r'''\n~~"),
-    packed(INNER).replace("PAYLOAD = r'''\n", "PAYLOAD = r'''\n\u3042"),
-    wrapper(pack(bz2.compress(b"x" * 99)[:-9])),
-    wrapper(pack(bz2.compress(bytes(16 << 20)))),
-])
-def test_a_damaged_payload_is_an_error(tmp_path, source):
-    found = inspected(tmp_path, source)
-    assert "cannot be unwrapped" in found["error"] or "expands to more" in found["error"]
-    assert found["source_sha256"] == hashlib.sha256(source.encode()).hexdigest()
 
 
 def test_other_spellings_and_what_the_challenge_accepted(copy_of):
