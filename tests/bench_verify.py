@@ -38,7 +38,7 @@ def make_tree(folder, count):
         alone = Path(folder, "alone", date)  # where `pack` finds no earlier record to compare with
         with contextlib.redirect_stdout(io.StringIO()):
             made = make_record(alone, scores, "10min", f"Made{number}", date, FINEWEB, script=code, every=25)
-        for log in made.glob("*.log"):  # with the source, as in the challenge's; its Naive Baseline has 275 lines of steps
+        for log in made.glob("*.log"):  # with the source, as in the challenge: its Naive Baseline has 275 steps' lines
             log.write_bytes(code + b"\n" + log.read_bytes())
         track = Path(folder, made.parent.name)
         track.mkdir(exist_ok=True)
