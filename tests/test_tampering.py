@@ -62,7 +62,7 @@ def honest(tmp_path_factory, data_path):
 
 @pytest.mark.parametrize("name", ["run", "capped", "challenge", "late"])
 def test_an_honest_folder_passes(honest, name, data_path):
-    result = verify_folder(honest[name], data=data_path if name == "run" else None)
+    result = verify_folder(honest[name], smoke=name != "late", data=data_path if name == "run" else None)
     found = {check: findings for check, findings in result.items() if status_of(findings) in ("WARN", "FAIL")}
     found.pop("hazards", None)  # of the trainer, which tests/test_records.py looks at
     assert not found, as_text(honest[name], result)
@@ -114,7 +114,7 @@ def test_a_kind_of_tampering_is_caught_where_the_table_says(honest, tmp_path, da
     shutil.copytree(path.parents[1], tmp_path / "records", symlinks=True)
     folder = tmp_path / "records" / path.parent.name / path.name
     kind.spoil(folder)
-    result = verify_folder(folder, data=data_path if kind.level == "data" else None)
+    result = verify_folder(folder, smoke=kind.level == "smoke", data=data_path if kind.level == "data" else None)
     if kind.level == "no":
         quiet = [name for name, findings in result.items() if status_of(findings) in ("WARN", "FAIL")]
         assert not quiet, as_text(folder, result)
