@@ -7,11 +7,12 @@ folder: which honest folder is spoiled.
   capped     as it packs runs in the record track that the time limit stopped (tests/made_records.py)
   challenge  a folder in the manner of the challenge's first records (tests/made_challenge.py)
   late       one in the manner of its last records
-level: `default` for plain verify; `tree` where an earlier folder beside it is needed; `data` with --data; `no`: not
-caught, with the reason in place of the finding's words.
+level: `default` for plain verify; `tree` where an earlier folder beside it is needed; `smoke` with --smoke; `data` with
+--data; `no`: not caught, with the reason in place of the finding's words.
 status: FAIL, or WARN where an honest folder could look so.
 """
 import base64
+import json
 import random
 import re
 import struct
@@ -83,6 +84,12 @@ def of_another_record(name):
         theirs = next(log.name for log in open_folder(other).logs if log.seed == seed)
         (folder / "train.log").write_bytes((other / theirs).read_bytes())
     return spoil
+
+
+def prints_its_score(folder):
+    """The script prints what submission.json claims, and does nothing else."""
+    score = json.loads((folder / "submission.json").read_text())["val_bpb"]
+    (folder / "train_gpt.py").write_text(f'print("final_int8_zlib_roundtrip_exact val_loss:2.0 val_bpb:{score:.8f}")\n')
 
 
 def falling(found):
@@ -167,7 +174,7 @@ OF_SEEDS = [
     Kind("a seed that is declared, without a log", "run", "logs", "has no log", field(seeds=[1, 2, 3, 4])),
     Kind("a seed twice", "run", "logs", "has no log", other_log((r'(?<="seed": )\d+', "2"))),
     Kind("code that was changed after the run", "capped", "logs", "of train_gpt.py",
-         edit("train_gpt.py", ("5.0000", "6.0000"))),
+         edit("train_gpt.py", (r"0\.1 \* gradient", "0.2 * gradient"))),
     Kind("a comment after a wrapper", "run", "code bytes", "bytes shipped", append("train_gpt.py", "# other\n")),
     Kind("a run again under another seed", "challenge", "logs", "of the losses of", as_seed(9, "train_seed9.log")),
     Kind("two thirds of another seed's losses", "challenge", "logs", "of the losses of", transplant("loss", 0.75)),
@@ -206,6 +213,18 @@ OF_MODELS = [
          append("requirements.txt", "fast @ git+https://example.org/fast\n"), "WARN"),
     Kind("a helper module that the script imports", "challenge", "code bytes", "reaches helper.py",
          both(write("helper.py", b"x = 1\n"), edit("train_gpt.py", ("^import glob", "import helper\nimport glob")))),
+]
+OF_CODE = [
+    Kind("a script that prints the claimed score", "capped", "compile", "prints the constant", prints_its_score),
+    Kind("a script that reads no data", "capped", "compile", "reads data",
+         edit("train_gpt.py", (r"np.fromfile\(path, \"<u2\"\)\[512:\]", "np.arange(9000)"))),
+    Kind("a script that makes no step", "challenge", "compile", "takes a training step",
+         edit("train_gpt.py", (r"^ +np.add.at.*\n", ""), (r"^ +(?:weights|chances\[.*\]) -= .*\n", ""))),
+    Kind("a score that does not depend on the data", "capped", "smoke run", "with the data",
+         edit("train_gpt.py", (r"nats\(logits, val\).mean\(\)", "np.float64(4.5)")), level="smoke"),
+    Kind("a score that does not depend on the seed", "capped", "smoke run", "with the seed",
+         edit("train_gpt.py", (r"int\(os.environ.get\(\"SEED\", 1\)\)", "1"),
+              ("^loss = ", 'print("seed:" + os.environ.get("SEED", "1"))\nloss = ')), level="smoke"),
 ]
 OF_STATEMENTS = [
     Kind("a better val_bpb than in the logs", "run", "score", "claimed", field(val_bpb=1.23456789)),
@@ -315,8 +334,8 @@ NOT_CAUGHT = [
     Kind("the best of more seeds than are declared", "challenge", "", "runs that are not shown leave no trace", lambda
          folder: None, "", "no"),
 ]
-KINDS = [*OF_OUR_LOGS, *OF_SEEDS, *OF_MODELS, *OF_STATEMENTS, *OF_OTHER_LOGS, *OF_OTHER_FOLDERS, *WITH_DATA,
-         *NOT_CAUGHT]
+KINDS = [*OF_OUR_LOGS, *OF_SEEDS, *OF_MODELS, *OF_CODE, *OF_STATEMENTS, *OF_OTHER_LOGS, *OF_OTHER_FOLDERS,
+         *WITH_DATA, *NOT_CAUGHT]
 
 
 def table():

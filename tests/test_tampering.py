@@ -2,6 +2,7 @@
 
 Run: `python -m pytest tests/test_tampering.py`.
 """
+import hashlib
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from records.verify import verify_folder
 from tests import faults, tampering
 from tests.made_challenge import early_log, late_log, make_challenge_record
 from tests.made_records import FINEWEB, make_record
+from tests.spoiling import append, edit, field, write
 from tests.tampering import KINDS
 
 BEFORE, SCORES = (1.2246, 1.2250, 1.2243), (1.2101, 1.2094, 1.2098)
@@ -62,7 +64,7 @@ def honest(tmp_path_factory, data_path):
 
 @pytest.mark.parametrize("name", ["run", "capped", "challenge", "late"])
 def test_an_honest_folder_passes(honest, name, data_path):
-    result = verify_folder(honest[name], data=data_path if name == "run" else None)
+    result = verify_folder(honest[name], smoke=name != "late", data=data_path if name == "run" else None)
     found = {check: findings for check, findings in result.items() if status_of(findings) in ("WARN", "FAIL")}
     found.pop("hazards", None)  # of the trainer, which tests/test_records.py looks at
     assert not found, as_text(honest[name], result)
@@ -114,7 +116,7 @@ def test_a_kind_of_tampering_is_caught_where_the_table_says(honest, tmp_path, da
     shutil.copytree(path.parents[1], tmp_path / "records", symlinks=True)
     folder = tmp_path / "records" / path.parent.name / path.name
     kind.spoil(folder)
-    result = verify_folder(folder, data=data_path if kind.level == "data" else None)
+    result = verify_folder(folder, smoke=kind.level == "smoke", data=data_path if kind.level == "data" else None)
     if kind.level == "no":
         quiet = [name for name, findings in result.items() if status_of(findings) in ("WARN", "FAIL")]
         assert not quiet, as_text(folder, result)
@@ -128,3 +130,27 @@ def test_the_table_is_long_and_few_kinds_are_not_caught():
     assert len(set(rows)) == len(rows) >= 60
     assert len([kind for kind in KINDS if kind.level == "no"]) <= 5
     assert len(re.findall("\n", tampering.table())) == len(KINDS)
+
+
+DIGESTS = "".join(f"{hashlib.sha256(bytes([i])).hexdigest()}  shard_{i:06d}.bin\n" for i in range(100))
+PROSE = " ".join(f"Trial {i} moved the score by {i % 7 / 1000:.4f} at a rate of {i}e-4." for i in range(2000))
+INNOCENT = {  # what people add to an honest folder
+    "digests of shards": append("README.md", DIGESTS),
+    "a long README": append("README.md", PROSE),
+    "text in another script": append("README.md", "Обучение малой модели языка, 小さな言語モデルの学習。" * 200),
+    "links and a table": append("README.md", "| [run](https://example.org/a/b/c?d=e) | 1.2101 | 1.2094 |\n" * 200),
+    "a picture": write("curve.png", tampering.PNG),
+    "the score of the record before": edit("README.md", (r"\Z", "\nBefore: val_bpb 1.0500 with 8xH100.\n")),
+    "hashes of packages": append("requirements.txt", f"numpy==2.4.6 --hash=sha256:{'ab' * 32}\n# see https://pypi.org\n"),
+    "a score with few digits": field(seed_scores=[1.21, 1.2094, 1.21]),
+    "another name of the hardware": field(hardware="8 x NVIDIA H100"),
+}
+
+
+@pytest.mark.parametrize("spoil", INNOCENT.values(), ids=INNOCENT)
+def test_what_people_add_to_an_honest_folder_raises_no_doubt(honest, tmp_path, spoil):
+    shutil.copytree(honest["challenge"].parents[1], tmp_path / "records")
+    folder = tmp_path / "records" / honest["challenge"].parent.name / honest["challenge"].name
+    spoil(folder)
+    result = verify_folder(folder)
+    assert not [name for name, found in result.items() if status_of(found) in ("WARN", "FAIL")], as_text(folder, result)
