@@ -108,7 +108,7 @@ def read_log(name, data):
 
 def read_logs(name, data):
     """list of the RunLogs in bytes, at least one: `train.txt`, or `train.txt#1`, `train.txt#2` and so on."""
-    problems, text = _decoded(data)
+    problems, text = decoded(data)
     runs = _split(list(_known_lines(text)))
     digest = hashlib.sha256(data).hexdigest()
     logs = []
@@ -121,7 +121,7 @@ def read_logs(name, data):
     return logs
 
 
-def _decoded(data):
+def decoded(data):
     """(problems, text)."""
     problems = ["holds NUL bytes"] if b"\0" in data else []
     try:
@@ -135,7 +135,7 @@ _NOISE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _RANK = re.compile(r"\[?(?:rank|default)\s?\d{1,4}\]?:\s?")
 
 
-def _plain_lines(text):
+def plain_lines(text):
     """(number, line) without colours and the name of the rank that printed it. A progress bar's returns make several
     lines of one number."""
     for number, whole in enumerate(text.split("\n"), 1):
@@ -148,7 +148,7 @@ def _plain_lines(text):
 def _known_lines(text):
     """The lines of known form, as loglines.Line."""
     in_block = False
-    for number, plain in _plain_lines(text):
+    for number, plain in plain_lines(text):
         if plain == SETTINGS_BLOCK:
             in_block = True
             continue

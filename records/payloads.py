@@ -16,8 +16,10 @@ DENSE = 0.64  # of its bytes, to which a piece of encoded data compresses at bes
 PIECES_FAIL = 4  # of encoded data in one file; fewer are a warning
 HEX = re.compile(r"(?<![0-9a-fA-F])[0-9a-fA-F]{32,}(?![0-9a-fA-F])")
 HEX_FAIL = 8_000  # digits; hundred SHA-256 digests have 6,400
-NUMBERS = re.compile(r"(?:-?\d+(?:\.\d+)?(?:e-?\d+)?[\s,;|]+){200,}")  # a table of weights
+NUMBERS = re.compile(r"[\d\s,;|.e+-]+")  # a table of weights
+NUMBERS_MOST = 200  # in a row
 TEXT_MOST = 200_000  # compressed bytes of a file without the source that it repeats; published logs have up to 51,000
+TEXTS_MOST = 32 << 20  # bytes of all texts of a folder, which take some seconds
 INVISIBLE = re.compile("[\u200b-\u200f\u2060-\u2064\ufeff\U000e0000-\U000e01ef]")
 INVISIBLE_MOST = 64  # characters; a few come with text that was copied from a page
 PICTURES = {".png": b"\x89PNG\r\n\x1a\n", ".jpg": b"\xff\xd8\xff", ".jpeg": b"\xff\xd8\xff", ".gif": b"GIF8",
@@ -30,8 +32,13 @@ ELSEWHERE = re.compile(r"git\+|https?://|file:|^-[erfi]\b|^--(?:index|extra-inde
 def check_payloads(folder):
     """Yields a Finding for each text with encoded data, and each picture that is none or goes on after its end."""
     source = {line for name in folder.files if name.endswith(".py") for line in folder.text(name).splitlines()}
+    left = TEXTS_MOST
     for name in sorted(folder.files):
         if folder.kinds[name] in ("text", "log"):
+            left -= folder.files[name]
+            if left < 0:
+                yield Finding(WARN, f"more than {TEXTS_MOST:,} bytes of text", "as much as can be looked at", name)
+                return
             yield from _hidden_in_text(folder, name, source)
         elif kind := next((kind for kind in PICTURES if name.lower().endswith(kind)), ""):
             yield from _hidden_in_picture(folder, name, kind)
@@ -62,9 +69,11 @@ def _payloads_of(text):
     digits = list(HEX.finditer(text))
     if (count := sum(found.end() - found.start() for found in digits)) > HEX_FAIL:
         yield digits[0].start(), count, FAIL, "hexadecimal digits"
-    if numbers := NUMBERS.search(text):
-        status = FAIL if len(numbers[0]) > PIECES_FAIL * PIECE else WARN
-        yield numbers.start(), len(numbers[0]), status, "characters of numbers in a row"
+    for numbers in NUMBERS.finditer(text):
+        if len(numbers[0]) > 2 * NUMBERS_MOST and len(re.findall(r"\d[\d.e+-]*", numbers[0])) > NUMBERS_MOST:
+            status = FAIL if len(numbers[0]) > PIECES_FAIL * PIECE else WARN
+            yield numbers.start(), len(numbers[0]), status, "characters of numbers in a row"
+            break
     invisible = INVISIBLE.findall(text)
     if len(invisible) > INVISIBLE_MOST:
         yield text.index(invisible[0]), len(invisible), FAIL, "invisible characters"

@@ -26,6 +26,7 @@ SHARD_TOKENS = 100_000_000  # of one of the challenge's shards
 PEAK_FLOPS = 989e12  # per second of an H100, dense bfloat16
 GAIN = 0.08  # relative, of the final score over the last validation: windows and test-time training gave 0.04
 RATE_FACTOR = 1.5  # between tokens/s and steps, batch and time
+LATE_LINES = 2000  # after the stop, that are looked at
 SECOND = 1e3  # in milliseconds
 
 
@@ -274,7 +275,8 @@ def _late_work(log, text):
     if not stopped or log.train_ms is None:
         return
     spent, first = 0.0, None
-    for number, line in enumerate(text.split("\n")[stopped[-1].number:], stopped[-1].number + 1):
+    start = stopped[-1].number
+    for number, line in enumerate(text.split("\n")[start:start + LATE_LINES], start + 1):
         found = _WORK.match(line[:400])
         if found and "ttt" not in line.lower():
             spent += float(found["time"]) / (SECOND if found["unit"] == "ms" else 1.0)

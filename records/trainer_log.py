@@ -14,13 +14,16 @@ from common.bpb import eval_lengths
 from common.challenge import BUDGET_BYTES
 from common.params import count_params
 from common.readlog import parse_line
+from common.runlog import LOG_LINES
 from common.settings import Settings
 from records.folder import Refused
-from records.logs import LOG_LIMIT, read_log
+from records.logs import LOG_LIMIT, decoded, plain_lines, read_log
 from records.rules import FAIL, WARN, Finding
 
 HEADER = ("run", "settings", "data", "tokenizer", "code", "params", "batch")  # of every start
 REQUIRED = (*HEADER, "val", "model", "code_size", "total", "scored", "final", "final_exact")  # of every run that ended
+STARTS = tuple(template.partition("{")[0] for template in LOG_LINES.values())
+PARTS_LIMIT = 1000  # of one log
 FIRST_STEPS = 10  # each is logged
 LAST_STEPS = 6  # of the average length, before the cap: a run stops when the next steps could end after it
 PLAIN_GAIN = 0.01  # relative, by which rounding the weights may improve a loss
@@ -61,12 +64,17 @@ class Part:
 
 def check_trainer_logs(folder):
     """Yields a Finding for each log of this project's trainers, and each rule that it breaks."""
-    for name in sorted({log.file or log.name for log in folder.logs if log.backend}):
+    for log in folder.logs:
+        if not log.backend:
+            continue
         try:
-            parts = read_parts(name, folder.read(name, LOG_LIMIT))
+            text = decoded(folder.read(log.file, LOG_LIMIT))[1]
         except Refused:
             continue  # reported as a log that cannot be read
-        yield from _whole(name, parts)
+        later = [run.lines[0].number for run in folder.all_logs() if run.file == log.file and run.lines]
+        end = min((number for number in later if number > log.lines[0].number), default=math.inf)
+        parts = read_parts(log.file, text, log.lines[0].number, end)
+        yield from _whole(log.name, parts)
         readable = [part for part in parts if part.settings]
         for part in readable:
             for rule in RULES:
@@ -75,16 +83,17 @@ def check_trainer_logs(folder):
             yield from _end(parts[-1])
 
 
-def read_parts(name, data):
-    """list of Part of a log's bytes. settings is None in a part whose settings cannot be read."""
+def read_parts(name, text, start=1, end=math.inf):
+    """list of Part of the text of a log, from the line `start` to before the line `end`. settings is None in a part
+    whose settings cannot be read."""
     parts, lines = [], []
-    for number, text in enumerate(data.decode(errors="replace").splitlines(), 1):
-        found = parse_line(text)
-        if found and found[0] == "resume" and lines:
+    for number, plain in plain_lines(text):
+        found = parse_line(plain) if start <= number < end and plain.startswith(STARTS) else None
+        if found and found[0] == "resume" and lines and len(parts) < PARTS_LIMIT:
             parts.append(lines)
             lines = []
         if found:
-            lines.append(Line(number, text, *found))
+            lines.append(Line(number, plain, *found))
     parts.append(lines)
     made = []
     for part in parts:

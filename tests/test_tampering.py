@@ -110,6 +110,15 @@ def test_a_run_that_was_stopped_and_resumed_and_one_of_two_ranks_raise_no_doubt(
     assert [*doubts(resumed), *doubts(both)] == []
 
 
+def test_two_runs_in_one_file_and_the_names_of_ranks_raise_no_doubt(tmp_path, data_path):
+    first = faults.Run("torch", tmp_path / "one", data_path, seed=1, val_loss_every=4)
+    second = faults.Run("torch", tmp_path / "two", data_path, seed=2, train_log_every=3)
+    assert first.wait() == second.wait() == [0]
+    texts = [(run.path / "train.log").read_text() for run in (first, second)]
+    (first.path / "train.log").write_text("".join(f"[rank0]:{line}\n" for line in "".join(texts).splitlines()))
+    assert not doubts(first)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.folder}: {kind.what}")
 def test_a_kind_of_tampering_is_caught_where_the_table_says(honest, tmp_path, data_path, kind):
     path = honest[kind.folder]
