@@ -154,9 +154,9 @@ def _fineweb_bytes(folder, rules, where, per_token, log):
         return
     certain = tokens or folder.track in TRAIN_LIMITS
     status = FAIL if certain and not is_founding(folder) else UNVERIFIED
-    observed = f"loss and score imply {implied:,.0f} validation bytes, {100 * off:.2f} % off"
+    observed = f"loss and score: {implied:,.0f} validation bytes implied, {100 * off:.2f} % off"
     if tokens and min(abs(tokens / count - 1) for count in VAL_TOKENS.values()) > 1e-3:
-        observed = f"scored on another split: {tokens:,} tokens, {implied:,.0f} bytes by loss and score"
+        observed = f"scored on another split: {tokens:,} tokens, {implied:,.0f} validation bytes implied"
     if not tokens and vocabulary is None and abs(per_token - 1) <= VAL_BYTES_TOLERANCE:
         status, observed = UNVERIFIED, "one byte per token, and no vocabulary that says whether tokens are bytes"
     if any(tokens == count and abs(implied / size - 1) <= VAL_BYTES_TOLERANCE for count, size in rules.other_splits):

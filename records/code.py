@@ -151,7 +151,7 @@ def _examine_layer(source, layer, name, names, read, python, found):
         exact = [run.call for run in calls if run.exact]
         texts = set(hazards(tree, values, exact))
         found["hazards"] += [[line, prefix + text] for line, text in sorted(texts)]
-        reached, imports = reached_files(tree, values, names)
+        reached, imports = reached_files(values, names)
         found["reaches"] = sorted({*found["reaches"], *reached})
         signs = look(tree, values)
         found["signs"] = _together(found["signs"], signs) if found["signs"] else signs

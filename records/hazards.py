@@ -19,7 +19,7 @@ _BY_NAME = {"__import__", "importlib.import_module"}
 
 def hazards(tree, values, opened=()):
     """Yields (line, text) of what a reviewer should look at. opened: calls of exec whose source is examined itself."""
-    for node in ast.walk(tree):
+    for node in values.nodes:
         line = getattr(node, "lineno", 0)
         for first in {module.split(".")[0] for module in _modules(node, values)}:
             for group, what in _IMPORTS:
@@ -206,13 +206,32 @@ class _Taint:
         return next(filter(None, map(self.of, ast.iter_child_nodes(node))), "")
 
     def follow(self, node, before=False):
-        """Take up the names that a statement binds: a loop before what is in it, an assignment after its value."""
+        """Take up the names that a statement binds: a loop before what is in it, an assignment after its value. What
+        is written into an array, as x[i] = tokens or x.copy_(tokens), makes it one of these."""
         if isinstance(node, ast.Assign) and not before:
             targets, value = node.targets, node.value
         elif isinstance(node, ast.For | ast.comprehension) and before:
             targets, value = [node.target], node.iter
+        elif isinstance(node, ast.Call) and _called(node).endswith("_") and any(map(self.of, node.args)):
+            self.names = self.names | _arrays([node.func])
+            return
         else:
             return
         bound = {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)
                  and isinstance(n.ctx, ast.Store)}
-        self.names = self.names | bound if self.of(value) else self.names - bound
+        if self.of(value):
+            self.names = self.names | bound | _arrays(targets)
+        else:
+            self.names = self.names - bound
+
+
+def _arrays(targets):
+    """The names of the arrays that are written into."""
+    found = set()
+    for target in targets:
+        inner = target
+        while isinstance(inner, ast.Subscript | ast.Attribute):
+            inner = inner.value
+        if inner is not target and isinstance(inner, ast.Name) and inner.id not in ("self", "cls"):
+            found.add(inner.id)
+    return found

@@ -45,7 +45,7 @@ function open(e) {
 function lead(text, most = 140) {
   const first = /^.+?[.!?](?=\s|$)/.exec(text);
   if (first && first[0].length <= most) return first[0];
-  return text.length <= most ? text : `${text.slice(0, most).replace(/\s+\S*$/, "")} \u2026`;
+  return text.length <= most ? text : `${text.slice(0, most).replace(/[\s,;:]+\S*$/, "")}\u2026`;
 }
 
 function factsOf(e) {

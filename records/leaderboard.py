@@ -41,7 +41,7 @@ def read_entries(records, ruleset="strict"):
     for track in TRACKS.values():
         for path in sorted((records / track).iterdir()) if (records / track).is_dir() else []:
             if is_record_folder(path):
-                entries.append(describe(path, track, ruleset, tree))
+                entries.append(describe(tree.folder(path), ruleset, tree))
     entries.sort(key=lambda e: (e["data"] != FINEWEB, e["data"], not e["rank"], e["val_bpb"], e["date"], e["folder"]))
     counts = {}
     for entry in entries:
@@ -51,18 +51,17 @@ def read_entries(records, ruleset="strict"):
     return entries
 
 
-def describe(path, track, ruleset, tree):
-    """What the tables and the page show of one folder of a tree."""
-    folder = tree.folder(path)
+def describe(folder, ruleset, tree):
+    """What the tables and the page show of one Folder of a Tree."""
     fields, main = folder.fields, folder.logs[0] if folder.logs else None
     entry = {
-        "folder": clean(path.name),
-        "track": track,
-        "name": plain(fields.get("name", path.name)),
+        "folder": clean(folder.name),
+        "track": folder.track,
+        "name": plain(fields.get("name", folder.name)),
         "author": plain(fields.get("author")),
         "github": plain(fields.get("github_id")),
         "blurb": plain(fields.get("blurb"))[:BLURB],
-        "date": plain(fields.get("date", path.name))[:10],
+        "date": plain(fields.get("date", folder.name))[:10],
         "dataset": plain(data_of(folder))[:80],
         "data": score_group(folder, folder.logs),
         "hardware": plain(main.device if main and main.device else folder.raw.get("hardware"))[:120],

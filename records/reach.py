@@ -7,18 +7,22 @@ import re
 from records.values import FolderPath, dotted
 
 _IMPORTERS = {"import_module", "__import__", "run_module", "find_spec"}
-_RUNNERS = re.compile(r"(subprocess|os|asyncio|multiprocessing)\..*|runpy\..*")  # take command lines
+_RUNNERS = re.compile(  # they take command lines
+    r"(subprocess|pexpect|pty)\..*|os\.(system|popen|exec|spawn|posix_spawn)\w*|asyncio\.create_sub.*"
+)
 _COMPUTED = ast.BinOp | ast.JoinedStr | ast.Call
 
 
-def reached_files(tree, values, names):
+def reached_files(values, names):
     """(set of those of `names` that a source reaches, list of (line, text) of imports whose name only a run tells)."""
-    roots = {""} | _import_folders(tree, values, names)
+    if not names:
+        return set(), []
+    roots = {""} | _import_folders(values, names)
     package = posixpath.dirname(values.place)
     texts, hidden = set(), []
-    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    docstrings = {id(node.value) for node in values.nodes if isinstance(node, ast.Expr)}
     found = set()
-    for node in ast.walk(tree):
+    for node in values.nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and id(node) not in docstrings:
             texts.add(node.value)
         elif isinstance(node, _COMPUTED):
@@ -52,10 +56,10 @@ def _words(node):
     return {word for text in texts for word in re.findall(r"[\w./+-]+", text)}
 
 
-def _import_folders(tree, values, names):
+def _import_folders(values, names):
     """Folders that the source puts on sys.path: all, where one is not known."""
     found = set()
-    for node in ast.walk(tree):
+    for node in values.nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
             if dotted(node.func.value, values.aliases) == "sys.path":
                 found.add(values.text(node.args[-1]))

@@ -43,14 +43,17 @@ def read_runs(paths):
 def runs_of(path):
     """list of the runs in a folder: the one of runs/<id>, each seed of a record; empty for a record without a log.
     Raises UserError."""
+    is_record = (path / "submission.json").is_file()
+    if not is_record and not (path / "train.log").is_file() and (collection := collection_of(path)):
+        raise UserError(f"{path} is a folder of {collection}")
     folder = open_folder(path)
-    is_record = "submission.json" in folder.files
     for problem, name in folder.log_errors:
         if is_record or name == "train.log":
             raise UserError(f"{path}/{name} {problem}")
     if not folder.logs and not is_record:
-        raise UserError(f"{path} {what_it_is(path)}")
-    logs = folder.seed_logs() if is_record or folder.logs[0].name != "train.log" else folder.logs[:1]
+        raise UserError(f"{path} has no log of a run: give runs/<id>, or a record's folder")
+    of_run = [log for log in folder.logs if log.file == "train.log"]
+    logs = folder.seed_logs() if is_record or not of_run else of_run
     drawn = [log for log in logs if log.train or log.val]
     if logs and not drawn:
         raise UserError(f"{path}/{logs[0].name} has no line of a training run")
@@ -64,16 +67,16 @@ def runs_of(path):
     return runs
 
 
-def what_it_is(path):
-    """What a folder without a log is, as the rest of a sentence."""
-    inside = sorted(entry for entry in path.iterdir() if entry.is_dir())
+def collection_of(path):
+    """What a folder is a collection of, and what to give instead of it; empty where it is none."""
+    inside = [entry for entry in path.iterdir() if entry.is_dir()]
     if any(entry.name in TRACKS.values() for entry in inside):
-        return f"is a folder of tracks, not a run: give {path}/*/*, or rank them with `python -m records leaderboard`"
+        return f"tracks, not a run: give {path}/*/*, or rank the records with `python -m records leaderboard`"
     if path.name in TRACKS.values() or any((entry / "submission.json").is_file() for entry in inside):
-        return f"is a folder of records, not a run: give {path}/*, or rank them with `python -m records leaderboard`"
+        return f"records, not a run: give {path}/*, or rank them with `python -m records leaderboard`"
     if any((entry / "train.log").is_file() for entry in inside):
-        return f"is a folder of runs, not a run: give {path}/*"
-    return "has no log: give runs/<id>, or a record's folder"
+        return f"runs, not a run: give {path}/*"
+    return ""
 
 
 def read_run(folder, log, label, budget):

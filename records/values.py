@@ -88,21 +88,22 @@ def _constant_key(node):
 
 
 class Values:
-    """The values in one source. read: function of a file's name that returns its bytes or raises Unknown; place: the
-    name of the file that holds the source; decoders: name -> function of one value, besides DECODERS."""
+    """The values in one source. nodes: all of its tree; read: function of a file's name that returns its bytes or
+    raises Unknown; place: the name of the file that holds the source; decoders: name -> function of one value, besides
+    DECODERS."""
 
     def __init__(self, tree, aliases, read, place, decoders=()):
         self.aliases, self.read, self.place = aliases, read, place
         self.decoders = DECODERS | dict(decoders)
         self.steps = 0
         self.forget()
-        self.assigned, self.functions = {}, {}
-        for node in ast.walk(tree):
+        self.assigned, self.functions, self.nodes = {}, {}, [*ast.walk(tree)]
+        for node in self.nodes:
             if isinstance(node, ast.FunctionDef):
                 self.functions[node.name] = node
             for name, value in _bindings(node):
                 self.assigned.setdefault(name, []).append((node.lineno, value))
-        for node in ast.walk(tree):
+        for node in self.nodes:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in self.functions:
                 names = [a.arg for a in self.functions[node.func.id].args.args]
                 for name, value in zip(names, node.args):

@@ -24,7 +24,7 @@ def known_decoders(tree):
 def runs(tree, values):
     """list of Run, one for each call of exec or eval. Raises Unreadable: a call that certainly runs cannot."""
     found = []
-    for node in ast.walk(tree):
+    for node in values.nodes:
         if isinstance(node, ast.Call) and node.args and dotted(node.func, values.aliases) in EXEC:
             found.append(_run(tree, node, values))
         elif isinstance(node, ast.Call) and dotted(node.func, values.aliases) in ("marshal.loads", "marshal.load"):

@@ -55,21 +55,21 @@ PYDOC = {"path": "data/pydoc_sp1024", "tokens": 87_737, "bytes": 216_636, "proce
 FINEWEB = {"path": "data/fineweb10B_sp1024", "tokens": VAL_TOKENS["sp1024"], "bytes": VAL_BYTES, "processes": 8}
 
 
-def log_text(seed, bpb, code, model, payload, data, cap=600.0, ms_a_step=100.0, lines=20):
-    """A whole log in the words of common/runlog.py, VOCAB_SIZE unset, as a run with these times would print it.
-    lines: of steps."""
+def log_text(seed, bpb, code, model, payload, data, cap=600.0, ms_a_step=100.0, every=None):
+    """A whole log in the words of common/runlog.py, VOCAB_SIZE unset, as a run with these times would print it. every:
+    steps between lines; by default there are twenty lines."""
     steps = int(cap * 1e3 // ms_a_step) - 2
     settings = Settings(**SIZES, data_path=data["path"], seed=seed, max_wallclock_seconds=cap, run_id=f"made{seed}",
-                        train_batch_tokens=4096, micro_batch_tokens=4096, train_log_every=max(1, steps // lines))
+                        train_batch_tokens=4096, micro_batch_tokens=4096, train_log_every=every or max(1, steps // 20))
     changed = changed_settings(settings) | {"max_wallclock_seconds": cap}
     del changed["vocab_size"]
     loss = bpb * math.log(2) * data["bytes"] / data["tokens"]
-    printed = [*header(settings, changed, data, code), *training_lines(settings, data, loss, steps, ms_a_step)]
+    lines = [*header(settings, changed, data, code), *training_lines(settings, data, loss, steps, ms_a_step)]
     model_sha256 = hashlib.sha256(model).hexdigest()
     total = len(code) + len(model)
     rate = 1e3 / ms_a_step * settings.train_batch_tokens
     flops = rate * flops_per_token(settings) / 1e9
-    printed += [
+    lines += [
         ("stop", {"ms": steps * ms_a_step, "step": steps, "iterations": settings.iterations}),
         ("memory", {"mib": 700}),
         ("throughput", {"rate": rate, "flops": flops, "share": 100 * flops / 200, "peak": 200}),
@@ -82,7 +82,7 @@ def log_text(seed, bpb, code, model, payload, data, cap=600.0, ms_a_step=100.0, 
         ("evaluation", {"seconds": 1.0, "limit": 600.0, "seq_len": 16, "stride": 16, "ttt": "off"}),
         ("status", {"status": "capped", "reason": "the wall-clock cap was reached", "hint": "none"}),
     ]
-    return "".join(log_line(kind, **values) + "\n" for kind, values in printed)
+    return "".join(log_line(kind, **values) + "\n" for kind, values in lines)
 
 
 def header(settings, changed, data, code):

@@ -117,6 +117,21 @@ def evaluate(model, plan, val_tokens):
         else:
             total += model(val_tokens[where]).sum().item()
 """
+WINDOWS = """
+def evaluate(args, model, val_tokens):
+    x = torch.zeros(rows, length)
+    for chunk in chunks(val_tokens.numel()):
+        with torch.inference_mode():
+            for i, first in enumerate(chunk):
+                part = val_tokens[first:first + length + 1].to(device)
+                {write}
+            nll = F.cross_entropy(model(x), y, reduction="none")
+            total += nll[scored].sum()
+        for _ in range(args.epochs):
+            local = val_tokens[chunk[0]:chunk[-1]].to(device)
+            loss = model(local[:-1], local[1:])
+            loss.backward()
+"""
 TRAINING = """
 def main():
     val_tokens = load(files)
@@ -152,7 +167,8 @@ def main():
 
 
 @pytest.mark.parametrize(("source", "line"), [
-    (SCORED_FIRST, None), (ONE_FORWARD, None), (OTHER_BRANCH, None), (TRAINING, None),
+    (SCORED_FIRST, None), (ONE_FORWARD, None), (WINDOWS.format(write="x[i] = part[:-1]"), None),
+    (WINDOWS.format(write="x[i].copy_(part[:-1])"), None), (OTHER_BRANCH, None), (TRAINING, None),
     (HELPER.format(data="more_tokens"), None), (TRAINED_FIRST, 6), (HELPER.format(data="val_tokens"), 8),
     ("for x in get_batch('val'):\n    loss, grads = value_and_grad(f)(params, x)", 2),
     ("for chunk in val_tokens:\n    loss(chunk).backward()", 2),

@@ -21,7 +21,7 @@ from records.show import MEANINGS, USUALLY, WIDTH, as_annotations, as_summary, a
 from records.verdict import status_of
 from records.verify import NAMES, verify_folder
 from tests.conftest import ROOT
-from tests.made_records import FINEWEB, MANIFEST, make_record
+from tests.made_records import FINEWEB, MANIFEST, SCRIPT, make_record
 from tests.spoil import edit, field, write, write_code
 from tests.test_records import FAILING
 
@@ -76,6 +76,7 @@ def scored_here(documents):
 
 
 NOT_AS_IT_SHOULD = {  # check -> (folder, what spoils it, what is asked of verify, status) beside those in FAILING
+    "compile": ("plain", write_code("def f(:"), {}, "FAIL"),
     "significance": ("record", copy_neighbour, {}, "FAIL"),
     "smoke run": ("plain", write_code("raise SystemExit(1)"), {"smoke": True}, "FAIL"),
     "re-evaluation": ("plain", lambda folder: None, {"data": True}, "FAIL"),
@@ -215,7 +216,8 @@ def test_two_logs_of_the_same_bytes_are_one_run(copy_of):
 
 @pytest.mark.parametrize(("change", "status", "words"), [
     ({}, "PASS", "{total:,} bytes in all = {model:,} model + {code:,} code"),
-    ({"bytes_total": 9999}, "note", "9,999 bytes in all, 311 more than {model:,} model + {code:,} code"),
+    ({"bytes_total": 99_999}, "note", "99,999 bytes in all, {more:,} more than {model:,} model + {code:,} code"),
+    ({"bytes_total": 99}, "note", "99 bytes in all, {less:,} less than {model:,} model + {code:,} code"),
     ({"bytes_code": None, "bytes_model_int8_zlib": None}, "PASS", "in all = {model:,} model + {code:,} code"),
 ])
 def test_the_bytes_are_a_sum(copy_of, change, status, words):
@@ -223,6 +225,7 @@ def test_the_bytes_are_a_sum(copy_of, change, status, words):
     fields = json.loads((folder / "submission.json").read_text())
     sizes = {name: fields[f"bytes_{claim}"] for name, claim in (("total", "total"), ("model", "model_int8_zlib"),
                                                                ("code", "code"))}
+    sizes |= {"more": 99_999 - sizes["total"], "less": sizes["total"] - 99}
     field(**change)(folder)
     [finding] = size_row(open_folder(folder))
     assert finding.status == status and words.format(**sizes) in finding.observed, finding
@@ -248,7 +251,7 @@ def test_a_part_of_the_bytes_that_is_not_known_is_named(copy_of):
 
 def test_the_verdict_comes_first_then_what_is_not_a_plain_pass(copy_of, capsys):
     folder = copy_of("record")
-    write_code("import socket")(folder)
+    write("train_gpt.py", SCRIPT + b"\nimport socket\n")(folder)
     (folder / "README.md").unlink()
     code, text = printed(capsys, folder)
     lines = text.splitlines()
@@ -258,7 +261,8 @@ def test_the_verdict_comes_first_then_what_is_not_a_plain_pass(copy_of, capsys):
     assert lines[5:10] == ["FAIL  layout  README.md", "    is missing", "    expected: present",
                            "    > Programs and people find a record by its name and files: add or mend what",
                            "      is named."]
-    assert "WARN  hazards  train_gpt.py:1" in lines and "PASS" not in text and "schema" not in text
+    line = SCRIPT.count(b"\n") + 2
+    assert f"WARN  hazards  train_gpt.py:{line}" in lines and "PASS" not in text and "schema" not in text
     assert "PASS  schema" in printed(capsys, "-v", folder)[1].splitlines()
 
 

@@ -86,11 +86,11 @@ def test_a_record_without_a_log_is_left_out_of_several(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("path", "said"), [
-    ("records", "is a folder of tracks, not a run: give records/*/*, or rank them"),
+    ("records", "is a folder of tracks, not a run: give records/*/*, or rank the records"),
     ("records/track_non_record_16mb", "is a folder of records, not a run: give records/track_non_record_16mb/*, or"),
     ("records/track_10min_16mb", "is a folder of records, not a run"),
     ("runs", "is a folder of runs, not a run: give runs/*"),
-    ("empty", "has no log: give runs/<id>"),
+    ("empty", "has no log of a run: give runs/<id>"),
     ("no", "is not a folder: give runs/<id>"),
     ("runs/silent", "silent/train.log has no line of a training run"),
     ("runs/large", "large/train.log has 4,194,305 bytes, more than the limit"),
