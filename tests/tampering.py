@@ -174,7 +174,7 @@ OF_SEEDS = [
     Kind("a seed that is declared, without a log", "run", "logs", "has no log", field(seeds=[1, 2, 3, 4])),
     Kind("a seed twice", "run", "logs", "has no log", other_log((r'(?<="seed": )\d+', "2"))),
     Kind("code that was changed after the run", "capped", "logs", "of train_gpt.py",
-         edit("train_gpt.py", ("logits -= 0.1", "logits -= 0.2"))),
+         edit("train_gpt.py", (r"0\.1 \* gradient", "0.2 * gradient"))),
     Kind("a comment after a wrapper", "run", "code bytes", "bytes shipped", append("train_gpt.py", "# other\n")),
     Kind("a run again under another seed", "challenge", "logs", "of the losses of", as_seed(9, "train_seed9.log")),
     Kind("two thirds of another seed's losses", "challenge", "logs", "of the losses of", transplant("loss", 0.75)),
