@@ -7,7 +7,9 @@ import re
 from records.values import FolderPath, dotted
 
 _IMPORTERS = {"import_module", "__import__", "run_module", "find_spec"}
-_RUNNERS = re.compile(r"(subprocess|pexpect|pty)\..*|os\.(system|popen|exec|spawn|posix_spawn)\w*|asyncio\.create_sub.*")
+_RUNNERS = re.compile(  # they take command lines
+    r"(subprocess|pexpect|pty)\..*|os\.(system|popen|exec|spawn|posix_spawn)\w*|asyncio\.create_sub.*"
+)
 _COMPUTED = ast.BinOp | ast.JoinedStr | ast.Call
 
 
@@ -27,7 +29,7 @@ def reached_files(values, names):
             text = values.text(node)
             texts |= {text} - {None}
         if isinstance(node, ast.Call) and _RUNNERS.fullmatch(dotted(node.func, values.aliases)):
-            texts |= _words(node)  # of a command line
+            texts |= _words(node)
         modules, unknown = _imported_modules(node, package, values)
         if unknown:
             hidden.append((node.lineno, "imports a module whose name only a run would show"))
