@@ -260,7 +260,7 @@ OF_OTHER_LOGS = [
          log((r"(?<=^  iterations: )20000", "30000")), "WARN"),
     Kind("a better val_bpb on the way", "challenge", "logs", "a ratio of",
          log((rf"^(step:4000/20000 val_loss:\S+ val_bpb:){NUMBER}", r"\g<1>1.1000"))),
-    Kind("a better final val_bpb alone", "challenge", "score", "loss and score imply",
+    Kind("a better final val_bpb alone", "challenge", "score", "validation bytes implied",
          both(logs((r"(?<=^final_int8_zlib_roundtrip).*val_bpb:\S+", lambda found: re.sub(r"(?<=bpb:)\S+", times(0.98),
                                                                                          found[0]))),
               field(val_bpb=1.185898, seed_scores=[1.185898, 1.185212, 1.185604]))),
