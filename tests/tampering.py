@@ -260,7 +260,7 @@ OF_OTHER_LOGS = [
          log((r"(?<=^  iterations: )20000", "30000")), "WARN"),
     Kind("a better val_bpb on the way", "challenge", "logs", "a ratio of",
          log((rf"^(step:4000/20000 val_loss:\S+ val_bpb:){NUMBER}", r"\g<1>1.1000"))),
-    Kind("a better final val_bpb alone", "challenge", "score", "validation bytes implied",
+    Kind("a better final val_bpb alone", "challenge", "score", "151,080,891",
          both(logs((r"(?<=^final_int8_zlib_roundtrip).*val_bpb:\S+", lambda found: re.sub(r"(?<=bpb:)\S+", times(0.98),
                                                                                          found[0]))),
               field(val_bpb=1.185898, seed_scores=[1.185898, 1.185212, 1.185604]))),
@@ -300,7 +300,7 @@ OF_OTHER_LOGS = [
          logs((r"(?<=Hessians in )\S+", "47.3s")), "WARN"),
     Kind("an evaluation of more than ten minutes", "late", "clock", "evaluation took",
          log((r"(?<= eval_time:)82837ms", "612837ms"))),
-    Kind("a part of the validation tokens", "challenge", "score", "another split",
+    Kind("a part of the validation tokens", "challenge", "score", "151,080,891",
          logs((r"(?<=tokens:)62021632", "6201344"))),
     Kind("no line of the final score", "challenge", "score", "no final score", logs((r"^final_.*\n", ""))),
 ]
