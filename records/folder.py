@@ -167,8 +167,10 @@ class Folder:
 
     def seed_logs(self):
         """One log per run: of logs with equal bytes only the first."""
-        by_digest = {log.sha256: log for log in reversed(self.logs)}
-        return list(reversed(by_digest.values()))
+        first = {}
+        for log in self.logs:
+            first.setdefault(log.sha256, log)
+        return list(first.values())
 
     def seed_scores(self):
         """list of (val_loss, val_bpb), one per run."""
