@@ -20,6 +20,7 @@ from records.significance import copied_logs, missing_seeds
 
 PLACEHOLDER = "TO BE WRITTEN"  # in a README draft, where the author's own words are missing
 SCRIPT = "train_gpt.py"
+UNDERSTOOD = "It is understood all the same; the expected spelling is safer."
 PAYLOAD_LIMIT = 1 << 27  # bytes of an inflated model file: a bit for each of 16,000,000 bytes would be this much
 
 
@@ -58,7 +59,8 @@ def check_layout(folder, rules):
     yield from _readme(folder)
     for name, kind in sorted(folder.kinds.items()):
         if kind == "archive":
-            yield Finding(WARN, "an archive, which is not opened", "the files themselves", name)
+            meaning = "Nothing in it is checked: ship the files themselves."
+            yield Finding(WARN, "an archive, which is not opened", "the files themselves", name, meaning)
 
 
 def _required_file(folder, rules, name):
@@ -99,7 +101,7 @@ def check_schema(folder, rules):
     for what, expected in folder.invalid:
         yield Finding(FAIL, what, expected, "submission.json")
     for theirs, ours in folder.spelled:
-        yield Finding(WARN, f"spelled {theirs}", ours, "submission.json")
+        yield Finding(WARN, f"spelled {theirs}", ours, "submission.json", UNDERSTOOD)
     invalid = " ".join(what for what, _ in folder.invalid)
     missing = [n for n in [*TEXT_FIELDS, *NUMBER_FIELDS] if n not in folder.fields and n not in invalid]
     if missing:
@@ -129,7 +131,8 @@ def _date_and_track(folder):
     if date and not _is_date(date[:10]):
         yield Finding(FAIL, f"date {date!r}", "YYYY-MM-DD, with or without a time", "submission.json")
     elif date and date[:10] != folder.name[:10]:
-        yield Finding(WARN, f"date {date[:10]}", f"{folder.name[:10]} of the folder's name", "submission.json")
+        expected = f"{folder.name[:10]} of the folder's name"
+        yield Finding(WARN, f"date {date[:10]}", expected, "submission.json", UNDERSTOOD)
     track = folder.fields.get("track", "")
     if track and ("non" in track.lower()) != ("non" in folder.track):
         yield Finding(FAIL, f"track {track!r}", folder.track, "submission.json")

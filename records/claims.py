@@ -159,10 +159,12 @@ def _fineweb_bytes(folder, rules, where, per_token, log):
         observed = f"scored on another split: {tokens:,} tokens, {implied:,.0f} validation bytes implied"
     if not tokens and vocabulary is None and abs(per_token - 1) <= VAL_BYTES_TOLERANCE:
         status, observed = UNVERIFIED, "one byte per token, and no vocabulary that says whether tokens are bytes"
+    meaning = ""
     if any(tokens == count and abs(implied / size - 1) <= VAL_BYTES_TOLERANCE for count, size in rules.other_splits):
         status = WARN
         observed += ", the challenge's first export"
-    yield Finding(status, observed, f"{VAL_BYTES:,} of FineWeb's 50,000 documents", where)
+        meaning = "The challenge's own first runs were scored on it: it is not comparable with the scores on the other."
+    yield Finding(status, observed, f"{VAL_BYTES:,} of FineWeb's 50,000 documents", where, meaning)
 
 
 def _vocabulary(folder, log):

@@ -43,7 +43,7 @@ def _training_time(folder, log):
     over = log.train_ms - min(limits) * SECOND
     steps = over / (log.train_ms / log.last_step)
     observed = f"{log.train_ms / SECOND:,.3f} s, {over:,.0f} ms over, {steps:.1f} steps"
-    status, meaning = WARN, ""
+    status, meaning = WARN, "Accepted: a step that has begun cannot be interrupted."
     if steps > LATE_STEPS:
         status, meaning = FAIL, "A step that has begun ends late, but not by so much: the run kept on training."
     yield Finding(status, observed, f"at most {min(limits):,.0f} s", _line_at(log, log.train_ms), meaning)

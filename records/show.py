@@ -22,18 +22,16 @@ USUALLY = {  # what a status means where MEANINGS says nothing
     WARN: "An honest record may look so: a person should look.",
     UNVERIFIED: "This machine and the given files cannot show it.",
 }
-MEANINGS = {  # check -> status -> what it means, or how to mend it
+MEANINGS = {  # check -> status -> what it means, or how to mend it; FAIL's serves for WARN where that is missing
     "pull request": {
         FAIL: "A submission adds one record folder and changes nothing else: take out the rest.",
     },
     "layout": {
         FAIL: "Programs and people find a record by its name and files: add or mend what is named.",
-        WARN: "Nothing in it is checked: ship the files themselves.",
         UNVERIFIED: "The challenge published figures of this run, without log or code.",
     },
     "schema": {
         FAIL: "Programs read submission.json: write the field as expected.",
-        WARN: "It is understood all the same; the expected spelling is safer.",
     },
     "compile": {
         FAIL: "Code that does not compile did not run: ship the file that ran.",
@@ -53,12 +51,11 @@ MEANINGS = {  # check -> status -> what it means, or how to mend it
     },
     "score": {
         FAIL: "A score stands in a log, on the validation text in full: claim what the log prints.",
-        WARN: "Look which score of which run is claimed.",
+        WARN: "Check which score of which run is claimed.",
         UNVERIFIED: "Nothing in the folder shows this score.",
     },
     "clock": {
         FAIL: "The time and steps that are claimed stand in a log, and keep the limit.",
-        WARN: "Accepted: a step that has begun cannot be interrupted.",
     },
     "significance": {
         UNVERIFIED: "The test needs independent runs on both sides; --baseline names other runs to beat.",
@@ -129,7 +126,9 @@ def _block(name, findings, verbose):
 
 def meaning_of(name, finding):
     """The sentence on a finding of a check; empty where none is needed."""
-    return finding.meaning or MEANINGS.get(name, {}).get(finding.status) or USUALLY.get(finding.status, "")
+    meanings = MEANINGS.get(name, {})
+    usual = meanings.get(finding.status) or (meanings.get(FAIL) if finding.status == WARN else "")
+    return finding.meaning or usual or USUALLY.get(finding.status, "")
 
 
 def _wrapped(text, start=""):
