@@ -26,7 +26,7 @@ EXPECTED = f"one new folder {RECORDS}/<track>/<date>_<name>, and nothing else"
 @contextlib.contextmanager
 def pull_request(commits, path="."):
     """Gives (name of the folder that the range BASE..HEAD adds, else of the range; list of Findings on the change; a
-    copy of the folder among the records of BASE, or None where it is not one folder of bearable size).
+    copy of the folder among the records of BASE, or None where it is not one folder or too large to read).
     UserError: a range, a commit or a repository that does not exist here."""
     base, head = _ends(commits)
     repository = Repository(path)
