@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import posixpath
 import shutil
 import subprocess
 import sys
@@ -143,11 +144,17 @@ def _examine_layer(source, layer, name, names, read, python, found):
     if tree is None:
         return []
     prefix = "(unwrapped) " if layer else ""
-    values = Values(tree, imported_aliases(tree), read, name, known_decoders(tree))
+    executed = set()
+
+    def read_and_note(other):
+        executed.add(posixpath.normpath(other))
+        return read(other)
+    values = Values(tree, imported_aliases(tree), read_and_note, name, known_decoders(tree))
     calls = []
     try:
         calls = runs(tree, values)
     finally:
+        found["reaches"] = sorted({*found["reaches"], *executed})  # a README that is executed is code
         exact = [run.call for run in calls if run.exact]
         texts = set(hazards(tree, values, exact))
         found["hazards"] += [[line, prefix + text] for line, text in sorted(texts)]
