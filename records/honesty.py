@@ -38,7 +38,11 @@ def _of_check(name, folder, rules, tree):
             *copies.check_copied_runs(folder),
             *copies.check_runs_of_others(folder, tree.others(folder)),
         ],
-        "score": lambda: [*statements.check_seed_figures(folder, rules), *statements.check_readme_score(folder)],
+        "score": lambda: [
+            *statements.check_data_set(folder),
+            *statements.check_seed_figures(folder, rules),
+            *statements.check_readme_score(folder),
+        ],
         "clock": lambda: [*plausible.check_after_the_clock(folder), *statements.check_hardware(folder, rules)],
     }
     return by_name[name]() if name in by_name else []

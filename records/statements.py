@@ -8,8 +8,10 @@ import statistics
 from common.settings import settings_of
 from records.copies import models_of
 from records.digits import SCORE_UNIT, Decimal, agrees
+from records.folder import claims_per_seed
 from records.rules import FAIL, SPELLINGS, TRAIN_LIMITS, WARN, Finding
 
+SCORES = ("val_loss", "val_bpb")  # as in Folder.seed_scores
 GPUS = 8  # of the record track
 SECOND = 1e3  # in milliseconds
 DAY = datetime.timedelta(days=1)
@@ -48,39 +50,28 @@ def logged(log, name):
 
 
 def check_seed_figures(folder, rules):
-    """Every figure that submission.json gives for one seed, against the log of that seed."""
+    """Every figure that submission.json gives for one seed, against the logs of that seed."""
     logs = {}
     for log in folder.logs:
-        logs.setdefault(str(log.seed), []).append(log)
-    for seed, spelling, claim in seed_figures(folder.raw):
-        if seed not in logs:
-            continue  # a declared seed without a log is reported as such
-        values = [value for log in logs[seed] for value in logged(log, NAMES[spelling])]
-        most = SHORT.get(NAMES[spelling], SCORE_UNIT)
-        if values and not any(agrees(claim, value, most) for value in values):
-            expected = f"{' or '.join(f'{v:,.10g}' for v in sorted(set(values)))} of its log"
-            where = "submission.json"
-            yield Finding(rules.lenient, f"{spelling} {claim:g} of seed {seed}", expected, where)
+        logs.setdefault(log.seed, []).append(log)
+    for seed, claims in claims_per_seed(folder).items():
+        for spelling, claim in claims.items():
+            name = NAMES.get(spelling)
+            if name is None or not _is_number(claim):
+                continue
+            # a declared seed without a log is reported as such
+            values = [value for log in logs.get(seed, ()) for value in _of_claimed_score(folder, log, name)]
+            if values and not any(agrees(claim, value, SHORT.get(name, SCORE_UNIT)) for value in values):
+                expected = f"{' or '.join(f'{v:,.10g}' for v in sorted(set(values)))} of its log"
+                yield Finding(rules.lenient, f"{spelling} {claim:g} of seed {seed}", expected, "submission.json")
     yield from _means(folder, rules)
 
 
-def seed_figures(raw):
-    """(seed, name of the field, number) of a submission.json, in each of the forms in use: seed_results by seed or as a
-    list, and lists in the order of `seeds`."""
-    results = raw.get("seed_results")
-    rows = results.items() if isinstance(results, dict) else []
-    if isinstance(results, list):
-        rows = [(row.get("seed"), row) for row in results if isinstance(row, dict)]
-    for seed, row in rows:
-        for name, value in row.items() if isinstance(row, dict) else [("val_bpb", row)]:
-            if name in NAMES and _is_number(value):
-                yield str(seed), name, value
-    seeds = raw.get("seeds")
-    for name, values in raw.items() if isinstance(seeds, list) else []:
-        if name in NAMES and isinstance(values, list) and len(values) == len(seeds):
-            for seed, value in zip(seeds, values):
-                if _is_number(value):
-                    yield str(seed), name, value
+def _of_claimed_score(folder, log, name):
+    """list of the numbers of a log that a figure of its seed may state: of several scores the one that is claimed."""
+    if name in SCORES and folder.score_label:
+        return [log.score(folder.score_label)[SCORES.index(name)]]
+    return logged(log, name)
 
 
 def _is_number(value):
@@ -90,7 +81,7 @@ def _is_number(value):
 def _means(folder, rules):
     """Means and deviations that stand beside the score."""
     runs = folder.seed_logs()
-    for number, name in enumerate(("val_loss", "val_bpb")):
+    for number, name in enumerate(SCORES):
         values = [score[number] for score in folder.seed_scores()]
         if len(values) < 2:
             continue
@@ -99,6 +90,7 @@ def _means(folder, rules):
             (f"{name}_mean", [statistics.mean(values)]),
             (f"mean_{name}", [statistics.mean(values)]),
             (f"std_{name}", deviations),
+            (f"{name}_std", deviations),
             (f"{name}_stdev", deviations),
         ):
             claim = folder.raw.get(spelling)
@@ -193,6 +185,19 @@ def _hardware_of_readme(folder):
     if stated and sizes and not any(count in sizes for count, _ in stated):
         observed = " and ".join(sorted({f"{count} x {name}" for count, name in stated}))
         yield Finding(WARN, f"{observed} stated", f"{max(sizes)} processes in the logs", "README.md")
+
+
+def check_data_set(folder):
+    """The data set that submission.json names is that of the logs, which may write it otherwise. Whether a text is
+    FineWeb its bytes show (records/claims.py)."""
+    claim = folder.raw.get("dataset")
+    named = next((log for log in folder.logs if log.dataset), None)
+    if not isinstance(claim, str) or not named or "fineweb" in claim.lower():
+        return
+    family = re.match("[a-z]*", named.dataset.lower())[0]
+    sizes = [re.findall(r"sp(\d{3,6})", text.lower()) for text in (claim, named.dataset)]
+    if family not in claim.lower() or (all(sizes) and sizes[0] != sizes[1]):
+        yield Finding(WARN, f"dataset {claim[:80]} claimed", f"{named.dataset} of {named.name}", "submission.json")
 
 
 def check_dates(folder, today=None):
