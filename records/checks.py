@@ -13,7 +13,7 @@ from common.artifact import decode_model
 from common.challenge import BUDGET_BYTES
 from common.settings import UserError, model_settings, settings_of
 from records.digits import Decimal, agrees
-from records.folder import Refused, declared_seeds
+from records.folder import CODE_LIMIT, Refused, declared_seeds
 from records.rules import FAIL, FOUNDING, NUMBER_FIELDS, PASS, TEXT_FIELDS, TRACKS, UNVERIFIED, WARN, Finding
 from records.runs import seed_in_name
 from records.significance import copied_logs, missing_seeds
@@ -152,9 +152,10 @@ def check_code_bytes(folder, rules, code):
     yield from _other_files(folder, rules, counted)
     reported = {"bytes_code": folder.fields.get("bytes_code")}
     reported |= {log.where("code"): log.code_bytes for log in folder.logs}
-    for source, size in reported.items():
+    for size in dict.fromkeys(reported.values()):
         if size not in (None, total):
-            yield Finding(rules.lenient, f"{total:,} bytes shipped", f"{size:,} as {source} says", SCRIPT)
+            sources = " and ".join(source for source, said in reported.items() if said == size)
+            yield Finding(rules.lenient, f"{total:,} bytes shipped", f"{size:,}, by {sources}", SCRIPT)
 
 
 def _other_files(folder, rules, counted):
@@ -228,9 +229,10 @@ def _model_as_logged(folder, name, data, settings):
     """The SHA-256, the settings and the size of a model file, against its log and submission.json."""
     main = folder.logs[0] if folder.logs else None
     log = folder.log_of_model(data)
-    if any(log.model_sha256 for log in folder.logs) and not log:
+    named = next((log for log in folder.logs if log.model_sha256), None)
+    if named and not log:
         digest = hashlib.sha256(data).hexdigest()
-        yield Finding(FAIL, f"SHA-256 {digest[:12]}", f"{main.model_sha256[:12]} of {main.name}", name)
+        yield Finding(FAIL, f"SHA-256 {digest[:12]}", f"{named.model_sha256[:12]} of {named.name}", name)
     if log and not _same_model(settings, log):
         yield Finding(FAIL, "holds a model of another size", f"the settings in {log.name}", name)
     size = folder.fields.get("bytes_model_int8_zlib")
@@ -348,8 +350,16 @@ def _seeds(folder, rules):
         yield Finding(rules.lenient, f"seed {min(undeclared)} has a log", "declared in submission.json", "logs")
 
 
+def _digest_of_script(folder):
+    """SHA-256 of the bytes of train_gpt.py; empty where they cannot be read."""
+    try:
+        return hashlib.sha256(folder.read(SCRIPT, CODE_LIMIT)).hexdigest()
+    except Refused:
+        return ""
+
+
 def _code_that_ran(folder, code):
-    """The logs name the SHA-256 of the source in train_gpt.py; inside a wrapper it is that of the innermost source."""
+    """The logs name the SHA-256 of train_gpt.py, or of the innermost source where it is a wrapper."""
     logged = {log.code_sha256 for log in folder.logs if log.code_sha256}
     if SCRIPT not in folder.files or not logged:
         return
@@ -360,6 +370,6 @@ def _code_that_ran(folder, code):
     else:
         yield Finding(UNVERIFIED, "its source could not be read", "the code that ran", SCRIPT)
         return
-    if logged != {shipped}:
+    if logged not in ({shipped}, {_digest_of_script(folder)}):
         observed = f"code {', '.join(sorted(digest[:12] for digest in logged))}"
         yield Finding(FAIL, observed, f"{shipped[:12]} of {SCRIPT}", "logs")

@@ -111,7 +111,10 @@ def failed_checks(folder, ruleset, tree, first_only=False):
 def _findings(check):
     """What a check yields, the worst first and at most MOST_FINDINGS; that it passes, where it yields nothing."""
     try:
-        found = sorted(check(), key=lambda f: -ORDER.index(f.status))
+        found = []
+        for finding in sorted(check(), key=lambda f: -ORDER.index(f.status)):
+            if finding not in found:  # three logs may show the same
+                found.append(finding)
     except UserError:
         raise
     except (Exception, MemoryError) as error:  # a folder that no check foresaw is a failed check, not a crash
