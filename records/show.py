@@ -9,6 +9,7 @@ from records.verdict import checks_with, status_of, verdict
 
 WIDTH = 80  # columns
 INDENT = "    "
+NO_FILE = ("", ".", "..", "logs")  # places of findings that no one file shows
 PLAIN = "as required"  # observed by a check that passes and has nothing to say
 HOW_TO_ASK = {"smoke run": "--smoke", "re-evaluation": "--data DIR"}
 NEXT = {
@@ -107,13 +108,16 @@ def heading(path, result, ruleset):
 
 
 def _block(name, findings, verbose):
-    """Lines of one check: its findings, and after those of one meaning the sentence that says it."""
+    """Lines of one check: its findings, and after those of one meaning the sentence that says it. What passes beside
+    something worse is for verbose."""
     lines = []
+    if not verbose and status_of(findings) != PASS:
+        findings = [f for f in findings if f.status not in (PASS, NOT_RUN)]
     for finding, following in zip(findings, [*findings[1:], None]):
         if finding.status == PASS and finding.observed == PLAIN:
             lines += [f"{PASS}  {name}"] if verbose else []
             continue
-        where = "" if finding.where == "." else clean(finding.where)
+        where = "" if finding.where in NO_FILE else clean(finding.where)
         lines += _wrapped("  ".join(filter(None, (finding.status, name, where))))
         lines += _wrapped(clean(finding.observed, 400), INDENT)
         if finding.expected:
@@ -176,7 +180,7 @@ def as_annotations(path, result):
 def _annotation(path, name, finding):
     file, line = re.fullmatch(r"(.*?)(?::(\d+))?", finding.where, re.DOTALL).groups()
     properties = {"title": f"{finding.status}: {name}"}
-    if file not in ("", ".", "..", "logs"):
+    if file not in NO_FILE:
         place = file[1:] if file.startswith("/") else f"{path}/{file}"  # / is the root of the repository
         properties = {"file": place} | ({"line": line} if line else {}) | properties
     message = f"{path}: {clean(finding.observed, 400)}"
