@@ -19,6 +19,7 @@ from records.runs import common_label, runs_of
 ENTRIES_LIMIT, DEPTH_LIMIT, FOLDER_LIMIT = 1000, 6, 256 << 20
 JSON_LIMIT, TEXT_LIMIT, CODE_LIMIT = 1 << 20, 1 << 20, 2 << 20
 LOGS_LIMIT = 32
+DIGITS_LIMIT = 100  # of a whole number
 PER_SEED = ("seed_results", "seeds", "per_seed", "per_seed_results")  # what submission.json calls them
 # what a run prints; a file that may be a log is one where this is in it
 _LOG_WORDS = re.compile(rb"(train_loss|val_loss|val_bpb)[:=]")
@@ -55,7 +56,8 @@ def load_json(data):
     surrogate in a string. Numbers with a fraction become Decimal. Raises ValueError."""
     try:
         value = json.loads(
-            data.decode(), object_pairs_hook=_unique_keys, parse_float=_finite_number, parse_constant=_no_constant
+            data.decode(), object_pairs_hook=_unique_keys, parse_float=_finite_number,
+            parse_int=_whole_number, parse_constant=_no_constant
         )
         _check_text(value)
     except UnicodeDecodeError as error:
@@ -84,6 +86,12 @@ def _finite_number(text):
     if not math.isfinite(value):
         raise ValueError(f"holds {text[:40]}, which is not a finite number")
     return value
+
+
+def _whole_number(text):
+    if len(text) > DIGITS_LIMIT:
+        raise ValueError(f"holds {text[:20]}..., a number of {len(text):,} digits")
+    return int(text)
 
 
 def _no_constant(text):

@@ -268,10 +268,10 @@ def _ratio(part):
     ratio = scored["tokens"] / scored["bytes"] / math.log(2)
     for line in part.of("val", "final", "final_exact"):
         loss, bpb = line.values["val_loss"], line.values["val_bpb"]
-        unit = 5.1e-9 if line.kind == "final_exact" else 5.1e-5
-        if math.isfinite(loss) and abs(bpb - loss * ratio) > unit * (1 + ratio):
-            expected = f"{loss * ratio:.4f} of val_loss {loss:.4f}, tokens and bytes"
-            yield Finding(FAIL, f"val_bpb {bpb:.4f}", expected, f"{part.name}:{line.number}")
+        digits = 8 if line.kind == "final_exact" else 4
+        if math.isfinite(loss) and abs(bpb - loss * ratio) > 0.51 * 10**-digits * (1 + ratio):
+            expected = f"{loss * ratio:.{digits}f} of val_loss {loss:.{digits}f}, tokens and bytes"
+            yield Finding(FAIL, f"val_bpb {bpb:.{digits}f}", expected, f"{part.name}:{line.number}")
             return
 
 
