@@ -22,7 +22,7 @@ from typing import NamedTuple
 from common.artifact import decode_model, encode_model
 from common.params import initial_weights
 from records.folder import open_folder
-from tests.spoiling import (
+from tests.spoil import (
     append,
     as_seed,
     both,
@@ -42,13 +42,21 @@ from tests.spoiling import (
 NOISE = random.Random(9).randbytes(9000)
 BASE64 = base64.b64encode(NOISE).decode()
 LINES = "\n".join(re.findall(".{76}", BASE64))
-PNG = b"\x89PNG\r\n\x1a\n" + b"".join(
-    struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    for kind, data in ((b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0\0")),
-                       (b"IEND", b""))
-)
+SVG = '<svg xmlns="http://www.w3.org/2000/svg">%s</svg>\n'
 NUMBER = r"\d+(?:\.\d+)?"
 FALLING = iter(range(10**6))  # so that each loss is below the one before
+
+
+def png(pixels):
+    """A PNG file of one grey pixel, whatever is in its data."""
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(pixels)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
 
 
 class Kind(NamedTuple):
@@ -207,8 +215,15 @@ OF_MODELS = [
     Kind("invisible characters in the README", "run", "code bytes", "invisible",
          append("README.md", "".join("\u200b\u200c"[byte & 1] for byte in NOISE[:500]))),
     Kind("data after the end of a picture", "run", "code bytes", "after the end",
-         write("curve.png", PNG + NOISE)),
+         write("curve.png", png(b"\0\0") + NOISE)),
+    Kind("encoded data in a drawing", "run", "code bytes", "like encoded data",
+         write("curve.svg", SVG % f"<!--{BASE64}-->")),
+    Kind("encoded data behind a picture in a drawing", "run", "code bytes", "like encoded data",
+         write("curve.svg", SVG % base64.b64encode(png(b"\0\0") + NOISE).decode())),
     Kind("data that is called a picture", "run", "code bytes", "PNG", write("curve.png", NOISE)),
+    Kind("code in the README that the script executes", "challenge", "code bytes", "reaches README.md",
+         both(append("README.md", "~~~\nx = 1\n~~~\n"),
+              edit("train_gpt.py", (r"\A", "exec(open('README.md').read().split('~~~')[1])\n")))),
     Kind("code that is installed from elsewhere", "run", "code bytes", "git+https",
          append("requirements.txt", "fast @ git+https://example.org/fast\n"), "WARN"),
     Kind("a helper module that the script imports", "challenge", "code bytes", "reaches helper.py",
@@ -238,7 +253,7 @@ OF_STATEMENTS = [
     Kind("a better val_bpb of one seed", "run", "score", "of seed", seed_field("val_bpb", 1.23456789)),
     Kind("other steps of one seed", "run", "score", "step_stop", seed_field("step_stop", 59)),
     Kind("fewer bytes of one seed", "run", "score", "bytes_total", seed_field("bytes_total", 1234)),
-    Kind("a better score of one seed, in a list", "challenge", "score", "seed_scores",
+    Kind("a better score of one seed, in a list", "challenge", "score", "of seed 3",
          field(seed_scores=[1.2101, 1.2094, 1.1098])),
     Kind("a shorter evaluation of one seed", "challenge", "score", "eval_time_seconds",
          field(eval_time_seconds=[1, 1, 99])),
@@ -246,6 +261,9 @@ OF_STATEMENTS = [
     Kind("a smaller standard deviation", "challenge", "score", "val_bpb_std", field(val_bpb_std=0.00000123)),
     Kind("a better score in the README", "run", "score", "in the README",
          edit("README.md", (r"(?<=val_bpb \*\*)\d\.\d{4}", "1.0123")), "WARN"),
+    Kind("a score on other data as one on FineWeb", "run", "score", "another split",
+         field(dataset="fineweb10B_sp1024")),
+    Kind("other data than in the logs", "run", "score", "wikitext claimed", field(dataset="wikitext"), "WARN"),
     Kind("other hardware than in the log", "run", "clock", "H100", field(hardware="8xH100 SXM")),
     Kind("other GPUs than in the log", "challenge", "clock", "A100", field(hardware="8xA100 40GB")),
     Kind("fewer GPUs than in the log", "late", "clock", "1 x H100", field(hardware="1xH100")),

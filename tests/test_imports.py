@@ -14,10 +14,10 @@ DATA_LIBRARIES = {"sentencepiece", "huggingface_hub", "tqdm", "pyarrow", "matplo
 RECORDS_TESTS = {
     "made_records.py",
     "made_challenge.py",
-    "spoiling.py",
     "tampering.py",
     "test_tampering.py",
     "hostile.py",
+    "spoil.py",
     "bench_verify.py",
     "test_records.py",
     "test_records_baseline.py",

@@ -28,13 +28,14 @@ from tests.made_records import FINEWEB, SCRIPT, make_record, make_run
 from tests.spoil import (
     append_to_model,
     bpb,
-    copy_log,
+    copy,
     edit,
     field,
     files,
     link_out,
     remove,
     rename_folder,
+    replace_first,
     write,
     write_code,
     write_json,
@@ -70,7 +71,7 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
         ("plain", rename_folder, "may_1_made"),
         ("plain", link_out, "symbolic link"),
         ("plain", write("README.md", b"\xff"), "UTF-8"),
-        ("plain", edit("README.md", "Written", PLACEHOLDER), PLACEHOLDER),
+        ("plain", replace_first("README.md", "Written", PLACEHOLDER), PLACEHOLDER),
     ],
     "schema": [
         ("plain", remove("submission.json"), "is missing"),
@@ -107,23 +108,23 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
         ("plain", field(bytes_total=16_000_000), "bytes_total"),
         ("plain", write("model.int8.zlib", b"\0" * BUDGET_BYTES + b"\0"), "more than"),
         ("plain", write("model.int8.zlib", b"zip"), "zlib stream"),
-        ("plain", edit("train.log", r"(?<=submission size int8\+zlib: )\d+", "16000000"), "16,000,000"),
+        ("plain", replace_first("train.log", r"(?<=submission size int8\+zlib: )\d+", "16000000"), "16,000,000"),
         ("plain", field(bytes_model_int8_zlib=1), "model"),
         ("plain", append_to_model, "after its end"),
     ],
     "logs": [
-        ("plain", copy_log, "is a copy of"),
-        ("plain", edit("train_seed1.log", '"seed": 1', '"seed": 4'), "seed 4"),
+        ("plain", copy("train_seed1.log", "train_seed9.log"), "is a copy of"),
+        ("plain", replace_first("train_seed1.log", '"seed": 1', '"seed": 4'), "seed 4"),
         ("plain", write("train.log", b"nothing\n"), "no line of a training run"),
         ("plain", write("train.log", b"\xff\xfe"), "UTF-8"),
-        ("plain", edit("train.log", "step_avg", "step_avg\0"), "NUL"),
+        ("plain", replace_first("train.log", "step_avg", "step_avg\0"), "NUL"),
         ("plain", remove("train_seed1.log"), "declared and has no log"),
-        ("plain", edit("train.log", r"step:598/", "step:5/"), "out of order"),
-        ("plain", edit("train.log", r"train_loss:\S+", "train_loss:nan"), "finite"),
-        ("plain", edit("train.log", r"(?<=code: bytes:)(\d+) sha256:\w+", "99 sha256:00"), "of train_gpt.py"),
-        ("plain", edit("train.log", r"(?m)^(final_\S+_exact .*)$", PARTIAL), "partial"),
+        ("plain", replace_first("train.log", r"step:598/", "step:5/"), "out of order"),
+        ("plain", replace_first("train.log", r"train_loss:\S+", "train_loss:nan"), "finite"),
+        ("plain", replace_first("train.log", r"(?<=code: bytes:)(\d+) sha256:\w+", "99 sha256:00"), "of train_gpt.py"),
+        ("plain", replace_first("train.log", r"(?m)^(final_\S+_exact .*)$", PARTIAL), "partial"),
         ("plain", write("train_seed7.log", b"x" * (5 << 20)), "more than"),
-        ("plain", edit("train.log", "status=capped", "status=nonfinite"), "nonfinite"),
+        ("plain", replace_first("train.log", "status=capped", "status=nonfinite"), "nonfinite"),
     ],
     "score": [
         ("plain", field(val_bpb=1.8299), "1.8299 claimed"),
@@ -132,22 +133,22 @@ FAILING = {  # check -> list of (folder, what spoils it, words of the finding)
         ("plain", bpb("0e1"), "0 claimed"),
         ("plain", bpb("0e99999999"), "0 claimed"),
         ("plain", field(val_bpb=2), "2 claimed"),
-        ("plain", edit("train.log", "data/pydoc_sp1024", "data/FineWeb10B_sp1024", 9), "of FineWeb"),
-        ("plain", edit("train.log", r"scored: tokens:\d+", "scored: tokens:99999"), "imply"),
-        ("plain", edit("train.log", "final_", "last_", 9), "no final"),
-        ("record", edit("train.log", r"scored: tokens:\d+ bytes:\d+\n", "val_tokens: 45508608\n"), "FineWeb"),
+        ("plain", edit("train.log", ("data/pydoc_sp1024", "data/FineWeb10B_sp1024")), "of FineWeb"),
+        ("plain", replace_first("train.log", r"scored: tokens:\d+", "scored: tokens:99999"), "imply"),
+        ("plain", edit("train.log", ("final_", "last_")), "no final"),
+        ("record", replace_first("train.log", r"scored: tokens:\d+ bytes:\d+\n", "val_tokens: 45508608\n"), "FineWeb"),
         ("plain", field(val_bpb_std=0.5), "val_bpb_std"),
         ("plain", field(seed_results={"1": {"val_bpb": 1.25}}), "of seed 1"),
         ("plain", write("README.md", "Some other data, MAX_WALLCLOCK_SECONDS=600"), "does not say"),
     ],
     "clock": [
-        ("record", edit("train.log", r"train_time:\d+ms step:5998", "train_time:700000ms step:5998"), "over"),
-        ("plain", edit("train.log", r"train_time:\d+ms", "train_time:nanms", 99), "no training time"),
-        ("plain", edit("train.log", r"step_avg:100.00ms", "step_avg:90.00ms"), "90.0 ms per step"),
+        ("record", replace_first("train.log", r"train_time:\d+ms step:5998", "train_time:700000ms step:5998"), "over"),
+        ("plain", edit("train.log", (r"train_time:\d+ms", "train_time:nanms")), "no training time"),
+        ("plain", replace_first("train.log", r"step_avg:100.00ms", "step_avg:90.00ms"), "90.0 ms per step"),
         ("plain", field(wallclock_seconds=5.0), "wallclock"),
         ("plain", field(step_stop=5), "step_stop"),
-        ("record", edit("train.log", r"eval_time:\d+", "eval_time:600001"), "evaluation took"),
-        ("record", edit("train.log", r"evaluation: time:1.0s", "evaluation: time:600.1s"), "evaluation took 600.1 s"),
+        ("record", replace_first("train.log", r"eval_time:\d+", "eval_time:600001"), "evaluation took"),
+        ("record", replace_first("train.log", "evaluation: time:1.0s", "evaluation: time:600.1s"), "took 600.1 s"),
         ("plain", write("README.md", "Trained on pydoc_sp1024 for a while"), "the compute is not stated"),
     ],
 }
@@ -272,9 +273,10 @@ def test_logs_of_odd_numbers_end_in_findings(copy_of, capsys, tmp_path):
     (write("status.json", '{"status": "over_budget"}'), "over_budget"), (remove("model.int8.zlib"), "model.int8.zlib"),
     (remove("status.json"), "missing"),
     (write("train.log", "cut"), "not the whole log"),
-    (edit("train.log", '"train_seq_len": 16', '"train_seq_len": 32'), "differ in train_seq_len"),
-    (write("train_gpt.py", "other"), "other code"), (edit("train.log", '"seed": 2', '"seed": 1'), "one run per seed"),
-    (edit("train.log", r"(?m)^(scored: .*)$", "scored: tokens:9 bytes:20 partial:9/99"), "part of validation"),
+    (replace_first("train.log", '"train_seq_len": 16', '"train_seq_len": 32'), "differ in train_seq_len"),
+    (write("train_gpt.py", "other"), "other code"),
+    (replace_first("train.log", '"seed": 2', '"seed": 1'), "one run per seed"),
+    (replace_first("train.log", r"(?m)^(scored: .*)$", "scored: tokens:9 bytes:20 partial:9/99"), "part of validation"),
 ])
 def test_pack_says_what_is_wrong(tmp_path, capsys, spoil, words):
     runs = [make_run(tmp_path / "runs", seed, 1.8 + seed / 100) for seed in (1, 2)]
@@ -343,7 +345,8 @@ def test_a_real_run_is_packed_smoked_and_scored_again_on_both_backends(tmp_path,
     assert result["re-evaluation"][0].status == result["smoke run"][0].status == "PASS", as_text(folder, result)
     other = {"torch": "mlx", "mlx": "torch"}[backend]
     assert main(["verify", str(folder), "--data", str(data_path), "--backend", other]) == 0, capsys.readouterr()
-    edit("train.log", r"(?<=roundtrip_exact val_loss:)(\S+) val_bpb:\S+", "2.00000000 val_bpb:1.00000000")(folder)
+    score = r"(?<=roundtrip_exact val_loss:)(\S+) val_bpb:\S+"
+    replace_first("train.log", score, "2.00000000 val_bpb:1.00000000")(folder)
     assert status_of(verify_folder(folder, data=data_path)["re-evaluation"]) == "FAIL"
     other_data = tmp_path / "other"
     shutil.copytree(data_path, other_data)

@@ -15,7 +15,7 @@ from records.tree import Tree
 from records.verdict import status_of
 from records.verify import verify_folder
 from tests.made_records import FINEWEB, make_record
-from tests.spoil import edit, field, remove
+from tests.spoil import field, remove, replace_first
 
 MOST_READS = 5  # of one log: by its reader, and by checks that look for bytes in any file
 CANDIDATE = "2026-05-09_candidate"
@@ -54,7 +54,7 @@ def scores_of(name, *scores):
         for seed, score in enumerate(scores, 1):
             for log in (track / name).glob("*.log"):
                 if f'"seed": {seed},' in log.read_text():
-                    edit(log.name, r"(?<=roundtrip_exact val_loss:)\S+ val_bpb:\S+",
+                    replace_first(log.name, r"(?<=roundtrip_exact val_loss:)\S+ val_bpb:\S+",
                          f"{score * 1.688:.8f} val_bpb:{score:.8f}")(track / name)
     return spoil
 

@@ -15,7 +15,7 @@ from records.__main__ import main
 from records.git import Entry
 from records.pull import GENERATED, LARGE, judge_date, judge_size
 from tests.made_records import FINEWEB, make_record
-from tests.spoil import edit, field, write
+from tests.spoil import field, replace_first, write
 
 TODAY = datetime.datetime.now(datetime.UTC).date()
 BEFORE = f"{TODAY - datetime.timedelta(days=9)}_before"
@@ -258,7 +258,7 @@ def test_the_repository_is_the_one_around_the_folder_and_head_is_the_default(mad
 def test_annotations_count_from_the_root_of_the_repository(made, repository, capsys):
     folder = add(made, repository)
     field(val_bpb=1.3001)(folder)
-    edit("train.log", r"train_time:\d+ms step:5998", "train_time:600050ms step:5998")(folder)
+    replace_first("train.log", r"train_time:\d+ms step:5998", "train_time:600050ms step:5998")(folder)
     write("train_gpt.py", "y")(repository)
     commit(repository)
     assert main(["verify", "--pr", "main..pr", "--repo", str(repository), "--format", "github"]) == 1

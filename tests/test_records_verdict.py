@@ -22,7 +22,7 @@ from records.verdict import status_of
 from records.verify import NAMES, verify_folder
 from tests.conftest import ROOT
 from tests.made_records import FINEWEB, MANIFEST, SCRIPT, make_record
-from tests.spoil import edit, field, write, write_code
+from tests.spoil import edit, field, replace_first, wrapped, write, write_code
 from tests.test_records import FAILING
 
 HOSTILE = "\x1b[2J\r\n::error::gotcha ##[group]\u202e, a:b % <script>"
@@ -68,10 +68,10 @@ def scored_here(documents):
     """A model that was scored on this data by this repository, but for the score in its log."""
     def spoil(folder):
         digest = hashlib.sha256((documents / "manifest.json").read_bytes()).hexdigest()
-        edit("train.log", MANIFEST, digest)(folder)
+        replace_first("train.log", MANIFEST, digest)(folder)
         how = '"compile": false, "compute_dtype": "float32", "train_seq_len"'
-        edit("train.log", '"train_seq_len"', how)(folder)
-        edit("train.log", "cd" * 32, hashlib.sha256(b"bytes").hexdigest())(folder)
+        replace_first("train.log", '"train_seq_len"', how)(folder)
+        replace_first("train.log", "cd" * 32, hashlib.sha256(b"bytes").hexdigest())(folder)
     return spoil
 
 
@@ -113,7 +113,7 @@ def test_a_question_is_answered_with_yes(copy_of, documents, check):
     found = judged(folder, check, asked, documents)
     if check == "re-evaluation":  # the score that it has here becomes that of its log
         bpb = found[0].observed.split()[0]
-        edit("train.log", r"(?<=roundtrip_exact val_loss:)(\S+) val_bpb:\S+", f"5.0 val_bpb:{bpb}")(folder)
+        replace_first("train.log", r"(?<=roundtrip_exact val_loss:)(\S+) val_bpb:\S+", f"5.0 val_bpb:{bpb}")(folder)
         found = verify_folder(folder, data=documents)[check]
     assert status_of(found) == "PASS", found
 
@@ -142,9 +142,9 @@ def test_the_sample_in_the_guide_is_what_verify_prints(copy_of, capsys, monkeypa
 def end_at(ms):
     """The run of a log ends at this time."""
     def spoil(folder):
-        edit("train.log", "train_time:599800ms step_avg:100.00ms",
+        replace_first("train.log", "train_time:599800ms step_avg:100.00ms",
              f"train_time:{ms}ms step_avg:{ms / 5998:.2f}ms")(folder)
-        edit("train.log", "train_time:599800ms step:5998", f"train_time:{ms}ms step:5998")(folder)
+        replace_first("train.log", "train_time:599800ms step:5998", f"train_time:{ms}ms step:5998")(folder)
     return spoil
 
 
@@ -152,10 +152,10 @@ def evaluations(*seconds):
     """The time of the final evaluation, and of others before it."""
     def spoil(folder):
         *others, final = [f"{1e3 * s:.0f}" for s in seconds]
-        edit("train.log", r"eval_time:\d+", f"eval_time:{final}")(folder)
+        replace_first("train.log", r"eval_time:\d+", f"eval_time:{final}")(folder)
         for number, ms in enumerate(others):
             line = f"final_other{number} val_loss:2.0000 val_bpb:1.3000 eval_time:{ms}ms\nfinal_int8"
-            edit("train.log", "final_int8", line)(folder)
+            replace_first("train.log", "final_int8", line)(folder)
     return spoil
 
 
@@ -163,7 +163,7 @@ def limit(seconds, readme):
     """The limit of the runs, and what the README says of it."""
     def spoil(folder):
         for log in folder.glob("*.log"):
-            edit(log.name, '"max_wallclock_seconds": 600.0', f'"max_wallclock_seconds": {seconds:.1f}')(folder)
+            replace_first(log.name, '"max_wallclock_seconds": 600.0', f'"max_wallclock_seconds": {seconds:.1f}')(folder)
         write("README.md", readme)(folder)
     return spoil
 
@@ -178,7 +178,7 @@ def limit(seconds, readme):
     ("record", field(wallclock_seconds=599.7), "FAIL", "submission.json"),
     ("record", field(wallclock_seconds=601), "FAIL", "submission.json"),
     ("record", field(step_stop=5997), "FAIL", "submission.json"),
-    ("record", edit("train.log", "step_avg:100.00ms", "step_avg:90.00ms", 2), "FAIL", r"train.log:\d+"),
+    ("record", edit("train.log", ("step_avg:100.00ms", "step_avg:90.00ms")), "FAIL", r"train.log:\d+"),
     ("record", evaluations(600), "PASS", ""),
     ("record", evaluations(601), "FAIL", r"train.log:\d+"),
     ("record", evaluations(599, 2), "WARN", r"train.log:\d+"),
@@ -205,6 +205,33 @@ def test_a_line_of_the_log_is_named(copy_of):
     [finding] = check_clock(open_folder(folder), RULESETS["strict"])
     number = int(finding.where.removeprefix("train.log:"))
     assert "stopping_early" in (folder / "train.log").read_text().splitlines()[number - 1]
+
+
+def test_logs_may_name_the_digest_of_a_wrapper_itself(copy_of):
+    folder, code = copy_of("plain"), wrapped(SCRIPT).encode()
+    write("train_gpt.py", code)(folder)
+    digest = hashlib.sha256(code).hexdigest()
+    edit("train*.log", (r"(?<=^code: bytes:)\d+ sha256:\w+", f"{len(code)} sha256:{digest}"))(folder)
+    assert not [f for f in verify_folder(folder)["logs"] if "of train_gpt.py" in f.expected]
+    edit("train*.log", (digest, "ab" * 32))(folder)
+    assert [f for f in verify_folder(folder)["logs"] if "of train_gpt.py" in f.expected]
+
+
+def test_without_a_main_log_the_score_of_any_middle_run_may_be_claimed(copy_of):
+    folder = copy_of("plain")
+    (folder / "train.log").rename(folder / "run_of_the_middle.log")
+    result = verify_folder(folder)
+    assert status_of(result["layout"]) == "FAIL" and status_of(result["score"]) == "PASS"
+
+
+def test_the_same_of_three_logs_is_one_row(copy_of):
+    folder = copy_of("plain")
+    write("README.md", "Some other data, MAX_WALLCLOCK_SECONDS=600")(folder)
+    write_code(SCRIPT + b"\n")(folder)
+    result = verify_folder(folder)
+    assert [f.observed for f in result["score"]] == ["scored on pydoc_sp1024, which the README does not say"]
+    [row] = [f for f in result["code bytes"] if "shipped" in f.observed]
+    assert all(name in row.expected for name in ("bytes_code", "train.log:", "train_seed1.log:"))
 
 
 def test_two_logs_of_the_same_bytes_are_one_run(copy_of):
@@ -235,8 +262,8 @@ def test_a_part_of_the_bytes_that_is_not_known_is_named(copy_of):
     folder = copy_of("plain")
     field(bytes_code=None)(folder)
     for log in folder.glob("*.log"):
-        edit(log.name, r"(?m)^Code size.*\n", "")(folder)
-        edit(log.name, r"(?m)^code: bytes.*\n", "")(folder)
+        replace_first(log.name, r"(?m)^Code size.*\n", "")(folder)
+        replace_first(log.name, r"(?m)^code: bytes.*\n", "")(folder)
     [finding] = size_row(open_folder(folder))
     assert (finding.status, finding.expected) == ("note", "the bytes of code, stated")
     assert finding.observed.endswith(" model + unknown code")
@@ -264,6 +291,15 @@ def test_the_verdict_comes_first_then_what_is_not_a_plain_pass(copy_of, capsys):
     line = SCRIPT.count(b"\n") + 2
     assert f"WARN  hazards  train_gpt.py:{line}" in lines and "PASS" not in text and "schema" not in text
     assert "PASS  schema" in printed(capsys, "-v", folder)[1].splitlines()
+
+
+def test_what_passes_beside_a_failure_is_for_verbose(copy_of, capsys):
+    folder = copy_of("plain")
+    write("NOTES.md", "words")(folder)
+    write("table.bin", b"12345")(folder)
+    text = printed(capsys, folder)[1]
+    assert "FAIL  code bytes  table.bin" in text and "NOTES.md" not in text
+    assert "PASS  code bytes  NOTES.md" in printed(capsys, "-v", folder)[1].splitlines()
 
 
 def test_a_record_that_passes_has_no_rows(made, capsys):

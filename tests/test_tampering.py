@@ -2,7 +2,9 @@
 
 Run: `python -m pytest tests/test_tampering.py`.
 """
+import base64
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -22,7 +24,7 @@ from records.verify import verify_folder
 from tests import faults, tampering
 from tests.made_challenge import early_log, late_log, make_challenge_record
 from tests.made_records import FINEWEB, make_record
-from tests.spoiling import append, edit, field, write
+from tests.spoil import append, edit, field, write
 from tests.tampering import KINDS
 
 BEFORE, SCORES = (1.2246, 1.2250, 1.2243), (1.2101, 1.2094, 1.2098)
@@ -143,12 +145,17 @@ def test_the_table_is_long_and_few_kinds_are_not_caught():
 
 DIGESTS = "".join(f"{hashlib.sha256(bytes([i])).hexdigest()}  shard_{i:06d}.bin\n" for i in range(100))
 PROSE = " ".join(f"Trial {i} moved the score by {i % 7 / 1000:.4f} at a rate of {i}e-4." for i in range(2000))
+PICTURE = base64.encodebytes(tampering.png(tampering.NOISE)).decode()
+CURVE = " ".join(f"{x},{7 - x / 80:.4f}" for x in range(400))
 INNOCENT = {  # what people add to an honest folder
     "digests of shards": append("README.md", DIGESTS),
     "a long README": append("README.md", PROSE),
     "text in another script": append("README.md", "Обучение малой модели языка, 小さな言語モデルの学習。" * 200),
     "links and a table": append("README.md", "| [run](https://example.org/a/b/c?d=e) | 1.2101 | 1.2094 |\n" * 200),
-    "a picture": write("curve.png", tampering.PNG),
+    "a picture": write("curve.png", tampering.png(b"\0\0")),
+    "a picture in a drawing": write("curve.svg", tampering.SVG % f'<image href="data:image/png;base64,{PICTURE}"/>'),
+    "a picture in a notebook": write("curve.ipynb", json.dumps({"outputs": [{"data": {"image/png": PICTURE}}]})),
+    "a drawing of a curve": write("curve.svg", tampering.SVG % f'<polyline points="{CURVE}"/>'),
     "the score of the record before": edit("README.md", (r"\Z", "\nBefore: val_bpb 1.0500 with 8xH100.\n")),
     "hashes of packages": append("requirements.txt", f"numpy==2.4.6 --hash=sha256:{'ab' * 32}\n# see https://pypi.org\n"),
     "a score with few digits": field(seed_scores=[1.21, 1.2094, 1.21]),
