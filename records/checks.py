@@ -159,7 +159,7 @@ def check_code_bytes(folder, rules, code):
 
 
 def _other_files(folder, rules, counted):
-    """Each file that is no part of the record is named with its bytes. Texts, pictures and tokenizers are no code."""
+    """Each file that is not part of the record is named with its bytes. Texts, pictures and tokenizers are not code."""
     for name, kind in sorted(folder.kinds.items()):
         if name in counted or kind in ("log", "model") or name in ("README.md", "submission.json", "requirements.txt"):
             continue

@@ -1,8 +1,8 @@
 """Runs, models and code that stand twice: within a record folder, and in the other folders of a tree of records.
 
 Two runs are independent, so their losses differ in most lines; the first steps and a few others may agree by chance.
-The same run may be told twice: train.log is often a copy of the log of one seed, and a run on the CPU repeats to the
-last digit. Its times never repeat.
+The same run may be reported twice: train.log is often a copy of the log of one seed, and a run on the CPU repeats to
+the last digit. Its times never repeat.
 """
 import hashlib
 

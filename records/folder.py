@@ -120,7 +120,7 @@ class Folder:
     raw: submission.json; fields: its valid fields under our names; spelled: (their name, ours) where those differ;
     invalid: (what, expected) of the other fields.
     logs: list of RunLog, those of the record's runs, the main log first; other_logs: (RunLog, status, what it is) of
-    the others, as runs.py tells them; log_errors: (what, log name) of those that are not read."""
+    the others, as runs.py sorts them; log_errors: (what, log name) of those that are not read."""
     path: Path
     track: str
     files: dict = dataclasses.field(default_factory=dict)

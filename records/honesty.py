@@ -15,7 +15,8 @@ def further(name, folder, rules, tree):
     """list of Findings for one check of a Folder. rules: Rules; tree: the Tree of the folder."""
     found = list(_of_check(name, folder, rules, tree))
     for finding in found:
-        finding.meaning = LOOK if finding.status == WARN else MEANINGS.get((finding.status, name), "")
+        usual = LOOK if finding.status == WARN else MEANINGS.get((finding.status, name), "")
+        finding.meaning = finding.meaning or usual
     return found
 
 

@@ -114,7 +114,7 @@ def read_logs(name, data):
     logs = []
     for number, lines in enumerate(runs, 1):
         log = RunLog(f"{name}#{number}" if len(runs) > 1 else name, digest, problems=problems.copy(), file=name)
-        if len(runs) > 1:  # runs of one file are no copies of each other
+        if len(runs) > 1:  # runs of one file are not copies of each other
             log.sha256 = hashlib.sha256("\n".join(line.text for line in lines).encode()).hexdigest()
         _take_lines(log, name, lines)
         logs.append(log)

@@ -32,7 +32,7 @@ ELSEWHERE = re.compile(r"git\+|https?://|file:|^-[erfi]\b|^--(?:index|extra-inde
 
 
 def check_payloads(folder):
-    """Yields a Finding for each text with encoded data, and each picture that is none or goes on after its end."""
+    """A Finding for each text with encoded data, and each picture of another format or with more after its end."""
     source = {line for name in folder.files if name.endswith(".py") for line in folder.text(name).splitlines()}
     left = TEXTS_MOST
     for name in sorted(folder.files):
@@ -75,7 +75,7 @@ def _without_pictures(text):
 
 
 def _payloads_of(text, drawing=False):
-    """(place, size, status, words) of each kind of payload in a text. drawing: rows of numbers are none."""
+    """(place, size, status, words) of each kind of payload in a text. drawing: its rows of numbers are curves."""
     data = text.encode(errors="replace")
     dense = [start for start in range(0, len(data), PIECE) if is_dense(data[start:start + PIECE])]
     if dense:

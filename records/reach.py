@@ -14,7 +14,7 @@ _COMPUTED = ast.BinOp | ast.JoinedStr | ast.Call
 
 
 def reached_files(values, names):
-    """(set of those of `names` that a source reaches, list of (line, text) of imports whose name only a run tells)."""
+    """(set of those of `names` that a source reaches, list of (line, text) of imports whose name is not known)."""
     if not names:
         return set(), []
     roots = {""} | _import_folders(values, names)

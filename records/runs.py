@@ -14,7 +14,7 @@ FREE = re.compile(r"seed|.*_(path|dir|files|every|id|time)|logfile|(local_)?rank
 
 
 def seed_in_name(name):
-    """The seed that a log's name tells, or None."""
+    """The seed in a log's name, or None."""
     found = re.search(r"seed[_-]?(\d{1,18})", name)
     return int(found[1]) if found else None
 
@@ -124,7 +124,7 @@ def _add_evaluation(run, log):
 
 
 def _without_unfinished(logs, others, declared):
-    """A run without a score, where others have one: it was stopped, and is no seed of the record, unless its seed is
+    """A run without a score, where others have one: it was stopped, and is not a seed of the record, unless its seed is
     declared and no other log has that."""
     scored = {seed_of(log) for log in logs if log.scores}
     kept = []

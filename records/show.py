@@ -198,7 +198,7 @@ def escaped(text, in_property=False):
 
 
 def as_summary(results, ruleset):
-    """Markdown for the file that GITHUB_STEP_SUMMARY names; strangers' words are no markup."""
+    """Markdown for the file that GITHUB_STEP_SUMMARY names; strangers' words are not markup."""
     parts = []
     for path, result in results.items():
         text = html.escape(as_text(path, result, ruleset))

@@ -31,7 +31,7 @@ OUTPUT_LIMIT = 1 << 20  # bytes of its output that are read, the last ones
 COPY_LIMIT = 64 << 20  # bytes of the folder
 VOCAB_SIZE = 320
 TRAIN_TOKENS, VAL_TOKENS = 65_536, 8192
-SAME_DIGITS = 6  # decimals of a printed loss, from which on two equal losses are no accident
+SAME_DIGITS = 6  # decimals of a printed loss, from which on two equal losses are not an accident
 MODEL = {"NUM_LAYERS": 2, "MODEL_DIM": 64, "NUM_HEADS": 4, "NUM_KV_HEADS": 2, "TRAIN_SEQ_LEN": 64,
          "TRAIN_BATCH_TOKENS": 1024, "MICRO_BATCH_TOKENS": 1024, "VAL_BATCH_SIZE": 8192}
 OWN_MODEL = {"TRAIN_BATCH_TOKENS": 16_384, "MICRO_BATCH_TOKENS": 16_384, "VAL_BATCH_SIZE": 32_768}
