@@ -37,7 +37,8 @@ def _beside(folder, rules, earlier, failed_checks, failed):
     """Notes on other earlier records, where the record of the day is open to doubt."""
     shown = []
     if failed:
-        shown.append(("that fails no check", next((f for f in earlier if not failed_checks(f, first_only=True)), None)))
+        passing = (other for other in earlier if not failed_checks(other, first_only=True))
+        shown.append(("without a failed check", next(passing, None)))
     if not _enough_runs(earlier[0]):
         shown.append((f"with {MIN_RUNS} runs", next((f for f in earlier if _enough_runs(f)), None)))
     for what, other in shown:

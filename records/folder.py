@@ -1,5 +1,6 @@
 """A record folder as evidence from a stranger: its files, read with bounds, and its submission.json under our names.
 Nothing is run."""
+import codecs
 import dataclasses
 import functools
 import hashlib
@@ -56,7 +57,7 @@ def load_json(data):
     surrogate in a string. Numbers with a fraction become Decimal. Raises ValueError."""
     try:
         value = json.loads(
-            data.decode(), object_pairs_hook=_unique_keys, parse_float=_finite_number,
+            data.removeprefix(codecs.BOM_UTF8).decode(), object_pairs_hook=_unique_keys, parse_float=_finite_number,
             parse_int=_whole_number, parse_constant=_no_constant
         )
         _check_text(value)
@@ -293,6 +294,8 @@ def take_fields(folder):
         wrong = _wrong_text(name, found, value) if name in TEXT_FIELDS else _wrong_number(name, found, value)
         if wrong:
             folder.invalid.append(wrong)
+        elif isinstance(NUMBER_FIELDS.get(name, ("",))[0], int):
+            folder.fields[name] = int(value)  # 200.0 steps are 200
         else:
             folder.fields[name] = value
 
@@ -311,7 +314,8 @@ def _wrong_number(name, found, value):
     """(what, expected), or None where the value is as it must be."""
     low, high = NUMBER_FIELDS[name]
     whole = isinstance(low, int)
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+    fraction = isinstance(value, float) and not value.is_integer()
+    if isinstance(value, bool) or not isinstance(value, int | float) or (whole and fraction):
         return f"{found} = {_short(value)}", "a whole number" if whole else "a number"
     if not low <= value <= high:
         return f"{found} = {_short(value)}", f"{low:,} to {high:,}"

@@ -335,7 +335,7 @@ _OWN_LINES = {
     "scored": _take_scored,
 }
 
-_PATTERNS = [(kind, re.compile(start + rest), take) for kind, start, rest, take in _COMMON_LINES]
+_PATTERNS = [(kind, re.compile(start + rest, re.ASCII), take) for kind, start, rest, take in _COMMON_LINES]
 _OPTIONS = re.compile(r"[a-z]\w{0,60}:\S+(?: [a-z]\w{0,60}:\S+)+")
 _STARTS = re.compile("|".join([r"[a-z]\w{0,60}:\S+ [a-z]\w{0,60}:"] +
                               [re.sub(r"\(\?P<\w+>", "(?:", start) for _, start, _, _ in _COMMON_LINES] +

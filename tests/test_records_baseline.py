@@ -81,10 +81,10 @@ CASES = {  # what is done to the tree -> (what does it, status, words of the fin
     "nothing": (lambda track: None, "PASS", rf"better than the record of the day \({DAY}\); p = ", []),
     "the record of the day fails a check": (
         of(DAY, remove("README.md")), "PASS", rf"the record of the day \({DAY}\); p = .*; {DAY} fails layout$",
-        [r"^significant: .* better than the best that fails no check \(2026-05-03_worse\); p = "]),
+        [r"^significant: .* better than the best without a failed check \(2026-05-03_worse\); p = "]),
     "every earlier record fails a check": (
         lambda track: [remove("README.md")(track / name) for name in list(SCORES)[:3]], "PASS", "_day fails layout$",
-        ["^there is no earlier record that fails no check$"]),
+        ["^there is no earlier record without a failed check$"]),
     "a record that fails a check is better": (
         scores_of(DAY, 1.2080, 1.2084, 1.2077), "FAIL", rf"worse than .*{DAY}.*; {DAY} fails .*score",
         ["^significant: .*2026-05-03_worse"]),
@@ -190,5 +190,5 @@ def test_the_search_for_a_record_that_passes_stops_at_the_first_failed_check(tra
         inspected.append(path)
         return inspect_code(path, *given, **options)
     monkeypatch.setattr(records.code, "inspect_code", note_inspection)
-    assert significance(track)[1].observed == "there is no earlier record that fails no check"
+    assert significance(track)[1].observed == "there is no earlier record without a failed check"
     assert [path.name for path in inspected] == [CANDIDATE, DAY]

@@ -3,6 +3,7 @@
 Run: `python -m pytest tests/test_tampering.py`.
 """
 import base64
+import codecs
 import hashlib
 import json
 import os
@@ -68,7 +69,6 @@ def honest(tmp_path_factory, data_path):
 def test_an_honest_folder_passes(honest, name, data_path):
     result = verify_folder(honest[name], smoke=name != "late", data=data_path if name == "run" else None)
     found = {check: findings for check, findings in result.items() if status_of(findings) in ("WARN", "FAIL")}
-    found.pop("hazards", None)  # of the trainer, which tests/test_records.py looks at
     assert not found, as_text(honest[name], result)
 
 
@@ -143,6 +143,11 @@ def test_the_table_is_long_and_few_kinds_are_not_caught():
     assert len(re.findall("\n", tampering.table())) == len(KINDS)
 
 
+def rewritten(change):
+    """Changes the bytes of submission.json."""
+    return lambda folder: write("submission.json", change((folder / "submission.json").read_bytes()))(folder)
+
+
 DIGESTS = "".join(f"{hashlib.sha256(bytes([i])).hexdigest()}  shard_{i:06d}.bin\n" for i in range(100))
 PROSE = " ".join(f"Trial {i} moved the score by {i % 7 / 1000:.4f} at a rate of {i}e-4." for i in range(2000))
 PICTURE = base64.encodebytes(tampering.png(tampering.NOISE)).decode()
@@ -159,6 +164,8 @@ INNOCENT = {  # what people add to an honest folder
     "the score of the record before": edit("README.md", (r"\Z", "\nBefore: val_bpb 1.0500 with 8xH100.\n")),
     "hashes of packages": append("requirements.txt", f"numpy==2.4.6 --hash=sha256:{'ab' * 32}\n# see https://pypi.org\n"),
     "a score with few digits": field(seed_scores=[1.21, 1.2094, 1.21]),
+    "a whole number with a point": rewritten(lambda data: re.sub(rb'("bytes_total": \d+)', rb"\1.0", data)),
+    "a byte-order mark": rewritten(lambda data: codecs.BOM_UTF8 + data),
     "another name of the hardware": field(hardware="8 x NVIDIA H100"),
 }
 
