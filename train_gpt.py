@@ -29,6 +29,7 @@ from common.batches import micro_batch_rows, rank_rows
 from common.machine import host_memory, host_peak_memory
 from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
+from common.ranks import launched_rank, meeting
 from common.run import main
 from common.schedule import adam_lrs
 from common.settings import Settings, UserError
@@ -235,10 +236,11 @@ class TorchTrainer:
         self.device = pick_device(s)
         if self.device.type == "cpu" or s.deterministic:
             make_repeatable(self.device)
-        self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.world_size, ranks = launched_rank(self.backend)
         if self.world_size > 1 and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
+            with meeting(ranks):
+                dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
         rank_rows(s, self.rank, self.world_size)  # raises where the ranks cannot share the rows
         self.dtype = pick_dtype(s, self.device)
         master = torch.float64 if self.dtype == torch.float64 else torch.float32

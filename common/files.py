@@ -3,6 +3,18 @@ import contextlib
 import fcntl
 import json
 import os
+import sys
+
+
+def open_streams():
+    """Let closed standard streams, as a daemon has them, lead to nowhere. Else a file of the run would get the number 1
+    or 2, and in it what libraries print."""
+    while (file := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(file, True)
+    os.close(file)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def write_file(path, *parts):

@@ -2,6 +2,7 @@
 checkpoints until the run has ended, and then model.int8.zlib."""
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 import sys
@@ -98,14 +99,24 @@ def check_lock(path, log, how):
         raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
 
 
+def make_folder(path, settings):
+    """The folder, made; without RUN_ID another name where a run of the same second has this one."""
+    given, first = bool(settings.run_id or settings.resume), path
+    for number in itertools.count(2):
+        if given or not path.exists():
+            check_free(path, settings)
+            with contextlib.nullcontext() if given else contextlib.suppress(FileExistsError):
+                path.mkdir(parents=True, exist_ok=given)
+                return path
+        path = first.with_name(f"{first.name}-{number}")
+
+
 class RunFolder:
     """Rank 0's hold on the folder. Raises UserError as check_free does."""
 
     def __init__(self, path, settings):
-        check_free(path, settings)
-        self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self.path = path = make_folder(path, settings)
             self.file = open(path / "train.log", "a+b", buffering=0)  # noqa: SIM115
             check_lock(path, self.file, fcntl.LOCK_EX)
             for left in path.glob(".*.tmp"):  # of a process that was killed while it wrote

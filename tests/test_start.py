@@ -1,0 +1,135 @@
+"""How a run starts: launchers, names, closed streams, compilers: `python -m pytest tests/test_start.py`."""
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from common.folder import make_folder
+from common.ranks import LAUNCHED, launched_rank
+from common.settings import UserError
+from tests.conftest import BACKENDS, ROOT, tiny_settings, trainer_class
+from tests.faults import Run
+
+TORCH = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Calls launched_rank with the variables of a launcher, and no others."""
+    def call(backend, **variables):
+        for name in LAUNCHED["torch"] + LAUNCHED["mlx"]:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return launched_rank(backend)
+    return call
+
+
+# launchers
+
+
+@pytest.mark.parametrize("backend, variables", [
+    ("torch", {"RANK": "3"}), ("torch", {"RANK": "x"}), ("torch", {"RANK": "-1"}), ("torch", {"WORLD_SIZE": "2"}),
+    ("torch", {"RANK": "0", "WORLD_SIZE": "2"}), ("torch", TORCH | {"RANK": "2"}), ("torch", TORCH | {"RANK": ""}),
+    ("torch", TORCH | {"MASTER_ADDR": " "}), ("torch", TORCH | {"WORLD_SIZE": "0"}), ("mlx", {"MLX_RANK": "3"}),
+    ("mlx", {"MLX_RANK": "1.5", "MLX_HOSTFILE": "f"}), ("mlx", {"MLX_RANK": "1", "MLX_HOSTFILE": ""})])
+def test_ranks_that_no_launcher_sets_are_bad_settings(backend, variables, launched):
+    with pytest.raises(UserError, match="is not a rank of a run: .* unset these variables") as raised:
+        launched(backend, **variables)
+    assert raised.value.status == "bad_settings"
+
+
+@pytest.mark.parametrize("backend, variables, found", [
+    ("torch", {}, (0, 1)), ("torch", {"RANK": "0"}, (0, 1)), ("torch", {"RANK": "", "WORLD_SIZE": ""}, (0, 1)),
+    ("torch", TORCH, (1, 2)), ("torch", {"MLX_RANK": "3"}, (0, 1)), ("torch", {"WORLD_SIZE": "1"}, (0, 1)),
+    ("mlx", {"RANK": "3"}, (0, 1)), ("mlx", {"MLX_RANK": "0"}, (0, 1)), ("mlx", {"MLX_RANK": " "}, (0, 1)),
+    ("mlx", {"MLX_RANK": "3", "MLX_HOSTFILE": "f"}, (3, 1)), ("mlx", {"MLX_RANK": "1", "MLX_WORLD_SIZE": "2"}, (1, 2))])
+def test_ranks_of_launchers_and_of_none(backend, variables, found, launched):
+    assert launched(backend, **variables)[:2] == found
+    assert not [name for name in LAUNCHED[backend] if os.environ.get(name) == ""]  # frameworks read them too
+
+
+def test_a_rank_without_a_rank_0_says_so(backend, launched, monkeypatch, tmp_path, data_path, capsys):
+    """It trained to the end in silence: whoever is not rank 0 leaves speaking to it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [BACKENDS[backend], "--data-path", str(data_path)])
+    rank = LAUNCHED[backend][0]
+    with pytest.raises(UserError):
+        launched(backend, **{rank: "3"})
+    assert sys.modules["common.run"].main(trainer_class(backend), BACKENDS[backend]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: '{rank}=3' is not a rank") and "status=bad_settings" in said.out
+
+
+DEAF = """
+import ctypes
+import common.ranks
+common.ranks.MEETING = 0.1
+with common.ranks.Interrupt(), common.ranks.meeting("MASTER_ADDR=there"):
+    ctypes.PyDLL(None).sleep(60)  # keeps other threads and Python's handlers of signals waiting
+"""
+
+
+def test_a_rank_that_waits_for_others_says_so_and_hears_a_signal():
+    """An old job left RANK=0 WORLD_SIZE=2 ..."""
+    waiting = subprocess.Popen([sys.executable, "-c", DEAF], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert waiting.stderr.readline().startswith("waiting for the other ranks: MASTER_ADDR=there: start all ranks")
+    waiting.send_signal(signal.SIGTERM)
+    assert waiting.wait(10) == -signal.SIGTERM and waiting.stderr.read() == ""
+
+
+def test_ranks_that_cannot_meet(backend, launched, monkeypatch, tmp_path, data_path):
+    """Both trainers wait inside meeting(), which names what the launcher set."""
+    monkeypatch.setattr("common.ranks.MEETING", 60)
+    (tmp_path / "hosts.json").write_text('[["127.0.0.1:1"]]')
+    if backend == "mlx":
+        launched("mlx", MLX_RANK="3", MLX_HOSTFILE=str(tmp_path / "hosts.json"))
+    else:
+        launched("torch", **TORCH)
+
+        def refuse(*given, **named):
+            raise RuntimeError("no route\nmore")
+        monkeypatch.setattr("torch.distributed.init_process_group", refuse)
+    with pytest.raises(UserError, match="no meeting with the other ranks: .*RANK=.*: [^\n]*: start all ranks"):
+        trainer_class(backend)(tiny_settings(backend, data_path), {})
+
+
+# names and streams
+
+
+def test_runs_of_one_second_get_a_folder_each(tmp_path, data_path):
+    """Nobody gave a name that could be refused. Eight at once, as from a loop in a shell."""
+    settings, path, made = tiny_settings("torch", data_path), tmp_path / "runs" / "20260101-000000", []
+    threads = [threading.Thread(target=lambda: made.append(make_folder(path, settings))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {p.name for p in made} == {path.name, *(f"{path.name}-{n}" for n in range(2, 9))}
+    assert all(p.is_dir() for p in made)
+
+
+def test_ranks_share_a_name_that_was_taken(tmp_path, data_path):
+    """The name of rank 0 counts: the folder of the other's would not be watched."""
+    run = Run("torch", tmp_path / "a", data_path, ("taken_name",), 2, run_id="")
+    assert run.wait() == [0, 0], run.text()
+    first, second = sorted((tmp_path / "a" / "runs").iterdir())
+    assert second.name == f"{first.name}-2" and not [*first.iterdir()]
+    assert (tmp_path / "a" / "watched").read_text() == f"runs/{second.name}"
+
+
+def test_closed_streams(backend, tmp_path, data_path):
+    """A daemon has none: no line of ours fails, and what libraries print is not written into files of the run."""
+    run = Run(backend, tmp_path / "a", data_path, ("no_streams",))
+    assert run.wait() == [0] and run.status()["status"] == "finished"
+    assert b"printed by a library" not in b"".join(file.read_bytes() for file in run.path.iterdir())
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_of_the_tools(closed, tmp_path):
+    done = subprocess.run(f"'{sys.executable}' -m common.bundle --source train_gpt.py {closed}", shell=True, cwd=ROOT,
+                          check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
