@@ -447,6 +447,13 @@ class MlxTrainer:
             own = mx.array(array, dtype=getattr(mx, str(array.dtype)))
             return np.array(mx.distributed.all_sum(own, group=self.world))
 
+    def one_line(self, compiled):
+        number = time.time() % 1  # a constant that no cache has
+
+        def f(x):
+            return mx.sin(x) + number
+        mx.eval((mx.compile(f) if compiled else f)(mx.ones(8)))
+
     def wait(self):
         mx.synchronize()
 

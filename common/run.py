@@ -23,6 +23,7 @@ from common.files import open_streams, write_file, write_json
 from common.finish import finish
 from common.folder import RunFolder, disk_free, disk_need, resume_folder, resume_hint, say, stored_settings
 from common.loop import Run, train, training_summary, warm_up
+from common.machine import compile_problem
 from common.params import count_params, flops_per_token, initial_weights
 from common.preflight import preflight
 from common.ranks import Agreed, Interrupt, RankWatch, agree, launched_rank, rank_0_text, together
@@ -132,6 +133,8 @@ def complete(run, script):
 def fail(error, run, rank, silent):
     """Report an error, once: rank 0 does, and other ranks what it cannot know. Whether the program is wrong."""
     status, reason, defect = explain(error)
+    if defect and run and run.settings.compile and (problem := compile_problem(run.trainer)):
+        reason, defect = problem, False
     silent = silent or (rank > 0 and isinstance(error, (Agreed, KeyboardInterrupt)))
     if run:
         run.watch.close(status, reason, not isinstance(error, UserError))

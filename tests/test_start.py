@@ -8,9 +8,12 @@ import threading
 import pytest
 
 from common.folder import make_folder
+from common.machine import compile_problem
+from common.params import initial_weights
 from common.ranks import LAUNCHED, launched_rank
-from common.settings import UserError
-from tests.conftest import BACKENDS, ROOT, tiny_settings, trainer_class
+from common.run import main
+from common.settings import UserError, as_text
+from tests.conftest import BACKENDS, ROOT, TINY, tiny_settings, trainer_class
 from tests.faults import Run
 
 TORCH = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
@@ -25,6 +28,24 @@ def launched(monkeypatch):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         return launched_rank(backend)
+    return call
+
+
+@pytest.fixture
+def start(backend, monkeypatch, tmp_path, data_path, capsys, launched):
+    """(exit code, what is printed) of a trainer's main in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in {name.upper() for name in TINY} & os.environ.keys():
+        monkeypatch.delenv(name)
+    launched("torch")
+
+    def call(*flags):
+        values = TINY | {"data_path": data_path}
+        settings = [word for name, value in values.items() for word in ("--" + name, as_text(value))]
+        monkeypatch.setattr(sys, "argv", [BACKENDS[backend], *settings, *flags])
+        code = main(trainer_class(backend), ROOT / BACKENDS[backend])
+        said = capsys.readouterr()
+        return code, said.out + said.err
     return call
 
 
@@ -52,16 +73,12 @@ def test_ranks_of_launchers_and_of_none(backend, variables, found, launched):
     assert not [name for name in LAUNCHED[backend] if os.environ.get(name) == ""]  # frameworks read them too
 
 
-def test_a_rank_without_a_rank_0_says_so(backend, launched, monkeypatch, tmp_path, data_path, capsys):
+def test_a_rank_without_a_rank_0_says_so(backend, start, monkeypatch):
     """It trained to the end in silence: whoever is not rank 0 leaves speaking to it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [BACKENDS[backend], "--data-path", str(data_path)])
     rank = LAUNCHED[backend][0]
-    with pytest.raises(UserError):
-        launched(backend, **{rank: "3"})
-    assert sys.modules["common.run"].main(trainer_class(backend), BACKENDS[backend]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith(f"error: '{rank}=3' is not a rank") and "status=bad_settings" in said.out
+    monkeypatch.setenv(rank, "3")
+    code, text = start()
+    assert code == 2 and f"error: '{rank}=3' is not a rank of a run" in text and "status=bad_settings" in text
 
 
 DEAF = """
@@ -95,6 +112,45 @@ def test_ranks_that_cannot_meet(backend, launched, monkeypatch, tmp_path, data_p
         monkeypatch.setattr("torch.distributed.init_process_group", refuse)
     with pytest.raises(UserError, match="no meeting with the other ranks: .*RANK=.*: [^\n]*: start all ranks"):
         trainer_class(backend)(tiny_settings(backend, data_path), {})
+
+
+# compilers
+
+
+@pytest.mark.parametrize("flags", [[], ["--preflight"]])
+def test_a_machine_that_compiles_nothing(flags, backend, start, monkeypatch):
+    """No compiler, or a TMPDIR from which nothing may run: one line with the remedy, in a run and before it."""
+    def fail(*given, **named):
+        raise RuntimeError("no compiler\nand a page more")
+    monkeypatch.setattr(trainer_class(backend), "train_step", fail)
+    monkeypatch.setattr(trainer_class(backend), "one_line", lambda self, compiled: compiled and fail())
+    code, text = start(*flags, "--compile", "1")
+    assert code == 2 and "error: COMPILE=1 does not work here: no compiler: install a C++ compiler (g++)" in text
+    assert "Traceback" not in text and "page more" not in text
+
+
+def test_a_defect_is_not_blamed_on_the_compiler(backend, start, monkeypatch):
+    """Nor is a device that computes nothing at all."""
+    def fail(*given, **named):
+        raise RuntimeError("the device is lost")
+    monkeypatch.setattr(trainer_class(backend), "train_step", fail)
+    for probe in (lambda self, compiled: None, fail):
+        monkeypatch.setattr(trainer_class(backend), "one_line", probe)
+        code, text = start("--compile", "1")
+        assert code == 1 and "error: RuntimeError: the device is lost" in text and "Traceback" in text
+
+
+def test_one_line_needs_the_compiler(backend, monkeypatch, tmp_path, data_path):
+    """Even if it was compiled before, with a compiler that is gone now."""
+    s = tiny_settings(backend, data_path)
+    trainer = trainer_class(backend)(s, initial_weights(s))
+    trainer.one_line(False)
+    assert backend == "torch" or compile_problem(trainer) == ""  # torch: 5 s
+    monkeypatch.setenv("PATH", "/usr/bin/nowhere")
+    if backend == "torch":
+        import torch._inductor.config
+        monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
+    assert compile_problem(trainer).startswith("COMPILE=1 does not work here: ")
 
 
 # names and streams
