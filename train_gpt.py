@@ -493,7 +493,10 @@ def nats_in_chunks(model, x, targets):
 def pick_device(s):
     if s.device != "cpu" and s.compute_dtype != "float64":
         if torch.cuda.is_available():
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            number, count = int(os.environ.get("LOCAL_RANK") or 0), torch.cuda.device_count()
+            if number >= count:
+                raise UserError(f"LOCAL_RANK={number}, but PyTorch sees {count} GPUs here: start {count} ranks")
+            device = torch.device("cuda", number)
             torch.cuda.set_device(device)
             return device
         if torch.backends.mps.is_available():

@@ -1,5 +1,6 @@
 """How a run starts: launchers, names, closed streams, compilers: `python -m pytest tests/test_start.py`."""
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import threading
 
 import pytest
 
+import train_gpt
 from common.folder import make_folder
 from common.machine import compile_problem
 from common.params import initial_weights
@@ -114,6 +116,50 @@ def test_ranks_that_cannot_meet(backend, launched, monkeypatch, tmp_path, data_p
         trainer_class(backend)(tiny_settings(backend, data_path), {})
 
 
+@pytest.mark.parametrize("counts, flags, runs", [
+    ("echo 8", "", "torchrun --standalone --local-addr 127.0.0.1 --nproc_per_node=8 train_gpt.py fineweb"),
+    ("echo 1", "", "python train_gpt.py fineweb"),
+    ("echo 0", "", "python train_gpt.py pydoc"),
+    ("echo a driver error; echo of two lines; exit 9", "", ""),
+    ("echo 8", "GPUS=2", "torchrun --standalone --local-addr 127.0.0.1 --nproc_per_node=2 train_gpt.py fineweb"),
+    ("echo 8", "BACKEND=mlx", "python train_gpt_mlx.py pydoc")])
+def test_make_starts_as_many_ranks_as_the_framework_sees(counts, flags, runs, tmp_path):
+    """Not as many as nvidia-smi has lines: CUDA_VISIBLE_DEVICES counts, and a driver that fails."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("common/recipes.py", "data/fineweb10B_sp1024/fineweb_train_000000.bin", "bin/nvidia-smi"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("#!/bin/sh\necho one; echo two\n" if "nvidia" in name else "")
+    for name in ("python", "torchrun"):  # prints how it trains, or counts
+        text = f'case "$2" in *device_count*) {counts};; *is_available*) echo 0;; *) case "$*" in *train_gpt*) ' \
+               f'echo "ran {name} $* $DATA_PATH";; esac;; esac'
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+    for path in (tmp_path / "bin").iterdir():
+        path.chmod(0o755)
+    (tmp_path / ".venv").mkdir()
+    for name in (".torch", ".mlx"):
+        (tmp_path / ".venv" / name).touch()
+    done = subprocess.run(["make", "train", "BIN=bin", "BACKEND=torch", *flags.split()], cwd=tmp_path, check=False,
+                          env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}, capture_output=True, text=True)
+    [ran] = [line.removeprefix("ran ") for line in done.stdout.splitlines() if line.startswith("ran ")] or [""]
+    assert ran.replace("data/", "").replace("10B", "").split("_sp1024")[0] == runs, done
+    assert (done.returncode == 0) == bool(runs)
+
+
+@pytest.mark.parametrize("number, seen", [("3", UserError), ("", "cuda:0"), ("1", "cuda:1")])
+def test_a_rank_for_which_there_is_no_gpu(number, seen, monkeypatch, data_path):
+    import torch
+    monkeypatch.setenv("LOCAL_RANK", number)
+    for name, value in {"is_available": True, "device_count": 2, "set_device": None}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *given, value=value: value)
+    s = tiny_settings("torch", data_path, device="gpu")
+    if seen is UserError:
+        with pytest.raises(UserError, match="LOCAL_RANK=3, but PyTorch sees 2 GPUs"):
+            train_gpt.pick_device(s)
+    else:
+        assert str(train_gpt.pick_device(s)) == seen
+
+
 # compilers
 
 
@@ -145,11 +191,10 @@ def test_one_line_needs_the_compiler(backend, monkeypatch, tmp_path, data_path):
     s = tiny_settings(backend, data_path)
     trainer = trainer_class(backend)(s, initial_weights(s))
     trainer.one_line(False)
-    assert backend == "torch" or compile_problem(trainer) == ""  # torch: 5 s
+    assert backend == "torch" or compile_problem(trainer) == ""
     monkeypatch.setenv("PATH", "/usr/bin/nowhere")
-    if backend == "torch":
-        import torch._inductor.config
-        monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
+    if backend == "torch":  # to load its compiler takes 5 s
+        monkeypatch.setattr("torch.compile", lambda f: 1 / 0)
     assert compile_problem(trainer).startswith("COMPILE=1 does not work here: ")
 
 
