@@ -1,7 +1,7 @@
 """Train the best language model that fits in 16,000,000 bytes: PyTorch (CUDA with DDP, MPS, CPU).
 
-    python train_gpt.py --help                                  all settings
-    torchrun --standalone --nproc_per_node=8 train_gpt.py       the official run, 8xH100
+    python train_gpt.py --help                                                      all settings
+    torchrun --standalone --local-addr 127.0.0.1 --nproc_per_node=8 train_gpt.py    the official run, 8xH100
 
 Its twin is train_gpt_mlx.py: same sections, same names. What touches no device is written once, in common/.
 """
