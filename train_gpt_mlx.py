@@ -449,10 +449,8 @@ class MlxTrainer:
 
     def one_line(self, compiled):
         number = time.time() % 1  # a constant that no cache has
-
-        def f(x):
-            return mx.sin(x) + number
-        mx.eval((mx.compile(f) if compiled else f)(mx.ones(8)))
+        compiler = mx.compile if compiled else lambda f: f
+        mx.eval(compiler(lambda x: x.sin() + number)(mx.ones(8)))
 
     def wait(self):
         mx.synchronize()

@@ -7,14 +7,11 @@ import sys
 
 
 def open_streams():
-    """Let closed standard streams, as a daemon has them, lead to nowhere. Else a file of the run would get the number 1
-    or 2, and in it what libraries print."""
+    """Closed streams, as a daemon has them, lead to /dev/null: no file of a run gets their numbers."""
     while (file := os.open(os.devnull, os.O_RDWR)) < 3:
         os.set_inheritable(file, True)
     os.close(file)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
 
 
 def write_file(path, *parts):

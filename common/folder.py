@@ -2,7 +2,6 @@
 checkpoints until the run has ended, and then model.int8.zlib."""
 import contextlib
 import fcntl
-import itertools
 import os
 import shutil
 import sys
@@ -100,14 +99,15 @@ def check_lock(path, log, how):
 
 
 def make_folder(path, settings):
-    """The folder, made; without RUN_ID another name where a run of the same second has this one."""
-    given, first = bool(settings.run_id or settings.resume), path
-    for number in itertools.count(2):
+    """The folder, made; without RUN_ID the next free one, where a run of the same second has this."""
+    given, number, first = bool(settings.run_id or settings.resume), 1, path
+    while True:
         if given or not path.exists():
             check_free(path, settings)
-            with contextlib.nullcontext() if given else contextlib.suppress(FileExistsError):
+            with contextlib.suppress(FileExistsError):
                 path.mkdir(parents=True, exist_ok=given)
                 return path
+        number += 1
         path = first.with_name(f"{first.name}-{number}")
 
 

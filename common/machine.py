@@ -13,11 +13,11 @@ def host_memory():
 
 
 def compile_problem(trainer):
-    """Why this machine compiles nothing for the device of the run, in one line; empty: it does."""
+    """Why nothing can be compiled here, in one line, or empty."""
     for compiled in (False, True):
         try:
             trainer.one_line(compiled)
         except Exception as error:
             return compiled * (f"COMPILE=1 does not work here: {str(error).splitlines()[0][:300]}: install a C++ "
-                               "compiler (g++), let TMPDIR be a folder whose files may be executed, or use COMPILE=0")
+                               "compiler, choose a TMPDIR that is not noexec, or use COMPILE=0")
     return ""

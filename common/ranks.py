@@ -22,7 +22,7 @@ MEETING = 10.0  # seconds until a rank says whom it waits for
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 LAUNCHED = {"torch": ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
             "mlx": ("MLX_RANK", "MLX_WORLD_SIZE", "MLX_HOSTFILE", "MLX_IBV_DEVICES")}
-ALONE = "start all ranks with torchrun or mlx.launch, or unset these variables to train with one process"
+ALONE = "start all ranks with torchrun or mlx.launch, or unset these variables to train alone"
 WAITER = """import select, sys
 if not select.select([0], [], [], float(sys.argv[1]))[0]:
     print(sys.argv[2], file=sys.stderr)
@@ -35,8 +35,7 @@ class Agreed(UserError):
 
 
 def launched_rank(backend):
-    """(rank, number of ranks as far as it is known, the variables as text) that a launcher has set; one that is empty
-    is unset. Raises UserError."""
+    """(rank, number of ranks, the variables as text) as a launcher sets them; empty is unset. Raises UserError."""
     names = LAUNCHED[backend]
     given = {name: value for name in names if (value := os.environ.get(name, "").strip())}
     for name in names - given.keys():
@@ -46,7 +45,7 @@ def launched_rank(backend):
         rank, size = int(given.get(names[0], 0)), int(given.get(names[1], 1))
     except ValueError:
         rank = size = -1
-    others = len(given) == 4 and rank < size if backend == "torch" else len(given) > 1  # MLX: one of three is enough
+    others = len(given) == 4 and rank < size if backend == "torch" else len(given) > 1
     if (rank, size) != (0, 1) and not (others and rank >= 0):
         raise UserError(f"{text!r} is not a rank of a run: {ALONE}", "bad_settings")
     return rank, size, text
@@ -54,8 +53,7 @@ def launched_rank(backend):
 
 @contextlib.contextmanager
 def meeting(text):
-    """Around the call that waits for all ranks, in which no thread runs and Python hears no signal: a signal ends the
-    process at once, and a child says after some seconds what it waits for. Raises UserError."""
+    """Around the call that waits for all ranks, deaf to Python: a signal ends it, and a child reports a long wait."""
     waiter = subprocess.Popen([sys.executable, "-SEc", WAITER, str(MEETING), f"waiting for the other ranks: {text}: "
                                f"{ALONE}"], stdin=subprocess.PIPE, start_new_session=True)
     before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS
@@ -63,7 +61,7 @@ def meeting(text):
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"no meeting with the other ranks: {text}: {str(error).splitlines()[0]}: {ALONE}") from error
+        raise UserError(f"{text}: {str(error).splitlines()[0]}: {ALONE}") from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
