@@ -5,15 +5,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BACKEND ?= $(if $(filter Darwin,$(shell uname -s)),mlx,torch)
-GPUS := $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c .)
 FINEWEB := data/fineweb10B_sp1024
 
 ifeq ($(filter torch mlx,$(BACKEND)),)
 $(error BACKEND=$(BACKEND) is neither torch nor mlx)
 endif
 
+# `make train` lets the framework count the GPUs, which obeys CUDA_VISIBLE_DEVICES, and then makes `run`
+ifneq ($(filter cpu float64,$(DEVICE) $(COMPUTE_DTYPE)),)
+COUNT := print(0)
+else ifeq ($(BACKEND),mlx)
+COUNT := import mlx.core as mx; print(int(mx.is_available(mx.gpu)))
+else
+COUNT := import torch; print(torch.cuda.device_count())
+endif
+
 # FineWeb is used where it is there and a GPU or a Mac is; else the embedded corpus, and a small model for two CPU cores.
-ifneq ($(and $(wildcard $(FINEWEB)/*_train_*.bin),$(filter-out 0,$(GPUS))$(filter Darwin,$(shell uname -s))),)
+ifneq ($(filter train,$(or $(MAKECMDGOALS),train)),)
+else ifneq ($(and $(wildcard $(FINEWEB)/*_train_*.bin),$(filter-out 0,$(GPUS))$(filter Darwin,$(shell uname -s))),)
 export DATA_PATH ?= $(FINEWEB)
 else
 export VOCAB_SIZE ?= 1024
@@ -24,14 +33,17 @@ endif
 ifeq ($(BACKEND),mlx)
 RUN := $(BIN)/python train_gpt_mlx.py
 else ifneq ($(filter-out 0 1,$(GPUS)),)
-RUN := $(BIN)/torchrun --standalone --nproc_per_node=$(GPUS) train_gpt.py
+RUN := $(BIN)/torchrun --standalone --local-addr 127.0.0.1 --nproc_per_node=$(GPUS) train_gpt.py
 else
 RUN := $(BIN)/python train_gpt.py
 endif
 
-.PHONY: train test lint install data clean
+.PHONY: train run test lint install data clean
 
-train: install data
+train: install
+	@gpus=$(or $(GPUS),`$(BIN)/python -c '$(COUNT)'`) && $(MAKE) --no-print-directory run GPUS=$$gpus
+
+run: data
 	$(RUN)
 
 install: .venv/.$(BACKEND)

@@ -1,7 +1,7 @@
 """Train the best language model that fits in 16,000,000 bytes: PyTorch (CUDA with DDP, MPS, CPU).
 
-    python train_gpt.py --help                                  all settings
-    torchrun --standalone --nproc_per_node=8 train_gpt.py       the official run, 8xH100
+    python train_gpt.py --help                                                      all settings
+    torchrun --standalone --local-addr 127.0.0.1 --nproc_per_node=8 train_gpt.py    the official run, 8xH100
 
 Its twin is train_gpt_mlx.py: same sections, same names. What touches no device is written once, in common/.
 """
@@ -29,6 +29,7 @@ from common.batches import micro_batch_rows, rank_rows
 from common.machine import host_memory, host_peak_memory
 from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
+from common.ranks import launched_rank, meeting
 from common.run import main
 from common.schedule import adam_lrs
 from common.settings import Settings, UserError
@@ -235,10 +236,11 @@ class TorchTrainer:
         self.device = pick_device(s)
         if self.device.type == "cpu" or s.deterministic:
             make_repeatable(self.device)
-        self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.world_size, ranks = launched_rank(self.backend)
         if self.world_size > 1 and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
+            with meeting(ranks):
+                dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
         rank_rows(s, self.rank, self.world_size)  # raises where the ranks cannot share the rows
         self.dtype = pick_dtype(s, self.device)
         master = torch.float64 if self.dtype == torch.float64 else torch.float32
@@ -383,6 +385,12 @@ class TorchTrainer:
         dist.all_reduce(total)
         return total.numpy()
 
+    def one_line(self, compiled):
+        number = time.time() % 1  # a constant that no cache has
+        compiler = torch.compile if compiled else lambda f: f
+        compiler(lambda x: x.sin() + number)(torch.ones(8, device=self.device))
+        self.wait()
+
     def wait(self):
         if self.device.type != "cpu":
             getattr(torch, self.device.type).synchronize()
@@ -483,7 +491,10 @@ def nats_in_chunks(model, x, targets):
 def pick_device(s):
     if s.device != "cpu" and s.compute_dtype != "float64":
         if torch.cuda.is_available():
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            number, count = int(os.environ.get("LOCAL_RANK") or 0), torch.cuda.device_count()
+            if number >= count:
+                raise UserError(f"LOCAL_RANK={number}, but PyTorch sees {count} GPUs here: start {count} ranks")
+            device = torch.device("cuda", number)
             torch.cuda.set_device(device)
             return device
         if torch.backends.mps.is_available():

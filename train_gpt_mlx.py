@@ -5,6 +5,7 @@
 
 Its twin is train_gpt.py: same sections, same names. What touches no device is written once, in common/.
 """
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -33,6 +34,7 @@ from common.batches import micro_batch_rows, rank_rows
 from common.machine import host_memory, host_peak_memory
 from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
+from common.ranks import launched_rank, meeting
 from common.run import main
 from common.schedule import adam_lrs
 from common.settings import Settings, UserError
@@ -305,7 +307,11 @@ class MlxTrainer:
     def __init__(self, settings, weights):
         self.s = s = settings
         mx.set_default_device(pick_device(s))
-        self.world = mx.distributed.init()
+        rank, _, ranks = launched_rank(self.backend)
+        with meeting(ranks) if ranks else contextlib.nullcontext():
+            self.world = mx.distributed.init()
+            if rank not in (0, self.world.rank()):
+                raise RuntimeError("MLX finds none")
         self.rank, self.world_size = self.world.rank(), self.world.size()
         rank_rows(s, self.rank, self.world_size)  # raises where the ranks cannot share the rows
         if self.world_size > 1 and mx.default_device() == mx.cpu and (set_threads := load_openblas()):
@@ -440,6 +446,11 @@ class MlxTrainer:
         with mx.stream(mx.cpu):  # a GPU has no float64
             own = mx.array(array, dtype=getattr(mx, str(array.dtype)))
             return np.array(mx.distributed.all_sum(own, group=self.world))
+
+    def one_line(self, compiled):
+        number = time.time() % 1  # a constant that no cache has
+        compiler = mx.compile if compiled else lambda f: f
+        mx.eval(compiler(lambda x: x.sin() + number)(mx.ones(8)))
 
     def wait(self):
         mx.synchronize()

@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 
+from common.files import open_streams
 from common.settings import UserError
 
 
@@ -38,6 +39,7 @@ def run_command(tool, description, commands, arguments=None, default=None, extra
 @contextlib.contextmanager
 def closed_pipe_is_quiet():
     """`| head` closes the pipe: what is inside ends then, without a message. Covers --help, which raises SystemExit."""
+    open_streams()
     try:
         try:
             yield

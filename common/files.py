@@ -3,6 +3,15 @@ import contextlib
 import fcntl
 import json
 import os
+import sys
+
+
+def open_streams():
+    """Closed streams, as a daemon has them, lead to /dev/null: no file of a run gets their numbers."""
+    while (file := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(file, True)
+    os.close(file)
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
 
 
 def write_file(path, *parts):

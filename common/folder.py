@@ -98,14 +98,25 @@ def check_lock(path, log, how):
         raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
 
 
+def make_folder(path, settings):
+    """The folder, made; without RUN_ID the next free one, where a run of the same second has this."""
+    given, number, first = bool(settings.run_id or settings.resume), 1, path
+    while True:
+        if given or not path.exists():
+            check_free(path, settings)
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(parents=True, exist_ok=given)
+                return path
+        number += 1
+        path = first.with_name(f"{first.name}-{number}")
+
+
 class RunFolder:
     """Rank 0's hold on the folder. Raises UserError as check_free does."""
 
     def __init__(self, path, settings):
-        check_free(path, settings)
-        self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self.path = path = make_folder(path, settings)
             self.file = open(path / "train.log", "a+b", buffering=0)  # noqa: SIM115
             check_lock(path, self.file, fcntl.LOCK_EX)
             for left in path.glob(".*.tmp"):  # of a process that was killed while it wrote

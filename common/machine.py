@@ -1,4 +1,4 @@
-"""Bytes of memory: the largest that this process took, and all that this machine has."""
+"""What this machine has: bytes of memory (also the most that this process took), and a compiler."""
 import os
 import resource
 import sys
@@ -10,3 +10,14 @@ def host_peak_memory():
 
 def host_memory():
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def compile_problem(trainer):
+    """Why nothing can be compiled here, in one line, or empty."""
+    for compiled in (False, True):
+        try:
+            trainer.one_line(compiled)
+        except Exception as error:
+            return compiled * (f"COMPILE=1 does not work here: {str(error).splitlines()[0][:300]}: install a C++ "
+                               "compiler, choose a TMPDIR that is not noexec, or use COMPILE=0")
+    return ""

@@ -17,7 +17,7 @@ from common.checkpoint import resume, run_identity
 from common.dataset import open_data
 from common.fit import LEAST_LEVELS, bit_bytes, search_levels, with_auto
 from common.folder import check_free, checkpoints_bytes, disk_free, disk_need
-from common.machine import host_memory
+from common.machine import compile_problem, host_memory
 from common.params import count_params, flops_per_token, initial_weights, param_table
 from common.quantize import MOST_LEVELS, store_matrix
 from common.settings import UserError, changed_settings, failing_as, group_levels
@@ -32,6 +32,8 @@ def preflight(trainer_class, settings, script):
     path = Path(settings.resume or f"runs/{settings.run_id or '(date and time)'}")
     settings, data = check_run(settings, path)
     trainer, code = trainer_class(settings, initial_weights(settings)), bundle(script)
+    if settings.compile and (problem := compile_problem(trainer)):
+        raise UserError(problem)
     resumed = ""
     if settings.resume:
         step, elapsed, _ = resume(trainer, path, run_identity(settings, data, bundle_source(script)), print)

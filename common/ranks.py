@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,11 +18,54 @@ from common.settings import UserError
 
 BEAT_SECONDS, RECORD_BYTES = 0.5, 4096
 PATIENCE = 600.0  # seconds for what may compile, or is no step
+MEETING = 10.0  # seconds until a rank says whom it waits for
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+LAUNCHED = {"torch": ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+            "mlx": ("MLX_RANK", "MLX_WORLD_SIZE", "MLX_HOSTFILE", "MLX_IBV_DEVICES")}
+ALONE = "start all ranks with torchrun or mlx.launch, or unset these variables to train alone"
+WAITER = """import select, sys
+if not select.select([0], [], [], float(sys.argv[1]))[0]:
+    print(sys.argv[2], file=sys.stderr)
+"""
 ORDERLY = "finished", "capped", "interrupted", "over_budget"
 
 
 class Agreed(UserError):
     """Raised on every rank at the same place."""
+
+
+def launched_rank(backend):
+    """(rank, number of ranks, the variables as text) as a launcher sets them; empty is unset. Raises UserError."""
+    names = LAUNCHED[backend]
+    given = {name: value for name in names if (value := os.environ.get(name, "").strip())}
+    for name in names - given.keys():
+        os.environ.pop(name, None)
+    text = " ".join(f"{name}={value}" for name, value in given.items())
+    try:
+        rank, size = int(given.get(names[0], 0)), int(given.get(names[1], 1))
+    except ValueError:
+        rank = size = -1
+    others = len(given) == 4 and rank < size if backend == "torch" else len(given) > 1
+    if (rank, size) != (0, 1) and not (others and rank >= 0):
+        raise UserError(f"{text!r} is not a rank of a run: {ALONE}", "bad_settings")
+    return rank, size, text
+
+
+@contextlib.contextmanager
+def meeting(text):
+    """Around the call that waits for all ranks, deaf to Python: a signal ends it, and a child reports a long wait."""
+    waiter = subprocess.Popen([sys.executable, "-SEc", WAITER, str(MEETING), f"waiting for the other ranks: {text}: "
+                               f"{ALONE}"], stdin=subprocess.PIPE, start_new_session=True)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS
+              if isinstance(signal.getsignal(number), Interrupt)}
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{text}: {str(error).splitlines()[0]}: {ALONE}") from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        waiter.communicate()
 
 
 def agree(trainer, seconds=0.0, failed=False):
@@ -30,6 +74,12 @@ def agree(trainer, seconds=0.0, failed=False):
         return seconds, failed
     total = trainer.all_sum(np.array([seconds if trainer.rank == 0 else 0.0, float(failed)]))
     return float(total[0]), bool(total[1])
+
+
+def rank_0_text(trainer, text):
+    """The text (up to 255 bytes) of rank 0, on every rank."""
+    codes = np.frombuffer(text.encode().ljust(255), np.uint8) * float(trainer.rank == 0)
+    return bytes(trainer.all_sum(codes).astype(np.uint8)).decode().rstrip()
 
 
 def together(trainer, act):
@@ -54,7 +104,7 @@ class Interrupt:
         self.asked, self.waits, self.before = 0.0, False, {}
 
     def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 self.before[number] = signal.signal(number, self)
         return self

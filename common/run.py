@@ -19,30 +19,33 @@ from common.batches import micro_batch_rows, rank_rows
 from common.bundle import bundle, bundle_source
 from common.checkpoint import Saver, checkpoints, resume, run_identity
 from common.dataset import open_data
-from common.files import write_file, write_json
+from common.files import open_streams, write_file, write_json
 from common.finish import finish
 from common.folder import RunFolder, disk_free, disk_need, resume_folder, resume_hint, say, stored_settings
 from common.loop import Run, train, training_summary, warm_up
+from common.machine import compile_problem
 from common.params import count_params, flops_per_token, initial_weights
 from common.preflight import preflight
-from common.ranks import Agreed, Interrupt, RankWatch, agree, together
+from common.ranks import Agreed, Interrupt, RankWatch, agree, launched_rank, rank_0_text, together
 from common.runlog import log_line
 from common.settings import UserError, changed_settings, failing_as, parse_settings, read_settings, settings_help
 
 
 def main(trainer_class, script):
     """Exit code of a trainer: 0; 2 after one message and a line status=...; 1 with a traceback after both."""
+    open_streams()
     kind, flags = trainer_class.settings_class, sys.argv[1:]
     if {"--help", "-h"} & set(flags):
         say(settings_help(kind, f"usage: python {Path(script).name} [--preflight | --source] [--setting value ...]"))
         return 0
-    rank = int(os.environ.get("RANK") or os.environ.get("MLX_RANK") or 0)
-    run, silent = None, rank > 0  # rank 0 reads the same settings, and reports what is wrong with them
+    run, rank, silent = None, 0, False
     with Interrupt() as interrupt:
         try:
             if "--source" in flags:
                 say(bundle_source(script).removesuffix("\n"))
                 return 0
+            rank = launched_rank(trainer_class.backend)[0]
+            silent = rank > 0  # rank 0 reads the same settings, and reports what is wrong with them
             texts, wrong = read_settings(kind, [flag for flag in flags if flag != "--preflight"], os.environ,
                                          lambda text: None if rank else say(f"warning: {text}", sys.stderr))
             silent = silent and not texts.get("resume")  # of a folder that may lie on another machine
@@ -72,7 +75,7 @@ def open_run(trainer_class, settings, script, interrupt):
         data = open_data(settings)
     settings = dataclasses.replace(settings, vocab_size=data.tokenizer.vocab_size)
     trainer = trainer_class(settings, initial_weights(settings))
-    name = settings.run_id or time.strftime("%Y%m%d-%H%M%S", time.localtime(agree(trainer, time.time())[0]))
+    name = settings.run_id or time.strftime("%Y%m%d-%H%M%S")
     path, identity = Path(settings.resume or f"runs/{name}"), run_identity(settings, data, bundle_source(script))
     damage = []
 
@@ -86,6 +89,8 @@ def open_run(trainer_class, settings, script, interrupt):
         raise Agreed("the ranks do not make the same step of the same run: give all of them the same settings, code, "
                      "data and folder of the run")
     folder = together(trainer, lambda: RunFolder(path, settings) if trainer.rank == 0 else None)
+    if not settings.resume:
+        path = path.with_name(rank_0_text(trainer, folder.path.name if folder else ""))
     watch = RankWatch(path, trainer.rank, trainer.world_size, settings.rank_timeout)
     saver = Saver(path, identity, settings.checkpoint_every, folder.log, step, seconds, damaged) if folder else None
     watch.steps = step
@@ -128,6 +133,8 @@ def complete(run, script):
 def fail(error, run, rank, silent):
     """Report an error, once: rank 0 does, and other ranks what it cannot know. Whether the program is wrong."""
     status, reason, defect = explain(error)
+    if defect and run and run.settings.compile and (problem := compile_problem(run.trainer)):
+        reason, defect = problem, False
     silent = silent or (rank > 0 and isinstance(error, (Agreed, KeyboardInterrupt)))
     if run:
         run.watch.close(status, reason, not isinstance(error, UserError))

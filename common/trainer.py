@@ -49,6 +49,7 @@ class Trainer(Protocol):
     def all_sum(self, array):
         """Sum over the ranks, the same on every rank."""
 
+    def one_line(self, compiled: bool): ...  # a small function on the device
     def wait(self): ...  # until the device has finished
     def peak_memory(self) -> int: ...  # bytes
 

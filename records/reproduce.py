@@ -28,7 +28,9 @@ def launch_command(backend, ranks):
     """What stands before the script in the command of a run."""
     if ranks == 1:
         return "python"
-    return f"mlx.launch -n {ranks} -- python" if backend == "mlx" else f"torchrun --standalone --nproc_per_node={ranks}"
+    if backend == "mlx":
+        return f"mlx.launch -n {ranks} -- python"
+    return f"torchrun --standalone --local-addr 127.0.0.1 --nproc_per_node={ranks}"
 
 
 def data_command(folder):

@@ -434,6 +434,28 @@ def closed_stdout(kind, rank):
     os.close(reader)
 
 
+def no_streams(kind, rank):
+    """As a daemon starts; a library prints to the numbers that were closed."""
+    for number in range(3):
+        os.close(number)
+    sys.stdin = sys.stdout = sys.stderr = None
+    return at(kind, rank, 0, 8, lambda trainer: [os.write(number, b"printed by a library") for number in (1, 2)])
+
+
+def taken_name(kind, rank):
+    """All times are one second, whose name is taken; and what the other rank watches is written down."""
+    import common.run
+    common.run.time.strftime = lambda form: f"second{rank}"
+    Path("runs/second0").mkdir(parents=True, exist_ok=True)
+
+    class Watched(common.run.RankWatch):
+        def hold(self):
+            super().hold()
+            if rank == 1:
+                Path("watched").write_text(str(self.path))
+    common.run.RankWatch = Watched
+
+
 def nohup(kind, rank):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     return slow(kind, rank)

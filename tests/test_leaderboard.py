@@ -469,7 +469,7 @@ def test_reproduce_prints_data_machine_and_command(capsys):
         words = f"MAX_WALLCLOCK_SECONDS{seconds}"
         assert main(["reproduce", entry, "--records", str(ROOT / "records")]) == 0
         text = capsys.readouterr().out
-        assert words in text and "torchrun --standalone --nproc_per_node=8 train_gpt.py" in text
+        assert words in text and "torchrun --standalone --local-addr 127.0.0.1 --nproc_per_node=8 train_gpt.py" in text
         assert "8xH100" in text and "fineweb --variant sp1024" in text
         settings = dict(word.split("=") for word in text.splitlines()[-1].split() if "=" in word and word[0].isupper())
         done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, env=settings, check=False)

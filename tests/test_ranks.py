@@ -12,7 +12,7 @@ import pytest
 
 from common.readlog import parse_log
 from tests.conftest import ROOT, environment
-from tests.faults import Run, ended, flip_bit, settings
+from tests.faults import Run, ended, flip_bit, free_ports, settings
 
 
 def continued(run, backend, data_path, model, world_size, **changes):
@@ -194,9 +194,10 @@ def test_a_signal_in_a_validation_of_two_ranks(backend, tmp_path, data_path, who
     continued(run, backend, data_path, whole(backend), 2)
 
 
-def torchrun(folder, env):
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train_gpt.py")]
-    with open(folder / "rank0.out", "w") as out:
+def torchrun(folder, env, *flags, out="rank0.out"):
+    flags = flags or ("--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=2")
+    command = ["-m", "torch.distributed.run", *flags, str(ROOT / "train_gpt.py")]
+    with open(folder / out, "w") as out:
         return subprocess.Popen([sys.executable, *command], cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT)
 
 
@@ -224,6 +225,29 @@ def test_under_torchrun(tmp_path, data_path):
         run.text()
     )
     assert steps_kept(run)[-1] == said["step"] > kept[1]
+
+
+def test_under_torchrun_on_two_nodes(tmp_path, data_path):
+    """Two agents, here on one machine: one folder, whose name rank 0 gives; each checkpoint is written once; the watch
+    reports a rank of the other node."""
+    env = environment(data_path) | settings(data_path, compute_dtype="float32", iterations=100_000, run_id="",
+                                            checkpoint_every="20")
+    [port] = free_ports(1)
+    nodes = [torchrun(tmp_path, env, "--nnodes=2", f"--node_rank={node}", "--nproc_per_node=1",
+                      "--master_addr=127.0.0.1", f"--master_port={port}", out=f"rank{node}.out") for node in range(2)]
+    run = Run.__new__(Run)
+    run.folder, run.out, run.path, run.ranks = tmp_path, tmp_path, tmp_path, []
+    end = time.monotonic() + 90
+    while len([*tmp_path.glob("runs/*/step-*")]) < 2:
+        assert time.monotonic() < end and all(node.poll() is None for node in nodes), run.text()
+        time.sleep(0.05)
+    [run.path] = (tmp_path / "runs").iterdir()
+    pid = int(re.search(rb'"pid": (\d+)', (run.path / "rank1").read_bytes())[1])
+    os.kill(pid, signal.SIGKILL)
+    assert [node.wait(60) for node in nodes] == [1, 1], run.text()
+    assert run.status()["status"] == "rank_lost" and f"rank 1 (process {pid}" in run.status()["reason"], run.text()
+    written = [v["step"] for v in run.lines("checkpoint")]
+    assert written and written == sorted({*written}) and len(steps_kept(run)) == 2
 
 
 def wait_for(run, launcher, step):

@@ -52,6 +52,13 @@ def test_the_file_tree_names_every_file():
     assert all(list(ROOT.rglob(name.rstrip("/"))) for name in named)
 
 
+def test_torchrun_looks_up_no_name():
+    """A laptop's own name often does not resolve: torchrun --standalone alone waits for it in vain."""
+    written = [README, ROOT / "Makefile", ROOT / "train_gpt.py", *ROOT.glob("records/*.md"), *ROOT.glob("records/*.py")]
+    commands = [line for path in written for line in path.read_text().splitlines() if "torchrun --s" in line]
+    assert len(commands) == 5 and all("--standalone --local-addr 127.0.0.1 " in line for line in commands), commands
+
+
 def test_no_place_was_left_to_fill():
     assert not re.search(r"<!-- (?!settings|end of settings)", README.read_text())
 

@@ -162,7 +162,7 @@ def test_one_artifact_in_reference_mode(tied, tmp_path, data_path):
     last digit a hundred thousand times."""
     calm = {"matrix_lr": 0.01, "tied_embed_lr": 0.01, "embed_lr": 0.05, "scalar_lr": 0.01}
     launchers = {
-        "torch": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+        "torch": ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=2"],
         "mlx": [sysconfig.get_path("scripts") + "/mlx.launch", "-n", "2", "--backend", "ring", "--", sys.executable],
     }
     ways = [("torch", 1, {}), ("mlx", 1, {}), ("torch", 8, {"micro_batch_tokens": 64})]
@@ -525,7 +525,8 @@ def test_a_backend_that_is_not_installed(backend, tmp_path, data_path):
 
 def test_ranks_that_cannot_share_the_rows(tmp_path, data_path):
     done = run_script(
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", ROOT / "train_gpt.py"],
+        ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=3",
+         ROOT / "train_gpt.py"],
         tmp_path,
         environment(data_path),
     )
