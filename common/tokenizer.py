@@ -33,8 +33,9 @@ def count_bytes(t, previous_ids, ids):
     return t.byte_counts[ids] + (t.leading_space[ids] & ~t.boundary[previous_ids])
 
 
-def load_tokenizer(path):
-    """Tokenizer of a SentencePiece file, or the byte tokenizer where the path is "bytes". UserError: not usable."""
+def load_tokenizer(path, published=False):
+    """Tokenizer of a SentencePiece file, or the byte tokenizer where the path is "bytes". published: count as the
+    challenge's published scores do. UserError: not usable."""
     kind, file = str(path), Path(path)
     try:
         if kind in TOKENIZER_KINDS:
@@ -45,7 +46,7 @@ def load_tokenizer(path):
             raise UserError(f"{path}: more than {MODEL_LIMIT} bytes, which is not a SentencePiece model")
         else:
             kind, data = "sentencepiece", file.read_bytes()
-        tokenizer = TOKENIZER_KINDS[kind](data)
+        tokenizer = TOKENIZER_KINDS[kind](data, published)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{path}: not a usable SentencePiece model: {error}") from error
     tokenizer.kind, tokenizer.sha256 = kind, hashlib.sha256(data).hexdigest()
@@ -57,13 +58,13 @@ def locate_tokenizer(folder, name):
     return name if name in TOKENIZER_KINDS else str(folder / name)
 
 
-def _byte_tokenizer(_):
+def _byte_tokenizer(*_):
     token_bytes = [b""] * 4 + [bytes([b]) for b in range(256)]  # 0 pad, 1 BOS, 2 EOS, 3 unknown, 4 + b for byte b
     return Tokenizer(lambda text: [4 + b for b in text.encode()], lambda ids: bytes(i - 4 for i in ids if i > 3), 1,
                      token_bytes)
 
 
-def _sentencepiece_tokenizer(data):
+def _sentencepiece_tokenizer(data, published):
     """Raises RuntimeError or ValueError where the model is malformed or its bytes could not be counted."""
     model = sentencepiece.SentencePieceProcessor()
     model.LoadFromSerializedProto(data)
@@ -80,11 +81,21 @@ def _sentencepiece_tokenizer(data):
     def decode(ids):
         return model.decode(ids).encode()
 
-    # Published models put a marker before the text (dummy prefix): one that begins a piece is a space only after text.
-    # Their rule is kept as it is: any other marker counts three bytes.
-    if model.encode("a", out_type=str)[0].startswith(SPACE_MARKER):
+    # A model that puts a marker before the text (dummy prefix): one that begins a piece is a space only after text, any
+    # other is one space. The challenge's scores count any other as three bytes, and are compared by that rule.
+    if "".join(model.encode("a", out_type=str)).startswith(SPACE_MARKER):
         leading = [piece.startswith(SPACE_MARKER) for piece in pieces]
-        counts = [1 if model.is_byte(i) else len(piece.encode()) - 3 * leading[i] for i, piece in enumerate(pieces)]
+        counts = [len(part) - first for part, first in zip(token_bytes, leading)]
+        if published:
+            counts = [count + 2 * piece[1:].count(SPACE_MARKER) for count, piece in zip(counts, pieces)]
+        else:
+            shown = [i for i in ids if pieces[i] and not model.is_byte(i)]
+            shown.sort(key=lambda i: not token_bytes[i].strip())  # spaces alone would be dropped at the start
+            counted = sum(len(token_bytes[i]) for i in shown) - sum(leading[i] for i in shown[:1])
+            if counted > (decoded := len(decode(shown))):
+                raise ValueError(f"its ids count {counted} bytes, but decode to {decoded}")
+            if SPACE_MARKER in model.decode(model.encode("a \U0010fffd")):
+                raise ValueError("it encodes some spaces as three bytes")
         return Tokenizer(model.encode, decode, bos_id, token_bytes, counts, leading)
 
     # Ours keep the text, so every marker is one space. A U+2581 of the text itself would become one too: it is encoded

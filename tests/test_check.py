@@ -1,4 +1,5 @@
 """check, stats and samples of a data folder: `python -m pytest tests/test_check.py`."""
+import hashlib
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ from common.dataset import open_data
 from common.published import VAL_BYTES, VAL_TOKENS
 from common.settings import Settings, UserError
 from common.shards import open_shard
+from common.tokenizer import load_tokenizer
 from tests.conftest import ROOT
 from tests.test_export import texts, write_jsonl
 from tests.test_tokenizer import train
@@ -159,7 +161,8 @@ def test_a_wrong_table_is_located(copy, monkeypatch, capsys):
     tokens = open_shard(path / "docs_val_000000.bin")
     place = int(np.flatnonzero(tokens[50:] > 4)[0]) + 50
     tokenizer.byte_counts[tokens[place]] += 1
-    counted, decoded, _, problems = check.check_piece((str(path), str(path / "tokenizer.model"), "val", 0, len(tokens)))
+    counted, decoded, _, problems = check.check_piece(
+        (str(path), (str(path / "tokenizer.model"),), "val", 0, len(tokens)))
     wrong = int((tokens == tokens[place]).sum())
     assert sum(counted) >= sum(decoded) + wrong and len(problems) > 0
     length = len(tokenizer.token_bytes[tokens[place]])
@@ -324,3 +327,36 @@ def test_no_data_folder(tmp_path, capsys, name):
             ('{"format": "parity-golf-data 1", "tokenizer": {"file": "bytes"}}', "is not a data manifest")):
         (tmp_path / "manifest.json").write_text(text)
         assert run(name, tmp_path) == 2 and message in capsys.readouterr().err
+
+
+def test_bytes_that_the_text_does_not_have_are_warned_of(copy):
+    """A tokenizer that counts more of validation than its text has makes scores too good."""
+    path = copy("published")
+    size = json.loads((path / "manifest.json").read_text())["splits"]["val"]["text_bytes"]
+    for counted in (size, size + 1):
+        change_manifest(path, lambda m, counted=counted: m["splits"]["val"].update(bytes=counted))
+        warnings = open_data(Settings(data_path=str(path), train_seq_len=64)).warnings
+        expected = f"counts {counted} bytes of validation, but its text has {size}"
+        assert [expected in text for text in warnings] == [True] * (counted - size)
+
+
+def test_only_the_manifest_of_the_download_keeps_the_published_rule(tmp_path):
+    """Of the same files, the challenge's are counted as its scores were, all others as what they decode to."""
+    model = train(tmp_path / "tokenizer.model", user_defined_symbols=["\u2581\u2581"])
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    tokenizer = load_tokenizer(model)
+    double, tokens = tokenizer.token_bytes.index(b"  "), tokenizer.encode("The quick brown fox " * 40)
+    for split in ("train", "val"):
+        write_shard(tmp_path / f"x_{split}_0.bin", [tokenizer.bos_id, *tokens])
+    for name, counted in (("fineweb10B_sp320", 3), ("docs", 1), ("", 1), (None, 1)):
+        manifest = {"tokenizer": {"file": "tokenizer.model", "sha256": digest}} | ({"name": name} if name else {})
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        if name is None:
+            (tmp_path / "manifest.json").unlink()
+        data = open_data(Settings(data_path=str(tmp_path), train_seq_len=64, tokenizer_path=str(model)))
+        assert data.tokenizer.byte_counts[double] == counted
+        if name:
+            opened = folder.DataFolder(tmp_path)
+            assert opened.tokenizer.byte_counts[double] == counted
+            _, load_as, *_ = next(opened.pieces("val"))
+            assert load_tokenizer(*load_as).byte_counts[double] == counted

@@ -26,6 +26,7 @@ from common.data.folder import (
 )
 from common.data.tokenizers import cached_tokenizer, decode_ids, is_lossless, tokenizer_entry
 from common.data.workers import add_workers, in_order, worker_pool
+from common.dataset import CHALLENGE_NAME
 from common.published import VAL_BYTES, VAL_BYTES_TOLERANCE, VAL_TOKENS
 from common.settings import UserError
 from common.shards import check_ids, find_shards, open_shard
@@ -107,8 +108,8 @@ def check_files(report: Report, pool, folder: DataFolder) -> None:
 def check_piece(job) -> tuple[list, list, bytes, list]:
     """For the documents that begin in a piece: the bytes of each by the table, and decoded; their hashes, joined; and
     disagreements, as (document, what)."""
-    folder, tokenizer_path, split, start, end = job
-    tokenizer, stream = cached_tokenizer(tokenizer_path), cached_stream(folder, split)
+    folder, load_as, split, start, end = job
+    tokenizer, stream = cached_tokenizer(*load_as), cached_stream(folder, split)
     first, tokens, borders = read_documents(stream, tokenizer.bos_id, start, end)
     counts = count_bytes(tokenizer, np.append(tokenizer.bos_id, tokens[:-1]), tokens)
     counted = np.add.reduceat(counts, borders[:-1]).tolist() if len(borders) > 1 else []
@@ -188,7 +189,7 @@ def check_overlap(report: Report, folder: DataFolder, copies: list, val_document
 
 def check_published(report: Report, folder: DataFolder, total: Namespace) -> None:
     """Compare validation with the challenge's numbers, which count whole windows."""
-    variant = folder.manifest.get("name", "").removeprefix("fineweb10B_")
+    variant = folder.manifest.get("name", "").removeprefix(CHALLENGE_NAME)
     if variant in VAL_TOKENS:
         scored = in_whole_windows(total.tokens)
         tail = folder.stream("val").read(scored, total.tokens - scored)
@@ -212,7 +213,7 @@ def check_source(report: Report, pool, folder: DataFolder, options, totals: dict
         found = [[file.name, file.stat().st_size] for file in files]
         report.compare("names and sizes of the documents' files", manifest=source["files"], found=found)
     blocks = read_blocks(files, rules["text_key"], rules["separator"].encode("latin-1"))
-    jobs = ((block, folder.tokenizer_path, rules["text_key"]) for block in blocks)
+    jobs = ((block, folder.load_as, rules["text_key"]) for block in blocks)
     seen, val_hashes = 0, set()
     sums = {split: np.zeros(3, np.int64) for split in totals}
     position = dict.fromkeys(totals, 0)

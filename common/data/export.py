@@ -131,7 +131,7 @@ def write_shards(pool, options, files, staging: Path, model: str, state: dict | 
         hashes = (staging / "val_hashes").read_bytes()
         val_hashes.update(hashes[i:i + 32] for i in range(0, len(hashes), 32))
     blocks = itertools.islice(read_blocks(files, options.text_key, options.separator), shards.state["blocks"], None)
-    jobs = ((block, model, options.text_key) for block in blocks)
+    jobs = ((block, (model,), options.text_key) for block in blocks)
     for (block, *_), encoded in progress("encoding", files, in_order(pool, encode_block, jobs, 2 * options.workers)):
         stop_at_bad(options, block, encoded.bad)
         # A copy of what the state was before this block, which will be read again but for the tokens that are on disk.

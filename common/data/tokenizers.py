@@ -58,28 +58,28 @@ def parse_tokenizer(text: str) -> tuple[str, int]:
     return "", 0
 
 
-def try_model(path) -> None:
+def try_model(path, published=False) -> None:
     """UserError: the tokenizer cannot be used. A file is loaded and run in another process, as a bad model may crash
     the library."""
     if path in TOKENIZER_KINDS:
         return
     with worker_pool(1) as pool:
         try:
-            pool.submit(_use, path).result()
+            pool.submit(_use, path, published).result()
         except Died:
             raise UserError(f"{path}: the SentencePiece library crashes on this model; get it again from where it was "
                             "made") from None
 
 
-def _use(path) -> None:
-    tokenizer = load_tokenizer(path)
+def _use(path, published) -> None:
+    tokenizer = load_tokenizer(path, published)
     decode_ids(tokenizer, tokenizer.encode("A text, \u4e2d\u6587 \U0001f600\n\n  and 42."))
 
 
 @functools.cache
-def cached_tokenizer(path) -> Tokenizer:
+def cached_tokenizer(path, published=False) -> Tokenizer:
     """For workers, which use one tokenizer for many blocks."""
-    return load_tokenizer(path)
+    return load_tokenizer(path, published)
 
 
 def tokenizer_entry(path, tokenizer: Tokenizer) -> dict:
