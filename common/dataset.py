@@ -13,7 +13,7 @@ MANIFEST_FORMAT = "parity-golf-data 1"
 CHALLENGE_NAME = "fineweb10B_"  # begins the name of what `python -m common.data fineweb` downloads
 
 # val_tokens: how many are read in validation; partial: empty, or the label of a validation that is not in full;
-# sha256: of length and samples of every shard and of the manifest; overcounted: why a score on it is too good, or empty;
+# sha256: of length and samples of every shard and of the manifest; overcounted: empty, or why a score is too good;
 # warnings: what a run is not refused for
 Data = namedtuple("Data", "train val val_tokens partial tokenizer tokenizer_path tokenizer_sha256 manifest_sha256 "
                   "sha256 overcounted warnings")

@@ -1,4 +1,5 @@
 """Documents to shards: `python -m pytest tests/test_export.py`."""
+import concurrent.futures
 import fcntl
 import gzip
 import hashlib
@@ -7,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from argparse import Namespace
 
 import numpy as np
 import pyarrow
@@ -15,9 +18,10 @@ import pytest
 from pyarrow import parquet
 
 from common.data import __main__ as command
-from common.data import documents
+from common.data import documents, export
 from common.data.documents import block_texts, find_files, read_blocks
 from common.data.tokenizers import decode_ids, train_tokenizer, try_model
+from common.data.workers import Died
 from common.dataset import open_data
 from common.settings import Settings, UserError
 from common.shards import find_shards, open_shard
@@ -259,6 +263,29 @@ def test_a_model_that_crashes_the_library_is_named(tmp_path, monkeypatch, capsys
     source = write_jsonl(tmp_path / "a.jsonl", texts(9))
     assert run(source, "--tokenizer", model, "--val-docs", 2, "--out", tmp_path / "out") == 2
     assert "crashes on this model" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("trained, message", [
+    (os.abort, "--tokenizer bpe:300: the process that made it died, perhaps for lack of memory: use a smaller"),
+    (lambda: b"no model", "--tokenizer bpe:300 is not possible for these texts: ")])
+def test_what_goes_wrong_with_our_own_model_is_not_blamed_on_a_file(tmp_path, capsys, monkeypatch, trained, message):
+    """A stand-in for training that dies, or makes a model that cannot be used; and its time is shown."""
+    class Pool:
+        def submit(self, *_):
+            job = concurrent.futures.Future()
+            if trained is os.abort:
+                job.set_exception(Died())
+            else:
+                threading.Timer(0.1, lambda: job.set_result(trained())).start()
+            return job
+
+    monkeypatch.setattr(export, "MAKING_SHOWN", 0.02)
+    options = Namespace(tokenizer="bpe:300", vocab_size=300, model_type="bpe")
+    with pytest.raises(UserError) as error:
+        (tmp_path / "a.model").write_bytes(export.make_tokenizer(Pool(), options, []))
+        export.load_made(tmp_path / "a.model", options)
+    assert str(error.value).startswith(message) and "a.model" not in str(error.value)
+    assert ("making bpe:300: 0 s" in capsys.readouterr().err) == (trained is not os.abort)
 
 
 # interruptions --------------------------------------------------------------------------------------------------------

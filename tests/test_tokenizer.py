@@ -116,6 +116,18 @@ def test_training_is_deterministic_and_skips_no_text():
     assert b"zebra" in train_tokenizer(texts, 340)
 
 
+@pytest.mark.parametrize("model_type, size", [("bpe", 400), ("unigram", 266)])
+@pytest.mark.parametrize("texts", [
+    ["".join(random.Random(0).choices("ACGT", k=300))] * 9,
+    ["\u4e2d\u6587\u5b57 " + "\u4e2d\u6587\u5b57\u6f22" * 99] * 2,
+    ["ACGT" * 99 + "\n" + "GATTACA" * 50]])
+def test_texts_with_few_spaces_or_none_give_a_usable_tokenizer(tmp_path, texts, model_type, size):
+    (tmp_path / "a.model").write_bytes(train_tokenizer(texts, size if len(texts) > 2 else 266, model_type))
+    tokenizer = load_tokenizer(tmp_path / "a.model")
+    for text in (*texts, "with spaces  of \u2581 all kinds "):
+        assert decode_ids(tokenizer, tokenizer.encode(text)) == text.encode()
+
+
 @pytest.mark.parametrize("size, message", [
     (0, "260"), (259, "260"), (65537, "65536"), (265, r"at least \d\d\d$"), (5000, r"at most \d\d\d$")])
 def test_training_says_which_sizes_are_possible(size, message):

@@ -9,16 +9,16 @@ import sentencepiece
 
 from common.data.workers import Died, worker_pool
 from common.settings import UserError
-from common.tokenizer import TOKENIZER_KINDS, Tokenizer, count_bytes, load_tokenizer
+from common.tokenizer import SPACE_MARKER, TOKENIZER_KINDS, Tokenizer, count_bytes, load_tokenizer
 
 MODEL_TYPES = "bpe", "unigram"  # of the SentencePiece models that we train
 SMALLEST, LARGEST = 260, 65536  # vocabulary sizes
 SIZES = f"{SMALLEST} (control ids, bytes) to {LARGEST} (16 bits)"
 
 
-def train_tokenizer(texts, vocab_size: int, model_type: str = "bpe") -> bytes:
+def train_tokenizer(texts: list, vocab_size: int, model_type: str = "bpe", required: str = "") -> bytes:
     """A lossless SentencePiece model of one of MODEL_TYPES; equal texts give equal bytes. UserError: vocab_size does
-    not suit the texts."""
+    not suit the texts. required: characters that become pieces however rare."""
     if not SMALLEST <= vocab_size <= LARGEST:
         raise UserError(f"vocabulary size {vocab_size}: must be {SIZES}")
     # SentencePiece skips texts with a character that it uses itself (NUL, tab, U+2581, U+2585). It gets whole
@@ -27,20 +27,28 @@ def train_tokenizer(texts, vocab_size: int, model_type: str = "bpe") -> bytes:
     # 1024 and at 4096 ids. One thread: with two, the bytes of a unigram model differ.
     reserved = str.maketrans("\0\t\u2581\u2585", "\n\n\n\n")
     file = io.BytesIO()
+    if not any(" " in text for text in texts):
+        required = SPACE_MARKER
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(text.translate(reserved) for text in texts), model_writer=file, model_type=model_type,
             vocab_size=vocab_size, pad_id=0, bos_id=1, eos_id=2, unk_id=3, normalization_rule_name="identity",
             byte_fallback=True, add_dummy_prefix=False, remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True, character_coverage=0.995, split_digits=True,
-            max_sentence_length=1 << 30, num_threads=1, minloglevel=2)
+            max_sentence_length=1 << 30, num_threads=1, minloglevel=2,
+            **{"required_chars": required} if required else {})
     except RuntimeError as error:
         reason = str(error)
         if limit := re.search(r"required_chars\. \d+ vs (\d+)", reason):
             reason = f"the texts need at least {limit[1]}"
         elif limit := re.search(r"to a value <= (\d+)", reason):
             reason = f"the texts give at most {limit[1]}"
+        elif "sentences_.empty()" in reason:
+            reason = "the texts have no characters to make pieces of"
         raise UserError(f"vocabulary size {vocab_size}: {reason}") from error
+    model = sentencepiece.SentencePieceProcessor(model_proto=file.getvalue())
+    if not required and model.piece_to_id(SPACE_MARKER) == model.unk_id():  # spaces are rare in the texts
+        return train_tokenizer(texts, vocab_size, model_type, SPACE_MARKER)
     return file.getvalue()
 
 
