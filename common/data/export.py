@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.data.documents import add_input, find_files, read_blocks
+from common.data.documents import KNOWN, add_input, find_files, read_blocks
 from common.data.encode import (
     Encoded,
     check_count,
@@ -45,7 +45,7 @@ COUNTED = "documents", "tokens", "bytes", "text_bytes", "changed_documents"  # o
 def add_command(subparsers) -> None:
     parser = subparsers.add_parser("export", help="documents to tokenizer, shards and manifest")
     parser.add_argument("docs", nargs="+", type=Path, metavar="DOCS",
-                        help=".jsonl, .jsonl.gz, .parquet or .txt files, or folders of them")
+                        help=f"{KNOWN} files, or folders of them")
     parser.add_argument("--tokenizer", required=True,
                         help="bpe:SIZE or unigram:SIZE to make one, bytes, or a SentencePiece .model file")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
