@@ -37,7 +37,7 @@ def open_data(settings):
     partial = f" partial:{count}/{val.length}" if count < val.length else ""
     named = hashlib.sha256(text).hexdigest() if text else "none"
     overcounted = _overcounted(folder, manifest)
-    warnings = [overcounted] if overcounted else []
+    warnings = [text for text in (overcounted, _unlisted(folder, manifest, train.shards)) if text]
     return Data(train, val, count, partial, tokenizer, path, tokenizer.sha256, named, sha256, overcounted, warnings)
 
 
@@ -89,6 +89,16 @@ def _overcounted(folder, manifest):
         return ""
     return (f"{folder / 'manifest.json'} counts {counted} bytes of validation, but its text has {text}: scores on it "
             "are too good; export the documents again, with a tokenizer that keeps them")
+
+
+def _unlisted(folder, manifest, train):
+    """A line about shards that are trained on but not in the manifest; empty where there are none."""
+    listed = [shard["file"] for shard in manifest.get("splits", {}).get("train", {}).get("shards", [])]
+    more = [shard.filename.name for shard in train if shard.filename.name not in listed] if listed else []
+    if not more:
+        return ""
+    return (f"{folder / more[0]} is trained on but not named in manifest.json ({len(more)} such shards): remove it if "
+            "it is a copy")
 
 
 def _open_tokenizer(folder, manifest, settings):

@@ -291,7 +291,8 @@ def run(options) -> None:
     """UserError: there is a disagreement; what was printed says where."""
     folder, report = DataFolder(options.folder, options.tokenizer), Report()
     val_hashes, totals = {}, {}
-    options.docs = options.docs or sorted(options.folder.glob("*docs*.jsonl*"))
+    found = sorted(options.folder.glob("*docs*.jsonl*"))
+    options.docs = options.docs or [path for path in found if path.name[0] != "."]
     with worker_pool(options.workers) as pool:
         check_files(report, pool, folder)
         if report.bad:

@@ -203,7 +203,7 @@ def choose_files(options, out: Path, repository, shards: dict, model: str) -> tu
     """(files of each split, all files), as {name in the folder: RepoFile}. UserError: shards of another data set are in
     the folder."""
     name, remote = f"{CHALLENGE_NAME}{options.variant}", repository.files
-    there = {path.name for path in out.glob("*")}
+    there = {path.name for path in out.glob("[!.]*")}
     splits = {split: {os.path.basename(path): remote[path] for path in shards[split]} for split in shards}
     if stray := {file for file in there if re.search(r"_(train|val)_.*\.bin$", file)}.difference(*splits.values()):
         raise UserError(f"{out / min(stray)} is not of {name}; choose another --out, or remove it")
