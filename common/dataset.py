@@ -84,21 +84,20 @@ def is_challenge(manifest):
 def _overcounted(folder, manifest):
     """Why a score on this validation would be too good, by its manifest; empty where it is not."""
     table = manifest.get("splits", {}).get("val", {})
-    counted, text = (table.get(key) for key in ("bytes", "text_bytes"))
-    if not (isinstance(counted, int) and isinstance(text, int) and counted > text):
-        return ""
-    return (f"{folder / 'manifest.json'} counts {counted} bytes of validation, but its text has {text}: scores on it "
-            "are too good; export the documents again, with a tokenizer that keeps them")
+    counted, text = table.get("bytes"), table.get("text_bytes")
+    if isinstance(counted, int) and isinstance(text, int) and counted > text:
+        return (f"{folder}/manifest.json counts {counted} bytes of validation, but its text has {text}: scores are too "
+                "good; make the data again, with a tokenizer that keeps the text")
+    return ""
 
 
 def _unlisted(folder, manifest, train):
-    """A line about shards that are trained on but not in the manifest; empty where there are none."""
-    listed = [shard["file"] for shard in manifest.get("splits", {}).get("train", {}).get("shards", [])]
-    more = [shard.filename.name for shard in train if shard.filename.name not in listed] if listed else []
-    if not more:
-        return ""
-    return (f"{folder / more[0]} is trained on but not named in manifest.json ({len(more)} such shards): remove it if "
-            "it is a copy")
+    """A line about the first shard that is trained on but not in the manifest; empty where there are none."""
+    listed = [shard["file"] for split in manifest.get("splits", {}).values() for shard in split["shards"]]
+    for shard in train if listed else ():
+        if shard.filename.name not in listed:
+            return f"{shard.filename} is trained on but not named in manifest.json: remove it if it is a copy"
+    return ""
 
 
 def _open_tokenizer(folder, manifest, settings):

@@ -52,7 +52,7 @@ def _map(file, size):
     length, fd, start = ctypes.c_size_t(size), file.fileno(), ctypes.c_long(0)
     address = libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, start)
     if address == ctypes.c_void_p(-1).value:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        raise OSError(ctypes.get_errno(), "mmap")
     data = (ctypes.c_char * size).from_address(address)
     weakref.finalize(data, libc.munmap, ctypes.c_void_p(address), length).atexit = False
     return data

@@ -9,6 +9,7 @@ from common.settings import UserError
 
 SPACE_MARKER = "\u2581"  # stands for a space in SentencePiece's pieces
 MODEL_LIMIT = 16 << 20  # bytes of a model file
+TABLE_MAGIC = b"parity-golf-table 1 "  # begins a byte table
 
 
 class Tokenizer:
@@ -20,7 +21,7 @@ class Tokenizer:
     """
 
     def __init__(self, encode, decode, bos_id, token_bytes, byte_counts=None, leading_space=None):
-        self.encode = encode  # str -> list[int], without BOS
+        self.encode = encode  # str -> list[int], without BOS; None for a table, which does not know
         self.decode = decode  # list[int] -> bytes, without these tables
         self.bos_id, self.vocab_size, self.token_bytes = bos_id, len(token_bytes), token_bytes
         self.byte_counts = np.array(byte_counts or [*map(len, token_bytes)], np.int32)
@@ -34,21 +35,23 @@ def count_bytes(t, previous_ids, ids):
 
 
 def load_tokenizer(path, published=False):
-    """Tokenizer of a SentencePiece file, or the byte tokenizer where the path is "bytes". published: count as the
-    challenge's published scores do. UserError: not usable."""
-    kind, file = str(path), Path(path)
+    """Tokenizer of a SentencePiece file or of a table ("table:FILE"), or the byte tokenizer where the path is "bytes".
+    published: count as the challenge's published scores do. UserError: not usable."""
+    kind, file = str(path), Path(str(path).removeprefix("table:"))
     try:
         if kind in TOKENIZER_KINDS:
             data = kind.encode()
         elif not file.is_file():
-            raise UserError(f"{path}: no such file; a tokenizer is a SentencePiece .model file, or the word bytes")
+            raise UserError(f"{path}: no such file; a tokenizer is a SentencePiece .model file, a table:FILE, or bytes")
         elif file.stat().st_size > MODEL_LIMIT:
-            raise UserError(f"{path}: more than {MODEL_LIMIT} bytes, which is not a SentencePiece model")
+            raise UserError(f"{path}: more than {MODEL_LIMIT} bytes, which is not a tokenizer")
         else:
-            kind, data = "sentencepiece", file.read_bytes()
+            data = file.read_bytes()
+            kind = "table" if data.startswith(TABLE_MAGIC) or kind.startswith("table:") else "sentencepiece"
         tokenizer = TOKENIZER_KINDS[kind](data, published)
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: not a usable SentencePiece model: {error}") from error
+        what = "table" if kind == "table" else "SentencePiece model"
+        raise UserError(f"{path}: not a usable {what}: {error}") from error
     tokenizer.kind, tokenizer.sha256 = kind, hashlib.sha256(data).hexdigest()
     return tokenizer
 
@@ -62,6 +65,16 @@ def _byte_tokenizer(*_):
     token_bytes = [b""] * 4 + [bytes([b]) for b in range(256)]  # 0 pad, 1 BOS, 2 EOS, 3 unknown, 4 + b for byte b
     return Tokenizer(lambda text: [4 + b for b in text.encode()], lambda ids: bytes(i - 4 for i in ids if i > 3), 1,
                      token_bytes)
+
+
+def _table_tokenizer(data, _):
+    """A table is ASCII text: TABLE_MAGIC and the id of BOS in the first line, then a line per id from 0, the bytes that
+    it stands for in hexadecimal; an empty line for a control id. Such a tokenizer may be of any make."""
+    head, *rows = data.decode("ascii").split("\n")
+    bos, token_bytes = int(head.removeprefix(TABLE_MAGIC.decode())), [*map(bytes.fromhex, rows)]
+    if not 0 <= bos < len(rows) <= 65537 or token_bytes[bos] or token_bytes.pop():
+        raise ValueError(f"BOS {bos} of {len(rows)} lines: 1 to 65536, each with its end, that of BOS empty")
+    return Tokenizer(None, lambda ids: b"".join(token_bytes[i] for i in ids), bos, token_bytes)
 
 
 def _sentencepiece_tokenizer(data, published):
@@ -114,5 +127,5 @@ def _sentencepiece_tokenizer(data, published):
     return Tokenizer(encode, decode, bos_id, token_bytes)
 
 
-# What a manifest calls a kind -> its loader. "bytes" is a path too; any other path is a SentencePiece file.
-TOKENIZER_KINDS = {"bytes": _byte_tokenizer, "sentencepiece": _sentencepiece_tokenizer}
+# What a manifest calls a kind -> its loader. "bytes" is a path too; any other path is a file.
+TOKENIZER_KINDS = {"bytes": _byte_tokenizer, "sentencepiece": _sentencepiece_tokenizer, "table": _table_tokenizer}

@@ -149,11 +149,10 @@ def test_shards_that_the_manifest_does_not_name_are_reported(tmp_path):
     manifest = {"tokenizer": {"file": "bytes", "sha256": ""}, "splits": shards}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert open_data(settings).warnings == []
-    for copies, name in enumerate(("x_train_000000 (1).bin", "y_train_000000.bin"), 1):
+    for name in ("x_train_000000 (1).bin", "y_train_000000.bin"):
         write_shard(tmp_path / name, [1] * 200)
         [warning] = open_data(settings).warnings
         assert f"{tmp_path}/x_train_000000 (1).bin is trained on but not named" in warning
-        assert f"({copies} such shards)" in warning
 
 
 def test_more_shards_than_files_that_may_be_open(tmp_path):

@@ -81,12 +81,17 @@ def test_bytes_are_lossless(text):
 
 def test_a_manifest_names_each_kind(folder, ours):
     """The entry of a folder's tokenizer leads back to the same tokenizer."""
+    table = b"parity-golf-table 1 0\n\n61\n20616263\n"
+    (folder / "own.table").write_bytes(table)
     digests = {"bytes": hashlib.sha256(b"bytes").hexdigest(),
                "sentencepiece": hashlib.sha256((folder / "ours.model").read_bytes()).hexdigest()}
-    entries = [tokenizer_entry(path, load_tokenizer(path)) for path in ("bytes", str(folder / "ours.model"))]
+    entries = [tokenizer_entry(path, load_tokenizer(path)) for path in ("bytes", str(folder / "ours.model"),
+                                                                             f"table:{folder}/own.table")]
     assert entries == [{"kind": "bytes", "file": "bytes", "sha256": digests["bytes"], "vocab_size": 260},
                        {"kind": "sentencepiece", "file": "ours.model", "sha256": digests["sentencepiece"],
-                        "vocab_size": 350}]
+                        "vocab_size": 350},
+                       {"kind": "table", "file": "own.table", "sha256": hashlib.sha256(table).hexdigest(),
+                        "vocab_size": 3}]
     assert [entry["kind"] for entry in entries] == list(TOKENIZER_KINDS)
     for entry in entries:
         again = load_tokenizer(locate_tokenizer(folder, entry["file"]))

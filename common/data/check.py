@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.data.documents import add_input, find_files, read_blocks
+from common.data.documents import add_input, block_texts, find_files, read_blocks
 from common.data.encode import encode_block, place_documents, progress
 from common.data.folder import (
     DOCUMENT_TOKENS,
@@ -238,6 +238,17 @@ def check_source(report: Report, pool, folder: DataFolder, options, totals: dict
                   f"the text has {size:,}, {size - counted:+,}")
 
 
+def check_texts(report: Report, folder: DataFolder, options, totals: dict) -> None:
+    """Compare the decoded documents, validation first, with the source: a table does not say how to tokenize it."""
+    blocks = read_blocks(find_files(options.docs), options.text_key, options.separator)
+    texts = (text for block in blocks for _, text, _ in block_texts(block, options.text_key) if text is not None)
+    for split in ("val", "train"):
+        chain = b""
+        for text in itertools.islice(texts, totals[split].documents):
+            chain = hashlib.sha256(chain + hashlib.sha256(text.encode()).digest()).digest()
+        report.compare(f"{split}, digest of the texts", source=chain.hex(), decoded=totals[split].chain.hex())
+
+
 def compare_part(report: Report, folder: DataFolder, block, split: str, part, position: int) -> int:
     """The position in the split after the documents of the part."""
     stream = folder.stream(split)
@@ -301,7 +312,9 @@ def run(options) -> None:
             totals[split] = check_documents(report, pool, folder, split, options.workers, val_hashes)
         check_overlap(report, folder, totals["train"].copies, totals["val"].documents)
         check_published(report, folder, totals["val"])
-        if options.docs:
+        if options.docs and folder.tokenizer.encode is None and "source" not in folder.manifest:
+            check_texts(report, folder, options, totals)
+        elif options.docs:
             check_source(report, pool, folder, options, totals)
         else:
             print("note  the source text is not available: --docs compares with it")

@@ -47,7 +47,8 @@ def add_command(subparsers) -> None:
     parser.add_argument("docs", nargs="+", type=Path, metavar="DOCS",
                         help=f"{KNOWN} files, or folders of them")
     parser.add_argument("--tokenizer", required=True,
-                        help="bpe:SIZE or unigram:SIZE to make one, bytes, or a SentencePiece .model file")
+                        help="bpe:SIZE or unigram:SIZE to make one, bytes, a SentencePiece .model file, or table:FILE, "
+                        "of which the longest match is taken")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--val-docs", type=int, default=VAL_DOCUMENTS,
                         help="how many documents, the first ones, are validation (default: %(default)s)")
@@ -166,6 +167,8 @@ def run(options) -> None:
         if not low <= getattr(options, name) <= high:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be {low} to {high}")
     options.model_type, options.vocab_size = parse_tokenizer(options.tokenizer)
+    options.file = "tokenizer.table" if options.tokenizer.startswith("table:") else "tokenizer.model"
+    options.tokenizer = options.tokenizer.removeprefix("table:")
     files = find_files(options.docs)
     by_name = options.model_type or options.tokenizer in TOKENIZER_KINDS
     source = {
@@ -207,7 +210,7 @@ def already_there(out: Path, source: dict) -> bool:
 
 def build(pool, options, files, staging: Path, source: dict, plan: dict) -> list[str]:
     """Fill the staging folder, the manifest last. Returns a summary in lines."""
-    progress_file, model = staging / "state.json", staging / "tokenizer.model"
+    progress_file, model = staging / "state.json", staging / options.file
 
     def save(state):
         write_file(progress_file, json.dumps({"plan": plan, "state": state}).encode())

@@ -43,7 +43,7 @@ def write_shard(path, tokens) -> None:
 def add_folder(parser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="data folder")
     parser.add_argument("--tokenizer",
-                        help="SentencePiece model or `bytes`, for shards without a manifest.json of ours")
+                        help="SentencePiece model, `bytes` or table:FILE, for shards without a manifest.json of ours")
 
 
 def file_sha256(path) -> str:

@@ -60,8 +60,9 @@ def parse_tokenizer(text: str) -> tuple[str, int]:
         if not size.isdecimal() or not SMALLEST <= int(size) <= LARGEST:
             raise UserError(f"--tokenizer {text}: the size must be {SIZES}")
         return model_type, int(size)
-    if text not in TOKENIZER_KINDS and not text.endswith(".model"):
-        raise UserError(f"--tokenizer {text} is none of bpe:SIZE, unigram:SIZE, bytes or a file that ends in .model")
+    if text not in TOKENIZER_KINDS and not text.endswith(".model") and model_type != "table":
+        raise UserError(f"--tokenizer {text} is none of bpe:SIZE, unigram:SIZE, bytes, table:FILE or a file that ends "
+                        "in .model")
     try_model(text)
     return "", 0
 
@@ -81,7 +82,8 @@ def try_model(path, published=False) -> None:
 
 def _use(path, published) -> None:
     tokenizer = load_tokenizer(path, published)
-    decode_ids(tokenizer, tokenizer.encode("A text, \u4e2d\u6587 \U0001f600\n\n  and 42."))
+    if tokenizer.encode:
+        decode_ids(tokenizer, tokenizer.encode("A text, \u4e2d\u6587 \U0001f600\n\n  and 42."))
 
 
 @functools.cache
@@ -110,10 +112,26 @@ def decode_ids(tokenizer: Tokenizer, ids) -> bytes:
     return b"".join(parts)
 
 
+def longest_match(tokenizer: Tokenizer, raw: bytes) -> list[int]:
+    """Ids of a table: at each place the one that stands for the most bytes. UserError: there is none."""
+    known = tokenizer.__dict__.setdefault("known", {part: i for i, part in enumerate(tokenizer.token_bytes) if part})
+    lengths = sorted(set(map(len, known)), reverse=True)
+    ids, place = [], 0
+    while place < len(raw):
+        part = next((raw[place:place + n] for n in lengths if raw[place:place + n] in known), b"")
+        if not part:
+            raise UserError(f"the table has no id for byte {place} of this document, {raw[place:place + 1]!r}")
+        ids.append(known[part])
+        place += len(part)
+    return ids
+
+
 def encode_document(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, int, bool]:
     """BOS and the ids of a document, uint16 (tokens,); the bytes that scoring counts for them; whether they stand for
     exactly the text's UTF-8 bytes. UserError: they do not, although the tokenizer promises it."""
-    raw, tokens = text.encode(), np.array([tokenizer.bos_id, *tokenizer.encode(text)], np.uint16)
+    raw = text.encode()
+    ids = tokenizer.encode(text) if tokenizer.encode else longest_match(tokenizer, raw)
+    tokens = np.array([tokenizer.bos_id, *ids], np.uint16)
     size = int(count_bytes(tokenizer, tokens[:-1], tokens[1:]).sum(dtype=np.int64))
     kept = size == len(raw) and decode_ids(tokenizer, tokens[1:]) == raw
     if not kept and is_lossless(tokenizer):
