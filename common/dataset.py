@@ -10,11 +10,13 @@ from common.shards import check_ids, find_shards, open_shard
 from common.tokenizer import load_tokenizer, locate_tokenizer
 
 MANIFEST_FORMAT = "parity-golf-data 1"
+CHALLENGE_NAME = "fineweb10B_"  # begins the name of what `python -m common.data fineweb` downloads
 
 # val_tokens: how many are read in validation; partial: empty, or the label of a validation that is not in full;
-# sha256: of length and samples of every shard and of the manifest
+# sha256: of length and samples of every shard and of the manifest; overcounted: empty, or why a score is too good;
+# warnings: what a run is not refused for
 Data = namedtuple("Data", "train val val_tokens partial tokenizer tokenizer_path tokenizer_sha256 manifest_sha256 "
-                  "sha256")
+                  "sha256 overcounted warnings")
 
 
 def open_data(settings):
@@ -34,7 +36,9 @@ def open_data(settings):
     count = min(settings.val_tokens_limit or val.length, val.length)
     partial = f" partial:{count}/{val.length}" if count < val.length else ""
     named = hashlib.sha256(text).hexdigest() if text else "none"
-    return Data(train, val, count, partial, tokenizer, path, tokenizer.sha256, named, sha256)
+    overcounted = _overcounted(folder, manifest)
+    warnings = [text for text in (overcounted, _unlisted(folder, manifest, train.shards)) if text]
+    return Data(train, val, count, partial, tokenizer, path, tokenizer.sha256, named, sha256, overcounted, warnings)
 
 
 def read_manifest(folder):
@@ -72,13 +76,37 @@ def _check_shards(folder, manifest, train, val):
                                 "get the data again")
 
 
+def is_challenge(manifest):
+    """Whether a folder is the challenge's downloaded data, whose bytes are counted as published scores count them."""
+    return manifest.get("name", "").startswith(CHALLENGE_NAME)
+
+
+def _overcounted(folder, manifest):
+    """Why a score on this validation would be too good, by its manifest; empty where it is not."""
+    table = manifest.get("splits", {}).get("val", {})
+    counted, text = table.get("bytes"), table.get("text_bytes")
+    if isinstance(counted, int) and isinstance(text, int) and counted > text:
+        return (f"{folder}/manifest.json counts {counted} bytes of validation, but its text has {text}: scores are too "
+                "good; make the data again, with a tokenizer that keeps the text")
+    return ""
+
+
+def _unlisted(folder, manifest, train):
+    """A line about the first shard that is trained on but not in the manifest; empty where there are none."""
+    listed = [shard["file"] for split in manifest.get("splits", {}).values() for shard in split["shards"]]
+    for shard in train if listed else ():
+        if shard.filename.name not in listed:
+            return f"{shard.filename} is trained on but not named in manifest.json: remove it if it is a copy"
+    return ""
+
+
 def _open_tokenizer(folder, manifest, settings):
     """(path, Tokenizer) that the settings or the manifest name. UserError: neither does, or it is not the shards'."""
     entry, path = manifest.get("tokenizer"), settings.tokenizer_path
     if not entry and not path:
         raise UserError(f"DATA_PATH={folder} has no manifest.json: set TOKENIZER_PATH to the tokenizer of its shards")
     path = path or locate_tokenizer(folder, entry["file"])
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, is_challenge(manifest))
     if entry and entry["sha256"] not in ("", tokenizer.sha256):
         raise UserError(f"tokenizer {path} is not the one of the shards (SHA-256 {tokenizer.sha256[:12]}, in "
                         f"manifest.json {entry['sha256'][:12]}): leave TOKENIZER_PATH empty, or make the data again")

@@ -86,6 +86,7 @@ def run_rows(trainer, settings, data, path):
     yield "model", f"{count_params(settings):,} parameters, {flops_per_token(settings):,} FLOP per token", ""
     yield "data", (f"{data.train.length:,} tokens for training, {data.val_tokens:,} for validation{data.partial}; "
                    f"tokenizer {data.tokenizer_path}, {data.tokenizer.vocab_size} ids"), ""
+    yield from (("warning", text, "") for text in data.warnings)
     free, most = disk_free(path) >> 20, disk_need(settings) >> 20
     yield "folder", f"{path}/, {free:,} MiB free, at most {most:,} MiB needed", ""
     short = ": TOO LITTLE, it seems; lower MICRO_BATCH_TOKENS" if need > have else ""

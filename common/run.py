@@ -184,6 +184,8 @@ def describe_run(run, code):
     run.log("tokenizer", vocab_size=data.tokenizer.vocab_size, sha256=data.tokenizer_sha256, path=data.tokenizer_path)
     run.log("code", bytes=len(code), sha256=run.saver.identity["code"])
     run.log("params", params=count_params(s), flops=flops_per_token(s))
+    for text in data.warnings:
+        say(f"warning: {text}", sys.stderr)
     rows = rank_rows(s, 0, trainer.world_size)[1]
     memory, need = (size >> 20 for size in trainer.memory())
     run.log("preflight", free=disk_free(path) >> 20, need=disk_need(s) >> 20, memory=memory, memory_need=need)

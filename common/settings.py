@@ -165,8 +165,8 @@ class Settings:
     # data, folder and log
     data_path: str = setting("data/fineweb10B_sp1024", "folder of the token shards *_train_*.bin and *_val_*.bin",
                              kind="run")
-    tokenizer_path: str = setting("", "SentencePiece model or `bytes`; empty: what DATA_PATH/manifest.json names",
-                                  kind="run")
+    tokenizer_path: str = setting("", "SentencePiece model, `bytes` or `table:FILE`; empty: what "
+                                  "DATA_PATH/manifest.json names", kind="run")
     run_id: str = setting("", "the run's folder is runs/RUN_ID; empty: date and time", kind="run")
     val_loss_every: int = setting(1000, "steps between validations; 0: only at the end", 0, 10**9, kind="run")
     val_tokens_limit: int = setting(0, "tokens of a partial validation; 0: all", 0, 2**40, kind="run")

@@ -127,6 +127,8 @@ def open_same_data(own, log):
         data = open_data(own)
     except UserError as error:
         raise NotScored(UNVERIFIED, str(error), "the data of the log", own.data_path) from None
+    if data.overcounted:
+        raise NotScored(FAIL, data.overcounted, "bytes of validation that its text has", own.data_path)
     if log.manifest_sha256 and data.manifest_sha256 != log.manifest_sha256:
         observed = f"{own.data_path} is other data: manifest {data.manifest_sha256[:12]}"
         expected = f"{log.manifest_sha256[:12]} of {log.name}"

@@ -91,7 +91,7 @@ def test_the_check_agrees(tokenizers, kind, tmp_path, monkeypatch):
         encoded = [encode_document(tokenizer, text) for text in [*documents, "x"]]
         write_shard(tmp_path / "x_train_0.bin", np.concatenate([tokens for tokens, *_ in encoded]))
         end = sum(len(tokens) for tokens, *_ in encoded)
-        counted, decoded, _, problems = check.check_piece((str(tmp_path), path, "train", 0, end))
+        counted, decoded, _, problems = check.check_piece((str(tmp_path), (path,), "train", 0, end))
         assert counted == decoded == [size for _, size, _ in encoded] and problems == []
 
     agree()

@@ -1,4 +1,5 @@
 """check, stats and samples of a data folder: `python -m pytest tests/test_check.py`."""
+import hashlib
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ from common.dataset import open_data
 from common.published import VAL_BYTES, VAL_TOKENS
 from common.settings import Settings, UserError
 from common.shards import open_shard
+from common.tokenizer import load_tokenizer
 from tests.conftest import ROOT
 from tests.test_export import texts, write_jsonl
 from tests.test_tokenizer import train
@@ -159,7 +161,8 @@ def test_a_wrong_table_is_located(copy, monkeypatch, capsys):
     tokens = open_shard(path / "docs_val_000000.bin")
     place = int(np.flatnonzero(tokens[50:] > 4)[0]) + 50
     tokenizer.byte_counts[tokens[place]] += 1
-    counted, decoded, _, problems = check.check_piece((str(path), str(path / "tokenizer.model"), "val", 0, len(tokens)))
+    counted, decoded, _, problems = check.check_piece(
+        (str(path), (str(path / "tokenizer.model"),), "val", 0, len(tokens)))
     wrong = int((tokens == tokens[place]).sum())
     assert sum(counted) >= sum(decoded) + wrong and len(problems) > 0
     length = len(tokenizer.token_bytes[tokens[place]])
@@ -324,3 +327,91 @@ def test_no_data_folder(tmp_path, capsys, name):
             ('{"format": "parity-golf-data 1", "tokenizer": {"file": "bytes"}}', "is not a data manifest")):
         (tmp_path / "manifest.json").write_text(text)
         assert run(name, tmp_path) == 2 and message in capsys.readouterr().err
+
+
+def test_bytes_that_the_text_does_not_have_are_warned_of(copy):
+    """A tokenizer that counts more of validation than its text has makes scores too good."""
+    path = copy("published")
+    size = json.loads((path / "manifest.json").read_text())["splits"]["val"]["text_bytes"]
+    for counted in (size, size + 1):
+        change_manifest(path, lambda m, counted=counted: m["splits"]["val"].update(bytes=counted))
+        warnings = open_data(Settings(data_path=str(path), train_seq_len=64)).warnings
+        expected = f"counts {counted} bytes of validation, but its text has {size}"
+        assert [expected in text for text in warnings] == [True] * (counted - size)
+
+
+def test_only_the_manifest_of_the_download_keeps_the_published_rule(tmp_path):
+    """Of the same files, the challenge's are counted as its scores were, all others as what they decode to."""
+    model = train(tmp_path / "tokenizer.model", user_defined_symbols=["\u2581\u2581"])
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    tokenizer = load_tokenizer(model)
+    double, tokens = tokenizer.token_bytes.index(b"  "), tokenizer.encode("The quick brown fox " * 40)
+    for split in ("train", "val"):
+        write_shard(tmp_path / f"x_{split}_0.bin", [tokenizer.bos_id, *tokens])
+    for name, counted in (("fineweb10B_sp320", 3), ("docs", 1), ("", 1), (None, 1)):
+        manifest = {"tokenizer": {"file": "tokenizer.model", "sha256": digest}} | ({"name": name} if name else {})
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        if name is None:
+            (tmp_path / "manifest.json").unlink()
+        data = open_data(Settings(data_path=str(tmp_path), train_seq_len=64, tokenizer_path=str(model)))
+        assert data.tokenizer.byte_counts[double] == counted
+        if name:
+            opened = folder.DataFolder(tmp_path)
+            assert opened.tokenizer.byte_counts[double] == counted
+            _, load_as, *_ = next(opened.pieces("val"))
+            assert load_tokenizer(*load_as).byte_counts[double] == counted
+
+
+def write_table(path, parts, bos=0):
+    path.write_text("\n".join([f"parity-golf-table 1 {bos}", *(part.hex() for part in parts)]) + "\n")
+    return path
+
+
+def test_a_table_of_bytes_serves_as_tokenizer(tmp_path, capsys):
+    """Of any make: documents are exported by the longest match, and counted and checked like the others."""
+    corpus = [f"the cat {i} sat on caf\u00e9 \U0001f600 and the mat" for i in range(60)]
+    parts = [b"", *(bytes([b]) for b in range(256)), b"the", b" the", b" cat ", b"\xf0\x9f", b""]
+    table, source = write_table(tmp_path / "own", parts), write_jsonl(tmp_path / "a.jsonl", corpus)
+    out = tmp_path / "out"
+    assert run("export", source, "--tokenizer", f"table:{table}", "--val-docs", 9, "--workers", 1, "--out", out) == 0
+    entry = json.loads((out / "manifest.json").read_text())["tokenizer"]
+    assert (entry["kind"], entry["file"], entry["vocab_size"]) == ("table", "tokenizer.table", 262)
+    for arguments in ((), ("--docs", source), ("--tokenizer", f"table:{table}")):
+        assert "bytes of 9 documents" in checked(capsys, out, *arguments)[0]
+    data = open_data(Settings(data_path=str(out), train_seq_len=64))
+    assert data.tokenizer.token_bytes == parts and data.tokenizer.kind == "table"
+    ids = data.val.read(0, 5).tolist()
+    assert [parts[i] for i in ids] == [b"", b"the", b" cat ", b"0", b" "] and data.tokenizer.boundary[261]
+
+
+def test_shards_of_a_table_are_compared_with_their_text(tmp_path, capsys):
+    """Shards of their owner's making, which are no longest match; a table that counts too much is found."""
+    parts = [b"", *(bytes([b]) for b in range(256)), b"the"]
+    table, source = write_table(tmp_path / "own", parts), write_jsonl(tmp_path / "a.jsonl", ["the val " * 20, "train"])
+    for split, text in (("val", "the val " * 20), ("train", "train")):
+        write_shard(tmp_path / f"x_{split}_0.bin", [0] + [1 + b for b in text.encode()])
+    data = open_data(Settings(data_path=str(tmp_path), train_seq_len=64, tokenizer_path=f"table:{table}"))
+    assert data.tokenizer.byte_counts[data.val.read(0, 161)].sum() == 160
+    arguments = tmp_path, "--tokenizer", f"table:{table}", "--docs", source
+    shown = checked(capsys, *arguments)[0]
+    assert "ok    val, bytes of 1 documents in 161 tokens: 160" in shown and "ok    val, digest of the texts" in shown
+    parts[1 + ord("v")] = b"vvv"
+    write_table(table, parts)
+    assert checked(capsys, *arguments, code=2)[1][0].startswith("BAD   val, digest of the texts")
+
+
+@pytest.mark.parametrize("text", ["", "parity-golf-table 1 0", "parity-golf-table 1 9\n\n61\n",
+                                  "parity-golf-table 2 0\n\n", "parity-golf-table 1 0\n\n61",
+                                  "parity-golf-table 1 1\n\n61\n", "parity-golf-table 1 0\n\n6\n", "\u00e9", "61\n62",
+                                  "parity-golf-table 1 -1\n\n", "parity-golf-table 1 0" + "\n" * 70_000])
+def test_what_is_not_a_table_is_refused(tmp_path, text):
+    (tmp_path / "own").write_text(text)
+    with pytest.raises(UserError, match="own: not a usable table: "):
+        load_tokenizer(f"table:{tmp_path}/own")
+
+
+def test_a_table_without_an_id_for_a_byte_is_reported(tmp_path, capsys):
+    table, source = write_table(tmp_path / "own", [b"", b"a"]), write_jsonl(tmp_path / "a.jsonl", ["a", "aa", "ab"])
+    assert run("export", source, "--tokenizer", f"table:{table}", "--val-docs", 1, "--workers", 1,
+               "--out", tmp_path / "out") == 2
+    assert f"{source}:3: the table has no id for byte 1 of this document, b'b'" in capsys.readouterr().err

@@ -1,13 +1,18 @@
 """Documents to shards: `python -m pytest tests/test_export.py`."""
+import bz2
+import concurrent.futures
 import fcntl
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from argparse import Namespace
 
 import numpy as np
 import pyarrow
@@ -15,9 +20,10 @@ import pytest
 from pyarrow import parquet
 
 from common.data import __main__ as command
-from common.data import documents
+from common.data import documents, export
 from common.data.documents import block_texts, find_files, read_blocks
 from common.data.tokenizers import decode_ids, train_tokenizer, try_model
+from common.data.workers import Died
 from common.dataset import open_data
 from common.settings import Settings, UserError
 from common.shards import find_shards, open_shard
@@ -185,6 +191,113 @@ def test_parquet_columns(tmp_path):
             list(read_blocks([path], key, b""))
 
 
+def read_file(path, separator=b"", key="text"):
+    return [found for block in read_blocks([path], key, separator) for found in block_texts(block, key)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_a_byte_order_mark_is_obeyed(small_blocks, tmp_path, encoding):
+    """Text and lines, compressed or not; the mark is not part of the text. Half a surrogate pair is reported."""
+    corpus = ["one caf\u00e9", "two \U0001f600 " * 900, "\n", "three"]
+    mark = "\ufeff".encode(encoding)
+    path = tmp_path / "a.txt"
+    path.write_bytes(mark + "<end>".join(corpus).encode(encoding))
+    assert read_file(path, b"<end>") == [(i, text, "") for i, text in enumerate(corpus, 1)]
+    path = tmp_path / "a.jsonl.gz"
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in corpus)
+    path.write_bytes(gzip.compress(mark + lines.encode(encoding)))
+    assert read_file(path) == [(i, text, "") for i, text in enumerate(corpus, 1)]
+    path.with_name("b.txt").write_bytes(mark + "a\ud800b".encode(encoding, "surrogatepass"))
+    [(_, text, problem)] = read_file(path.with_name("b.txt"))
+    assert text[0] + text[-1] == "ab" and "\ufffd" in text and problem
+
+
+@pytest.mark.parametrize("block", [1, 3, 4, 100])
+def test_line_ends_of_windows_separate_documents(monkeypatch, tmp_path, block):
+    monkeypatch.setattr(documents, "BLOCK_BYTES", block)
+    path = tmp_path / "a.txt"
+    for end in ("\n", "\r\n"):
+        path.write_bytes(f"one{end}more{end}{end}two{end}{end}{end}three".encode())
+        assert [text for _, text, _ in read_file(path, b"\n\n")] == [f"one{end}more", "two", f"{end}three"]
+
+
+def test_a_separator_that_never_occurs_is_reported_once(tmp_path, capsys):
+    for i in range(6):
+        (tmp_path / f"{i}.txt").write_text(f"text {i} of some words")
+    arguments = tmp_path, "--tokenizer", "bpe:280", "--val-docs", 1, "--workers", 1
+    assert run(*arguments, "--separator", "<end>", "--out", tmp_path / "out") == 0
+    error = capsys.readouterr().err
+    assert error.count(f"warning: --separator '<end>' occurs in none of 6 .txt files, the first {tmp_path}/0.txt") == 1
+    (tmp_path / "3.txt").write_text("text<end>two")
+    assert run(*arguments, "--separator", "<end>", "--out", tmp_path / "out2") == 0
+    assert run(*arguments, "--out", tmp_path / "out3") == 0
+    assert "--separator" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.parquet", "whole.txt"])
+def test_documents_that_are_too_long_are_left_out_if_wanted(monkeypatch, tmp_path, capsys, name):
+    monkeypatch.setattr(documents, "DOCUMENT_LIMIT", 1000)
+    monkeypatch.setattr(documents, "BLOCK_BYTES", 300)
+    corpus = ["one", "x" * 5000, "two", "y" * 2500, "three", "z" * 9000]
+    path, kept = tmp_path / name, ["one", "two", "three"]
+    if name == "a.jsonl":
+        write_jsonl(path, corpus)
+    elif name == "a.parquet":
+        parquet.write_table(pyarrow.table({"text": corpus}), path)
+    else:
+        path.write_text("<end>".join(corpus))
+    separator = b"<end>" if name == "a.txt" else b""
+    found = read_file(path, separator)
+    assert [text for _, text, _ in found if text is not None] == (kept if name != "whole.txt" else [])
+    long = [number for number, text, problem in found if text is None and "is longer than 1,000 bytes" in problem]
+    assert long == ([2, 4, 6] if name != "whole.txt" else [1])
+    if name == "a.jsonl":
+        arguments = (path, "--tokenizer", "bpe:260", "--val-docs", 1, "--workers", 1, "--out", tmp_path / "out")
+        assert run(*arguments) == 2 and f"{path}:2 is longer than" in refusal(tmp_path, capsys)
+        assert run(*arguments, "--tokenizer", "bytes", "--skip-bad") == 0
+        assert f"left out: 3 lines or rows, the first: {path}:2 is longer" in capsys.readouterr().out
+        assert read(tmp_path / "out", "val")[0] + read(tmp_path / "out", "train")[0] == kept
+
+
+@pytest.mark.parametrize("column", [
+    pyarrow.array([["a", "b"]]), pyarrow.array([{"x": "a"}]), pyarrow.array([1.5]),
+    pyarrow.array([[b"a"]], pyarrow.list_(pyarrow.binary())), pyarrow.array([[("k", "v")]],
+                                                                            pyarrow.map_("string", "string"))])
+def test_a_column_that_is_not_a_string_is_named_by_its_type(tmp_path, column):
+    parquet.write_table(pyarrow.table({"body": column}), tmp_path / "a.parquet")
+    kind = str(parquet.read_schema(tmp_path / "a.parquet").field("body").type)
+    with pytest.raises(UserError) as error:
+        read_file(tmp_path / "a.parquet", key="body")
+    assert f"column body is {kind}, not a string" in str(error.value) and "damaged" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "binary", "large_binary", "dictionary"])
+def test_any_column_of_strings_is_read(tmp_path, kind):
+    column = pyarrow.array(["a", None, "\u00e9"])
+    column = column.dictionary_encode() if kind == "dictionary" else column.cast(getattr(pyarrow, kind)())
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "A.PARQUET")
+    assert [text for _, text, _ in read_file(*find_files([tmp_path]))] == ["a", None, "\u00e9"]
+
+
+@pytest.mark.parametrize("name", ["a.json.gz", "a.jsonl.zst", "a.ndjson", "a.NDJSON.GZ", "a.JSONL", "a.jsonl.bz2",
+                                  "a.ndjson.xz", "a.Txt", "a.txt.zst"])
+def test_files_are_read_by_their_endings(tmp_path, name):
+    """In upper case too, compressed in the usual ways; one that is cut short is refused."""
+    path, ending = tmp_path / name, name.lower().rsplit(".", 1)[-1]
+    text = "".join(f"text number {i * i}, " for i in range(99))
+    data = text.encode() if ".txt" in name.lower() else json.dumps({"text": text}).encode()
+    compress = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress,
+                "zst": lambda data: pyarrow.compress(data, "zstd", asbytes=True)}.get(ending, bytes)
+    path.write_bytes(compress(data))
+    (tmp_path / "dataset.json").write_text("{}")
+    assert find_files([tmp_path]) == find_files([path]) == [path]
+    assert read_file(path) == [(1, text, "")]
+    if compress is not bytes:
+        path.write_bytes(compress(data)[:-9])
+        with pytest.raises(UserError, match="cut short or damaged"):
+            read_file(path)
+
+
 def test_a_folder_without_documents(tmp_path):
     (tmp_path / ".hidden.txt").write_text("x")
     with pytest.raises(UserError, match="no file in it is .jsonl"):
@@ -259,6 +372,29 @@ def test_a_model_that_crashes_the_library_is_named(tmp_path, monkeypatch, capsys
     source = write_jsonl(tmp_path / "a.jsonl", texts(9))
     assert run(source, "--tokenizer", model, "--val-docs", 2, "--out", tmp_path / "out") == 2
     assert "crashes on this model" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("trained, message", [
+    (os.abort, "--tokenizer bpe:300: the process that made it died, perhaps for lack of memory: use a smaller"),
+    (lambda: b"no model", "--tokenizer bpe:300 is not possible for these texts: ")])
+def test_what_goes_wrong_with_our_own_model_is_not_blamed_on_a_file(tmp_path, capsys, monkeypatch, trained, message):
+    """A stand-in for training that dies, or makes a model that cannot be used; and its time is shown."""
+    class Pool:
+        def submit(self, *_):
+            job = concurrent.futures.Future()
+            if trained is os.abort:
+                job.set_exception(Died())
+            else:
+                threading.Timer(0.1, lambda: job.set_result(trained())).start()
+            return job
+
+    monkeypatch.setattr(export, "MAKING_SHOWN", 0.02)
+    options = Namespace(tokenizer="bpe:300", vocab_size=300, model_type="bpe")
+    with pytest.raises(UserError) as error:
+        (tmp_path / "a.model").write_bytes(export.make_tokenizer(Pool(), options, []))
+        export.load_made(tmp_path / "a.model", options)
+    assert str(error.value).startswith(message) and "a.model" not in str(error.value)
+    assert ("making bpe:300: 0 s" in capsys.readouterr().err) == (trained is not os.abort)
 
 
 # interruptions --------------------------------------------------------------------------------------------------------

@@ -9,14 +9,16 @@ import shutil
 import subprocess
 import sys
 import zlib
+from types import SimpleNamespace
 
 import pytest
 
 from common.challenge import BUDGET_BYTES
 from common.runlog import log_line
+from common.settings import Settings
 from records.__main__ import main
 from records.checks import PLACEHOLDER
-from records.evaluation import check_evaluation
+from records.evaluation import NotScored, check_evaluation, open_same_data
 from records.folder import open_folder
 from records.logs import read_log
 from records.show import as_text
@@ -381,3 +383,16 @@ def test_what_scores_again_has_the_evaluation_of_the_log(backend, tmp_path, docu
         [finding] = check_evaluation(open_folder(run.path), documents)
         assert finding.status in ("FAIL", "NOT VERIFIED") and words in finding.observed
         log.write_text(text)
+
+
+def test_a_score_on_bytes_that_the_text_does_not_have_is_not_verified(tmp_path, data_path):
+    """Where the manifest counts more bytes of validation than its text has, re-evaluation fails."""
+    data = shutil.copytree(data_path, tmp_path / "data")
+    manifest, log = json.loads((data / "manifest.json").read_text()), SimpleNamespace(manifest_sha256="", name="log")
+    for text, refused in ((1500, False), (1499, True)):
+        manifest["splits"] = {"val": {"bytes": 1500, "text_bytes": text, "shards": []}}
+        (data / "manifest.json").write_text(json.dumps(manifest))
+        try:
+            assert open_same_data(Settings(data_path=str(data), train_seq_len=32), log) and not refused
+        except NotScored as reason:
+            assert refused and reason.finding.status == "FAIL" and "its text has 1499" in reason.finding.observed

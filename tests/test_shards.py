@@ -1,6 +1,9 @@
 """Token shards: `python -m pytest tests/test_shards.py`."""
 import errno
+import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,8 +12,10 @@ from hypothesis import strategies as st
 
 from common import shards
 from common.data.folder import write_shard
-from common.settings import UserError
+from common.dataset import open_data
+from common.settings import Settings, UserError
 from common.shards import check_ids, find_shards, open_shard
+from tests.conftest import ROOT
 
 
 def shard_bytes(tokens, magic=20240520, version=1, count=None):
@@ -32,7 +37,7 @@ def test_read_gives_what_was_written(tmp_path_factory, tokens, dtype, stride):
     write_shard(path, array)
     assert path.read_bytes() == shard_bytes(array)
     found = open_shard(path)
-    assert found.dtype == np.uint16 and found.tolist() == array.tolist() and isinstance(found, np.memmap)
+    assert found.dtype == np.uint16 and found.tolist() == array.tolist() and not found.flags.writeable
     with pytest.raises(ValueError, match="read-only"):
         found[0] = 0
 
@@ -119,3 +124,49 @@ def test_check_ids_names_the_first_bad_one(tmp_path, monkeypatch):
         check_ids(tokens, 10, "a.bin")
     with pytest.raises(UserError, match=r"token 8 \(byte 1040\) is 12"):
         check_ids(tokens, 12, "a.bin")
+
+
+def test_attributes_that_a_mac_keeps_are_not_shards(tmp_path):
+    for name in ("x_train_000000.bin", "._x_train_000000.bin", "x_val_000000.bin", "._x_val_000000.bin"):
+        if name[0] == "x":
+            write_shard(tmp_path / name, [1] * 200)
+        else:
+            (tmp_path / name).write_bytes(b"\0\5\26\7")
+    (tmp_path / "._docs.jsonl").write_bytes(b"\0\5\26\7")
+    (tmp_path / "manifest.json").write_text(json.dumps(
+        {"tokenizer": {"file": "bytes", "sha256": "", "vocab_size": 260},
+         "splits": {split: {"shards": [{"file": f"x_{split}_000000.bin"}]} for split in ("train", "val")}}))
+    assert open_data(Settings(data_path=str(tmp_path), train_seq_len=64)).train.length == 200
+    assert [path.name for path in find_shards(tmp_path, "train")] == ["x_train_000000.bin"]
+
+
+def test_shards_that_the_manifest_does_not_name_are_reported(tmp_path):
+    """A copy of a shard beside it is read, as another shard of one's own is; the run warns."""
+    for name in ("x_train_000000.bin", "x_val_000000.bin"):
+        write_shard(tmp_path / name, [1] * 200)
+    settings = Settings(data_path=str(tmp_path), train_seq_len=64)
+    shards = {split: {"shards": [{"file": f"x_{split}_000000.bin"}]} for split in ("train", "val")}
+    manifest = {"tokenizer": {"file": "bytes", "sha256": ""}, "splits": shards}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert open_data(settings).warnings == []
+    for name in ("x_train_000000 (1).bin", "y_train_000000.bin"):
+        write_shard(tmp_path / name, [1] * 200)
+        [warning] = open_data(settings).warnings
+        assert f"{tmp_path}/x_train_000000 (1).bin is trained on but not named" in warning
+
+
+def test_more_shards_than_files_that_may_be_open(tmp_path):
+    """300 shards and at most 64 open files; what is no longer used is unmapped."""
+    for i in range(300):
+        write_shard(tmp_path / f"x_train_{i:06}.bin", [i] * 9)
+    write_shard(tmp_path / "x_val_000000.bin", [1] * 200)
+    code = (f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+            "from common.dataset import open_data; from common.settings import Settings; from common.shards import *\n"
+            f"data = open_data(Settings(data_path={str(tmp_path)!r}, train_seq_len=64, tokenizer_path='bytes'))\n"
+            "assert data.train.read(0, 2700).reshape(300, 9).mean(1).tolist() == list(range(300))\n"
+            "maps = lambda: open('/proc/self/maps').read().count('x_train') if os.path.exists('/proc/self') else 0\n"
+            "row = data.train.shards[7][2:4]\n"
+            "del data\n"
+            "assert maps() <= 1 and row.tolist() == [7, 7]")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -49,7 +49,7 @@ def ours(folder):
 
 @pytest.fixture(scope="module")
 def published(folder):
-    return load_tokenizer(train(folder / "published.model", user_defined_symbols=[2 * SPACE_MARKER]))
+    return load_tokenizer(train(folder / "published.model", user_defined_symbols=[2 * SPACE_MARKER]), published=True)
 
 
 def document_bytes(tokenizer, ids):
@@ -81,12 +81,17 @@ def test_bytes_are_lossless(text):
 
 def test_a_manifest_names_each_kind(folder, ours):
     """The entry of a folder's tokenizer leads back to the same tokenizer."""
+    table = b"parity-golf-table 1 0\n\n61\n20616263\n"
+    (folder / "own.table").write_bytes(table)
     digests = {"bytes": hashlib.sha256(b"bytes").hexdigest(),
                "sentencepiece": hashlib.sha256((folder / "ours.model").read_bytes()).hexdigest()}
-    entries = [tokenizer_entry(path, load_tokenizer(path)) for path in ("bytes", str(folder / "ours.model"))]
+    entries = [tokenizer_entry(path, load_tokenizer(path)) for path in ("bytes", str(folder / "ours.model"),
+                                                                             f"table:{folder}/own.table")]
     assert entries == [{"kind": "bytes", "file": "bytes", "sha256": digests["bytes"], "vocab_size": 260},
                        {"kind": "sentencepiece", "file": "ours.model", "sha256": digests["sentencepiece"],
-                        "vocab_size": 350}]
+                        "vocab_size": 350},
+                       {"kind": "table", "file": "own.table", "sha256": hashlib.sha256(table).hexdigest(),
+                        "vocab_size": 3}]
     assert [entry["kind"] for entry in entries] == list(TOKENIZER_KINDS)
     for entry in entries:
         again = load_tokenizer(locate_tokenizer(folder, entry["file"]))
@@ -116,6 +121,18 @@ def test_training_is_deterministic_and_skips_no_text():
     assert b"zebra" in train_tokenizer(texts, 340)
 
 
+@pytest.mark.parametrize("model_type, size", [("bpe", 400), ("unigram", 266)])
+@pytest.mark.parametrize("texts", [
+    ["".join(random.Random(0).choices("ACGT", k=300))] * 9,
+    ["\u4e2d\u6587\u5b57 " + "\u4e2d\u6587\u5b57\u6f22" * 99] * 2,
+    ["ACGT" * 99 + "\n" + "GATTACA" * 50]])
+def test_texts_with_few_spaces_or_none_give_a_usable_tokenizer(tmp_path, texts, model_type, size):
+    (tmp_path / "a.model").write_bytes(train_tokenizer(texts, size if len(texts) > 2 else 266, model_type))
+    tokenizer = load_tokenizer(tmp_path / "a.model")
+    for text in (*texts, "with spaces  of \u2581 all kinds "):
+        assert decode_ids(tokenizer, tokenizer.encode(text)) == text.encode()
+
+
 @pytest.mark.parametrize("size, message", [
     (0, "260"), (259, "260"), (65537, "65536"), (265, r"at least \d\d\d$"), (5000, r"at most \d\d\d$")])
 def test_training_says_which_sizes_are_possible(size, message):
@@ -141,6 +158,66 @@ def test_published_rule(folder, published):
     # As published: one marker is a space, any other in the piece counts its three bytes.
     double = model.piece_to_id(2 * SPACE_MARKER)
     assert published.byte_counts[double] == 3 and published.token_bytes[double] == b"  "
+
+
+def test_a_marker_counts_more_than_its_space_only_by_the_published_rule(folder, published):
+    tokenizer = load_tokenizer(folder / "published.model")
+    double = tokenizer.token_bytes.index(b"  ")
+    assert (tokenizer.byte_counts[double], published.byte_counts[double]) == (1, 3)
+    assert tokenizer.byte_counts.sum() == published.byte_counts.sum() - 2
+
+
+def test_indentation_counts_the_bytes_of_the_text(tmp_path):
+    """Models with a dummy prefix and pieces for runs of spaces, as are usual for code."""
+    runs = [count * SPACE_MARKER for count in (2, 4, 8)]
+    tokenizer = load_tokenizer(train(tmp_path / "code.model", ["if x:\n    return 1\n"] * 3, vocab_size=290,
+                                     normalization_rule_name="identity", remove_extra_whitespaces=False,
+                                     user_defined_symbols=runs))
+    for text in ("def f(x):\n    if x:\n        return [x,  1]\n", 8 * "    x\n", "  leading and trailing  "):
+        ids = tokenizer.encode(text)
+        assert document_bytes(tokenizer, ids) == len(text.encode()) and tokenizer.decode(ids) == text.encode()
+
+
+PARTS = ["a", "return x", "  ", "    ", " ", "\n", "\t", "1", "23", "\u00e9", "\u4e2d", "\U0001f600", ".", "\u00bd",
+         "\ufb01", "\u3000", "e\u0301", "\u2026"]
+
+
+def random_model(generator):
+    """Bytes of a SentencePiece model of random texts and options."""
+    flags = ("byte_fallback", "add_dummy_prefix", "remove_extra_whitespaces", "split_digits", "split_by_whitespace",
+             "allow_whitespace_only_pieces", "split_by_number", "split_by_unicode_script")
+    symbols = [2 * SPACE_MARKER, 4 * SPACE_MARKER, SPACE_MARKER + "a", "b" + SPACE_MARKER, "<x>", "\n"]
+    file = io.BytesIO()
+    texts = ["a b", *("".join(generator.choices(PARTS, k=30)) for _ in range(30))]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=file, pad_id=0, bos_id=1, eos_id=2, unk_id=3, num_threads=1,
+        minloglevel=2, vocab_size=310, hard_vocab_limit=False, **{flag: generator.random() < 0.7 for flag in flags},
+        model_type=generator.choice(["bpe", "unigram", "char", "word"]),
+        character_coverage=generator.choice([1.0, 0.98]), treat_whitespace_as_suffix=generator.random() < 0.1,
+        normalization_rule_name=generator.choice(["identity", "nmt_nfkc", "nfkc", "nfkc_cf"]),
+        user_defined_symbols=generator.sample(symbols, generator.randrange(4)),
+        control_symbols=generator.sample(["<c>", "<d>"], generator.randrange(3)))
+    return file.getvalue()
+
+
+def test_random_models_count_what_decodes_or_are_refused(tmp_path):
+    """Any model of the library: where it loads, a document counts the bytes that the library decodes; where it keeps
+    the text besides, those of the text."""
+    generator, path, loaded = random.Random(0), tmp_path / "a.model", 0
+    for _ in range(250):
+        path.write_bytes(random_model(generator))
+        try:
+            tokenizer = load_tokenizer(path)
+        except UserError:
+            continue
+        loaded += 1
+        for _ in range(30):
+            ids = tokenizer.encode("".join(generator.choices(PARTS, k=generator.randrange(30))))
+            decoded = decode_ids(tokenizer, ids)
+            assert document_bytes(tokenizer, ids) == len(decoded)
+            if all(tokenizer.token_bytes[i] for i in ids):  # the library decodes the unknown id to a sign
+                assert decoded == tokenizer.decode(ids)
+    assert 100 < loaded < 250
 
 
 def test_published_documents_count_their_bytes(published):
@@ -177,8 +254,14 @@ def test_unused_ids_are_boundaries(folder, published):
     (OURS | {"byte_fallback": False, "vocab_size": 60}, "changes text"),
     (OURS | {"texts": ["abcabcabc"], "vocab_size": 264}, "space"),
     ({"treat_whitespace_as_suffix": True}, "changes text"),
+    ({"model_type": "word", "hard_vocab_limit": False, "remove_extra_whitespaces": False,
+      "allow_whitespace_only_pieces": True, "texts": ["a  fox"]}, "spaces as three bytes"),
+    ({"denormalization_rule_tsv": True}, "count .* bytes, but decode to"),
 ])
 def test_refuses_models_whose_bytes_cannot_be_counted(tmp_path, changes, message):
+    if "denormalization_rule_tsv" in changes:
+        (tmp_path / "rules").write_text("71\t\n")  # decodes q to nothing
+        changes = {"denormalization_rule_tsv": str(tmp_path / "rules")}
     with pytest.raises(UserError, match=f"a.model.*{message}"):
         load_tokenizer(train(tmp_path / "a.model", **changes))
 

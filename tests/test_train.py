@@ -490,6 +490,18 @@ def test_preflight_says_what_a_run_would_meet_and_writes_nothing(backend, in_fol
     check_message(capsys, ["runs/r is there already", "VOCAB_SIZE=300"], "bad_data")  # all at once
 
 
+def test_run_and_preflight_warn_of_what_makes_the_score_too_good(in_folder, capsys, tmp_path, data_path):
+    data = shutil.copytree(data_path, tmp_path.parent / f"{tmp_path.name}.data")
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["splits"] = {"val": {"bytes": 1500, "text_bytes": 1300, "shards": []}}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    for preflight, begin in ((True, "warning   "), (False, "warning: ")):
+        assert in_folder("torch", preflight=preflight, data_path=data, iterations=1) == 0
+        shown = capsys.readouterr()
+        expected = f"{begin}{data}/manifest.json counts 1500 bytes of validation, but its text has 1300"
+        assert sum(line.startswith(expected) for line in (shown.out + shown.err).splitlines()) == 1
+
+
 def test_the_forecast_of_the_artifact_is_that_of_the_published_baseline():
     """15,815,847 bytes (model of the naive baseline, 8xH100): its weights spread as normal ones do."""
     from common.preflight import artifact_bytes

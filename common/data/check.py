@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.data.documents import add_input, find_files, read_blocks
+from common.data.documents import add_input, block_texts, find_files, read_blocks
 from common.data.encode import encode_block, place_documents, progress
 from common.data.folder import (
     DOCUMENT_TOKENS,
@@ -26,6 +26,7 @@ from common.data.folder import (
 )
 from common.data.tokenizers import cached_tokenizer, decode_ids, is_lossless, tokenizer_entry
 from common.data.workers import add_workers, in_order, worker_pool
+from common.dataset import CHALLENGE_NAME
 from common.published import VAL_BYTES, VAL_BYTES_TOLERANCE, VAL_TOKENS
 from common.settings import UserError
 from common.shards import check_ids, find_shards, open_shard
@@ -107,8 +108,8 @@ def check_files(report: Report, pool, folder: DataFolder) -> None:
 def check_piece(job) -> tuple[list, list, bytes, list]:
     """For the documents that begin in a piece: the bytes of each by the table, and decoded; their hashes, joined; and
     disagreements, as (document, what)."""
-    folder, tokenizer_path, split, start, end = job
-    tokenizer, stream = cached_tokenizer(tokenizer_path), cached_stream(folder, split)
+    folder, load_as, split, start, end = job
+    tokenizer, stream = cached_tokenizer(*load_as), cached_stream(folder, split)
     first, tokens, borders = read_documents(stream, tokenizer.bos_id, start, end)
     counts = count_bytes(tokenizer, np.append(tokenizer.bos_id, tokens[:-1]), tokens)
     counted = np.add.reduceat(counts, borders[:-1]).tolist() if len(borders) > 1 else []
@@ -188,7 +189,7 @@ def check_overlap(report: Report, folder: DataFolder, copies: list, val_document
 
 def check_published(report: Report, folder: DataFolder, total: Namespace) -> None:
     """Compare validation with the challenge's numbers, which count whole windows."""
-    variant = folder.manifest.get("name", "").removeprefix("fineweb10B_")
+    variant = folder.manifest.get("name", "").removeprefix(CHALLENGE_NAME)
     if variant in VAL_TOKENS:
         scored = in_whole_windows(total.tokens)
         tail = folder.stream("val").read(scored, total.tokens - scored)
@@ -212,7 +213,7 @@ def check_source(report: Report, pool, folder: DataFolder, options, totals: dict
         found = [[file.name, file.stat().st_size] for file in files]
         report.compare("names and sizes of the documents' files", manifest=source["files"], found=found)
     blocks = read_blocks(files, rules["text_key"], rules["separator"].encode("latin-1"))
-    jobs = ((block, folder.tokenizer_path, rules["text_key"]) for block in blocks)
+    jobs = ((block, folder.load_as, rules["text_key"]) for block in blocks)
     seen, val_hashes = 0, set()
     sums = {split: np.zeros(3, np.int64) for split in totals}
     position = dict.fromkeys(totals, 0)
@@ -235,6 +236,17 @@ def check_source(report: Report, pool, folder: DataFolder, options, totals: dict
         else:
             print(f"note  {split}: the tokenizer changes {changed:,} documents; it counts {counted:,} bytes, "
                   f"the text has {size:,}, {size - counted:+,}")
+
+
+def check_texts(report: Report, folder: DataFolder, options, totals: dict) -> None:
+    """Compare the decoded documents, validation first, with the source: a table does not say how to tokenize it."""
+    blocks = read_blocks(find_files(options.docs), options.text_key, options.separator)
+    texts = (text for block in blocks for _, text, _ in block_texts(block, options.text_key) if text is not None)
+    for split in ("val", "train"):
+        chain = b""
+        for text in itertools.islice(texts, totals[split].documents):
+            chain = hashlib.sha256(chain + hashlib.sha256(text.encode()).digest()).digest()
+        report.compare(f"{split}, digest of the texts", source=chain.hex(), decoded=totals[split].chain.hex())
 
 
 def compare_part(report: Report, folder: DataFolder, block, split: str, part, position: int) -> int:
@@ -290,7 +302,8 @@ def run(options) -> None:
     """UserError: there is a disagreement; what was printed says where."""
     folder, report = DataFolder(options.folder, options.tokenizer), Report()
     val_hashes, totals = {}, {}
-    options.docs = options.docs or sorted(options.folder.glob("*docs*.jsonl*"))
+    found = sorted(options.folder.glob("*docs*.jsonl*"))
+    options.docs = options.docs or [path for path in found if path.name[0] != "."]
     with worker_pool(options.workers) as pool:
         check_files(report, pool, folder)
         if report.bad:
@@ -299,7 +312,9 @@ def run(options) -> None:
             totals[split] = check_documents(report, pool, folder, split, options.workers, val_hashes)
         check_overlap(report, folder, totals["train"].copies, totals["val"].documents)
         check_published(report, folder, totals["val"])
-        if options.docs:
+        if options.docs and folder.tokenizer.encode is None and "source" not in folder.manifest:
+            check_texts(report, folder, options, totals)
+        elif options.docs:
             check_source(report, pool, folder, options, totals)
         else:
             print("note  the source text is not available: --docs compares with it")

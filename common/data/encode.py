@@ -28,10 +28,11 @@ class Encoded:
     mended: list = dataclasses.field(default_factory=list)
 
 
-def encode_block(job: tuple[Block, str, str]) -> Encoded:
-    """Job: (block, tokenizer path, text key). UserError: the tokenizer promises to keep a document, and does not."""
-    block, tokenizer_path, text_key = job
-    tokenizer, tokens = cached_tokenizer(tokenizer_path), [np.zeros(0, np.uint16)]
+def encode_block(job: tuple[Block, tuple, str]) -> Encoded:
+    """Job: (block, arguments of load_tokenizer, text key). UserError: the tokenizer promises to keep a document, and
+    does not."""
+    block, load_as, text_key = job
+    tokenizer, tokens = cached_tokenizer(*load_as), [np.zeros(0, np.uint16)]
     found = Encoded(tokens[0], [], [], [], [])
     for number, text, problem in block_texts(block, text_key):
         if problem:

@@ -5,6 +5,7 @@ that of a validation document is left out. BOS stands before each. The folder is
 .NAME.partial, and renamed when it is complete: the bytes are the same whatever the number of workers and interruptions.
 An interrupted export continues after its last complete shard.
 """
+import concurrent.futures
 import contextlib
 import hashlib
 import itertools
@@ -12,11 +13,13 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from common.data.documents import add_input, find_files, read_blocks
+from common.data.documents import KNOWN, add_input, find_files, read_blocks
 from common.data.encode import (
     Encoded,
     check_count,
@@ -28,22 +31,24 @@ from common.data.encode import (
 )
 from common.data.folder import alone, file_sha256, manifest_named, write_manifest, write_shard
 from common.data.tokenizers import parse_tokenizer, tokenizer_entry, train_tokenizer
-from common.data.workers import add_workers, in_order, worker_pool
+from common.data.workers import Died, add_workers, in_order, worker_pool
 from common.files import read_json, write_file
 from common.published import VAL_DOCUMENTS
 from common.settings import UserError
 from common.tokenizer import TOKENIZER_KINDS, load_tokenizer
 
 NAME = "docs"
+MAKING_SHOWN = 30  # seconds between lines about a tokenizer that is being made
 COUNTED = "documents", "tokens", "bytes", "text_bytes", "changed_documents"  # of a split, in its manifest
 
 
 def add_command(subparsers) -> None:
     parser = subparsers.add_parser("export", help="documents to tokenizer, shards and manifest")
     parser.add_argument("docs", nargs="+", type=Path, metavar="DOCS",
-                        help=".jsonl, .jsonl.gz, .parquet or .txt files, or folders of them")
+                        help=f"{KNOWN} files, or folders of them")
     parser.add_argument("--tokenizer", required=True,
-                        help="bpe:SIZE or unigram:SIZE to make one, bytes, or a SentencePiece .model file")
+                        help="bpe:SIZE or unigram:SIZE to make one, bytes, a SentencePiece .model file, or table:FILE, "
+                        "of which the longest match is taken")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--val-docs", type=int, default=VAL_DOCUMENTS,
                         help="how many documents, the first ones, are validation (default: %(default)s)")
@@ -131,7 +136,7 @@ def write_shards(pool, options, files, staging: Path, model: str, state: dict | 
         hashes = (staging / "val_hashes").read_bytes()
         val_hashes.update(hashes[i:i + 32] for i in range(0, len(hashes), 32))
     blocks = itertools.islice(read_blocks(files, options.text_key, options.separator), shards.state["blocks"], None)
-    jobs = ((block, model, options.text_key) for block in blocks)
+    jobs = ((block, (model,), options.text_key) for block in blocks)
     for (block, *_), encoded in progress("encoding", files, in_order(pool, encode_block, jobs, 2 * options.workers)):
         stop_at_bad(options, block, encoded.bad)
         # A copy of what the state was before this block, which will be read again but for the tokens that are on disk.
@@ -162,6 +167,8 @@ def run(options) -> None:
         if not low <= getattr(options, name) <= high:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be {low} to {high}")
     options.model_type, options.vocab_size = parse_tokenizer(options.tokenizer)
+    options.file = "tokenizer.table" if options.tokenizer.startswith("table:") else "tokenizer.model"
+    options.tokenizer = options.tokenizer.removeprefix("table:")
     files = find_files(options.docs)
     by_name = options.model_type or options.tokenizer in TOKENIZER_KINDS
     source = {
@@ -203,7 +210,7 @@ def already_there(out: Path, source: dict) -> bool:
 
 def build(pool, options, files, staging: Path, source: dict, plan: dict) -> list[str]:
     """Fill the staging folder, the manifest last. Returns a summary in lines."""
-    progress_file, model = staging / "state.json", staging / "tokenizer.model"
+    progress_file, model = staging / "state.json", staging / options.file
 
     def save(state):
         write_file(progress_file, json.dumps({"plan": plan, "state": state}).encode())
@@ -215,12 +222,10 @@ def build(pool, options, files, staging: Path, source: dict, plan: dict) -> list
             file.unlink()
     path = options.tokenizer if options.tokenizer in TOKENIZER_KINDS else str(model)
     if not found and options.model_type:
-        texts = sample_documents(pool, options, files)
-        model.write_bytes(pool.submit(train_tokenizer, texts, options.vocab_size, options.model_type).result())
-        del texts
+        model.write_bytes(make_tokenizer(pool, options, sample_documents(pool, options, files)))
     elif not found and path == str(model):
         shutil.copyfile(options.tokenizer, model)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_made(path, options) if options.model_type else load_tokenizer(path)
     if not found:
         save(None)
     state = write_shards(pool, options, files, staging, path, found.get("state"), save).state
@@ -233,6 +238,32 @@ def build(pool, options, files, staging: Path, source: dict, plan: dict) -> list
     write_manifest(staging, {"name": NAME, "source": source, "splits": splits, "tokenizer": entry})
     title = f"{options.out}: vocabulary {tokenizer.vocab_size}, from {len(files)} files"
     return [title, *summarize(splits, state["problems"])]
+
+
+def make_tokenizer(pool, options, texts: list) -> bytes:
+    """The model that --tokenizer asks for; shows that it is still being made. UserError: it cannot be made."""
+    started = time.monotonic()
+    try:
+        job = pool.submit(train_tokenizer, texts, options.vocab_size, options.model_type)
+        with tqdm(desc=f"making {options.tokenizer}", bar_format="{desc}: {elapsed}", disable=None) as bar:
+            while not concurrent.futures.wait([job], timeout=MAKING_SHOWN if bar.disable else 1).done:
+                bar.refresh()
+                if bar.disable:
+                    print(f"making {options.tokenizer}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+        return job.result()
+    except Died:
+        raise UserError(f"--tokenizer {options.tokenizer}: the process that made it died, perhaps for lack of memory: "
+                        "use a smaller --sample-bytes") from None
+
+
+def load_made(path, options):
+    """UserError: the tokenizer in the staging folder is not usable, in terms of what --tokenizer asked for."""
+    try:
+        return load_tokenizer(path)
+    except UserError as error:
+        reason = str(error).removeprefix(f"{path}: not a usable SentencePiece model: ")
+        raise UserError(f"--tokenizer {options.tokenizer} is not possible for these texts: {reason}; use another size, "
+                        "or bytes") from error
 
 
 def summarize(splits: dict, problems: dict):

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from common.data.folder import WINDOW_TOKENS, alone, file_sha256, in_whole_windows, manifest_named, write_manifest
 from common.data.tokenizers import tokenizer_entry, try_model
+from common.dataset import CHALLENGE_NAME
 from common.published import VAL_BYTES, VAL_BYTES_TOLERANCE, VAL_TOKENS
 from common.settings import UserError
 from common.shards import check_ids, open_shard
@@ -160,7 +161,7 @@ def add_command(subparsers) -> None:
 
 def run(options) -> None:
     """Make the folder what the options say. UserError: it cannot be done, or the folder holds something else."""
-    variant, name, prefix = options.variant, f"fineweb10B_{options.variant}", options.prefix.strip("/")
+    variant, name, prefix = options.variant, f"{CHALLENGE_NAME}{options.variant}", options.prefix.strip("/")
     out = options.out or Path("data", name)
     if options.train_shards < 1:
         raise UserError(f"--train-shards {options.train_shards}: at least one is needed")
@@ -171,8 +172,8 @@ def run(options) -> None:
     manifest = repository.fetch(published)[0].read_bytes() if published in repository.files else b""
     shards, model = find_dataset(repository.files, manifest, variant)
     cached = repository.fetch(model)[0]
-    try_model(cached)
-    tokenizer = load_tokenizer(cached)
+    try_model(cached, published=True)
+    tokenizer = load_tokenizer(cached, published=True)
     if variant.removeprefix("sp") not in (variant, str(tokenizer.vocab_size)):
         raise UserError(f"--variant {variant}: its tokenizer {model} has {tokenizer.vocab_size} ids")
     out.mkdir(parents=True, exist_ok=True)
@@ -201,8 +202,8 @@ def run(options) -> None:
 def choose_files(options, out: Path, repository, shards: dict, model: str) -> tuple[dict, dict]:
     """(files of each split, all files), as {name in the folder: RepoFile}. UserError: shards of another data set are in
     the folder."""
-    name, remote = f"fineweb10B_{options.variant}", repository.files
-    there = {path.name for path in out.glob("*")}
+    name, remote = f"{CHALLENGE_NAME}{options.variant}", repository.files
+    there = {path.name for path in out.glob("[!.]*")}
     splits = {split: {os.path.basename(path): remote[path] for path in shards[split]} for split in shards}
     if stray := {file for file in there if re.search(r"_(train|val)_.*\.bin$", file)}.difference(*splits.values()):
         raise UserError(f"{out / min(stray)} is not of {name}; choose another --out, or remove it")

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.batches import TokenStream
 from common.data.tokenizers import try_model
-from common.dataset import MANIFEST_FORMAT, read_manifest
+from common.dataset import MANIFEST_FORMAT, is_challenge, read_manifest
 from common.files import try_lock, write_file
 from common.settings import UserError
 from common.shards import SHARD_HEADER_BYTES, SHARD_MAGIC, SHARD_VERSION, find_shards, open_shard
@@ -43,7 +43,7 @@ def write_shard(path, tokens) -> None:
 def add_folder(parser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="data folder")
     parser.add_argument("--tokenizer",
-                        help="SentencePiece model or `bytes`, for shards without a manifest.json of ours")
+                        help="SentencePiece model, `bytes` or table:FILE, for shards without a manifest.json of ours")
 
 
 def file_sha256(path) -> str:
@@ -82,7 +82,8 @@ def manifest_named(folder: Path, name: str) -> dict:
 
 
 class DataFolder:
-    """manifest: {} where a tokenizer was given instead; tokenizer_path: a file or "bytes". UserError: not readable."""
+    """manifest: {} where a tokenizer was given instead; tokenizer_path: a file or "bytes"; load_as: the arguments of
+    load_tokenizer. UserError: not readable."""
 
     def __init__(self, path, tokenizer_path=None):
         self.path = Path(path)
@@ -90,8 +91,9 @@ class DataFolder:
             raise UserError(f"{path}: no such folder")
         self.manifest = {} if tokenizer_path else self._read_manifest()
         self.tokenizer_path = tokenizer_path or locate_tokenizer(self.path, self.manifest["tokenizer"]["file"])
-        try_model(self.tokenizer_path)
-        self.tokenizer: Tokenizer = load_tokenizer(self.tokenizer_path)
+        self.load_as = self.tokenizer_path, is_challenge(self.manifest)
+        try_model(*self.load_as)
+        self.tokenizer: Tokenizer = load_tokenizer(*self.load_as)
 
     def _read_manifest(self) -> dict:
         try:
@@ -111,11 +113,11 @@ class DataFolder:
         return cached_stream(str(self.path), split)
 
     def pieces(self, split: str):
-        """Jobs for the workers, which together see each document of a split once: (folder, tokenizer, split, start,
+        """Jobs for the workers, which together see each document of a split once: (folder, load_as, split, start,
         end)."""
         length = self.stream(split).length
         for start in range(0, length, PIECE_TOKENS):
-            yield str(self.path), self.tokenizer_path, split, start, min(start + PIECE_TOKENS, length)
+            yield str(self.path), self.load_as, split, start, min(start + PIECE_TOKENS, length)
 
 
 @functools.cache

@@ -23,8 +23,8 @@ def unigram_bits(train_counts: np.ndarray, val_counts: np.ndarray) -> float:
 def count_piece(job) -> tuple[np.ndarray, np.ndarray, int]:
     """For the documents that begin in a piece: the count of each id (vocabulary,), the count of each length class
     (BINS,), and the bytes. UserError: ids that the tokenizer does not have."""
-    folder, tokenizer_path, split, start, end = job
-    tokenizer = cached_tokenizer(tokenizer_path)
+    folder, load_as, split, start, end = job
+    tokenizer = cached_tokenizer(*load_as)
     _, tokens, borders = read_documents(cached_stream(folder, split), tokenizer.bos_id, start, end)
     if len(tokens) and tokens.max() >= tokenizer.vocab_size:
         raise UserError(f"{folder}: {split} has ids beyond the tokenizer's {tokenizer.vocab_size}: "
