@@ -1,6 +1,5 @@
 """What the ranks of a run agree on, the watch over the other ranks, and signals."""
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -11,7 +10,7 @@ import time
 
 import numpy as np
 
-from common.files import try_lock
+from common.files import try_lock, unlock
 from common.folder import end_run, resume_hint, say
 from common.settings import UserError
 
@@ -90,7 +89,7 @@ class RankWatch:
         if self.world_size > 1 and self.path.is_dir():
             self.file = os.open(self.path / f"rank{self.rank}", os.O_RDWR | os.O_CREAT)
             end = time.monotonic() + 10 * BEAT_SECONDS
-            while not try_lock(self.file):
+            while try_lock(self.file, self.path) is False:
                 if time.monotonic() > end:
                     raise UserError(f"rank {self.rank} of an earlier run in {self.path} is still running: stop "
                                     "that process, then start again")
@@ -213,7 +212,7 @@ class RankWatch:
 
 
 def dead(file):
-    """Whether no process holds the lock of a rank's file."""
-    if free := try_lock(file, fcntl.LOCK_SH):
-        fcntl.flock(file, fcntl.LOCK_UN)
-    return free
+    """Whether no process holds the lock of a rank's file. Never where files cannot be locked."""
+    if free := try_lock(file, "a rank's file", shared=True):
+        unlock(file)
+    return bool(free)

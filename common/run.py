@@ -19,7 +19,7 @@ from common.batches import micro_batch_rows, rank_rows
 from common.bundle import bundle, bundle_source
 from common.checkpoint import Saver, checkpoints, resume, run_identity
 from common.dataset import open_data
-from common.files import write_file, write_json
+from common.files import with_remedy, write_file, write_json
 from common.finish import finish
 from common.folder import RunFolder, disk_free, disk_need, resume_folder, resume_hint, say, stored_settings
 from common.loop import Run, train, training_summary, warm_up
@@ -153,11 +153,9 @@ def explain(error):
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "interrupted by a signal", False
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "disk_full", f"{error}: is the disk full? Free some space", False
-    if isinstance(error, PermissionError):
-        return "failed", f"{error}: is the folder yours?", False
+        return "disk_full", with_remedy(error), False
     if isinstance(error, OSError):
-        return "failed", f"{error}", False
+        return "failed", with_remedy(error), False
     if isinstance(error, (RuntimeError, MemoryError)) and re.search("(?i)out of memory|allocate", str(error)):
         first = str(error).splitlines()[0]
         return "failed", f"{first}: lower MICRO_BATCH_TOKENS, which never changes the result", False

@@ -19,6 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from common.files import with_remedy
 from common.params import count_params, layer_order, param_table
 from common.settings import Settings, UserError, as_text, load_settings, parse_setting, settings_of
 from parity import ladder
@@ -115,7 +116,7 @@ def write_fixture(path, problem, shown, backend, dtype, device):
     try:
         path.write_bytes(safetensors.numpy.save(tensors, metadata={"parity": json.dumps(meta, sort_keys=True)}))
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}: free some space, or name another file") from None
+        raise UserError(f"{path} cannot be written: {with_remedy(error)}, or name another file") from None
 
 
 def read_fixture(path):

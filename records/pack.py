@@ -11,6 +11,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from common.folder import was_killed
 from common.settings import UserError
 from records.budget import MODEL_LIMIT
 from records.checks import PLACEHOLDER
@@ -39,6 +40,7 @@ class Run:
         except ValueError as error:
             raise UserError(f"{path / 'status.json'} {error}") from None
         if status not in ("finished", "capped"):
+            status = "running, but its process is gone" if was_killed(path) else status
             raise UserError(f"{path} ended with status {status}: only a finished run can be packed")
         self.log_bytes = self.read("train.log", LOG_LIMIT)
         self.model = self.read(MODEL_FILE, MODEL_LIMIT)

@@ -15,7 +15,7 @@ import numpy as np
 from common.batches import TokenStream
 from common.data.tokenizers import try_model
 from common.dataset import MANIFEST_FORMAT, read_manifest
-from common.files import try_lock, write_file
+from common.files import hold_lock, write_file
 from common.settings import UserError
 from common.shards import SHARD_HEADER_BYTES, SHARD_MAGIC, SHARD_VERSION, find_shards, open_shard
 from common.tokenizer import Tokenizer, load_tokenizer, locate_tokenizer
@@ -56,7 +56,7 @@ def alone(folder: Path):
     """Hold the lock of a folder, which also ends with the process. UserError: another command holds it."""
     lock = os.open(folder, os.O_RDONLY)
     try:
-        if not try_lock(lock):
+        if not hold_lock(lock, folder):
             raise UserError(f"another command that writes to {folder} is under way: wait until it ends, or stop it")
         yield
     finally:
