@@ -6,21 +6,15 @@ import json
 import os
 import sys
 
-# What a file system answers that has no locks, or no fsync of a folder. NFS: EBADF for an exclusive lock of a folder.
+# what a file system without locks, or without fsync, answers; EBADF: NFS, to a lock on a folder
 UNSUPPORTED = errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF
-REMEDIES = {
-    "is the disk full? Free some space": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    "is the folder yours?": (errno.EACCES, errno.EPERM),
-    "the disk is read-only: choose another folder": (errno.EROFS,),
-    "the disk, or the connection to it, fails": (errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
-    "raise `ulimit -n`": (errno.EMFILE, errno.ENFILE),
-    "choose a shorter name": (errno.ENAMETOOLONG,),
-}
+REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ": is the disk full? Free some space") | (
+    dict.fromkeys((errno.EACCES, errno.EPERM), ": is the folder yours?")) | {errno.EROFS: ": its disk is read-only"}
 
 
 def with_remedy(error):
     """The text of an OSError, and what can be done about it, where that is known."""
-    return ": ".join([str(error), *(text for text, numbers in REMEDIES.items() if error.errno in numbers)])
+    return f"{error}{REMEDIES.get(error.errno, '')}"
 
 
 @contextlib.contextmanager
@@ -29,7 +23,7 @@ def naming(path, doing):
     try:
         yield
     except OSError as error:
-        if error.errno:  # else it is a text of a library
+        if error.errno:
             error.filename, error.strerror = error.filename or str(path), f"{error.strerror} while {doing}"
         raise
 
@@ -64,14 +58,12 @@ def write_file(path, *parts):
 
 
 def sync(file, path):
-    """fsync, where the file system of a path has it."""
     try:
         os.fsync(file)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
-        warn_once(f"{path.parent} is on a file system without fsync ({error.strerror}): a power cut may cost the newest "
-                  "files there")
+        warn_once(f"{path.parent} is on a file system without fsync: a power cut may cost the newest files")
 
 
 def write_json(path, values):
@@ -87,13 +79,13 @@ def read_json(path):
     return found if isinstance(found, dict) else {}
 
 
-def try_lock(file, path, shared=False):
-    """Lock an open file without waiting. True; False: another process holds it; None: no file of this file system can
-    be locked. Raises OSError, which names the path."""
-    import fcntl  # not on Windows, where a trainer gets only as far as to say so
+def try_lock(file, path, how="LOCK_EX"):
+    """Try to lock an open file without waiting: True on success, None where the file system has no locks. Raises
+    OSError."""
+    import fcntl  # not on Windows
     with naming(path, "locking"):
         try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fcntl.flock(file, getattr(fcntl, how) | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -103,14 +95,9 @@ def try_lock(file, path, shared=False):
     return True
 
 
-def unlock(file):
-    import fcntl
-    fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def hold_lock(file, path, shared=False):
-    """The same, but a lock that cannot be had is only warned of. Whether no other process holds it."""
-    held = try_lock(file, path, shared)
+def hold_lock(file, path, how="LOCK_EX"):
+    """The same, but without locks only a warning tells the difference."""
+    held = try_lock(file, path, how)
     if held is None:
         warn_once(f"{path} is on a file system without locks: nothing keeps a second process from writing there")
     return held is not False

@@ -84,10 +84,10 @@ def check_free(path, settings):
                         "read-only disk: start in another one")
     if not settings.resume and path.exists() and any(file.stat().st_size for file in path.glob("[!.]*")):
         killed = ", of a run that was killed" if was_killed(path) else ""
-        raise UserError(f"{path} is there already{killed}: choose another RUN_ID, remove it, or continue it with --resume "
-                        f"{path}")
+        raise UserError(f"{path} is there already{killed}: choose another RUN_ID, remove it, or continue it with "
+                        f"--resume {path}")
     with contextlib.suppress(FileNotFoundError), open(path / "train.log", "rb") as log:
-        check_lock(path, log, shared=True)
+        check_lock(path, log, "LOCK_SH")
     free, need = disk_free(path), disk_need(settings)
     if free < need:
         raise UserError(f"the disk of {path} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some "
@@ -97,12 +97,12 @@ def check_free(path, settings):
 def was_killed(path):
     """Whether a run has not ended, but its process is gone."""
     with contextlib.suppress(OSError), open(path / "train.log", "rb") as log:
-        return run_status(path) == "running" and bool(try_lock(log, path, shared=True))
+        return run_status(path) == "running" and bool(try_lock(log, path, "LOCK_SH"))
     return False
 
 
-def check_lock(path, log, shared=False):
-    if not hold_lock(log, path, shared):
+def check_lock(path, log, how):
+    if not hold_lock(log, path, how):
         raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
 
 
@@ -117,7 +117,7 @@ class RunFolder:
             if was_killed(path):
                 say(f"warning: the run in {path} was killed, perhaps for lack of memory", sys.stderr)
             self.file = open(path / "train.log", "a+b", buffering=0)  # noqa: SIM115
-            check_lock(path, self.file)
+            check_lock(path, self.file, "LOCK_EX")
             for left in path.glob(".*.tmp"):  # of a process that was killed while it wrote
                 left.unlink()
             write_file(path / ".reserve", os.urandom(1 << 14))

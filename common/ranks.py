@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from common.files import try_lock, unlock
+from common.files import try_lock
 from common.folder import end_run, resume_hint, say
 from common.settings import UserError
 
@@ -213,6 +213,6 @@ class RankWatch:
 
 def dead(file):
     """Whether no process holds the lock of a rank's file. Never where files cannot be locked."""
-    if free := try_lock(file, "a rank's file", shared=True):
-        unlock(file)
+    if free := try_lock(file, "rank", "LOCK_SH"):
+        try_lock(file, "rank", "LOCK_UN")
     return bool(free)

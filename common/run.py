@@ -152,10 +152,9 @@ def explain(error):
         return error.status, str(error), False
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "interrupted by a signal", False
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "disk_full", with_remedy(error), False
     if isinstance(error, OSError):
-        return "failed", with_remedy(error), False
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return "disk_full" if full else "failed", with_remedy(error), False
     if isinstance(error, (RuntimeError, MemoryError)) and re.search("(?i)out of memory|allocate", str(error)):
         first = str(error).splitlines()[0]
         return "failed", f"{first}: lower MICRO_BATCH_TOKENS, which never changes the result", False

@@ -1,17 +1,21 @@
 """Machines, disks and terminals that people have: `python -m pytest tests/test_machines.py`."""
+import argparse
 import errno
 import fcntl
+import multiprocessing.synchronize
 import os
 
 import pytest
 
 import common.run
+from common import limits
 from common.data.folder import alone
+from common.data.workers import MOST_WORKERS, add_workers, in_order, worker_pool
 from common.files import try_lock, warn_once, write_file
 from common.folder import RunFolder, check_free, was_killed
 from common.ranks import RankWatch, dead
 from common.settings import UserError
-from tests.conftest import tiny_settings
+from tests.conftest import ROOT, run_script, tiny_settings
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +53,7 @@ def test_without_locks_a_run_goes_on_after_one_warning(number, tmp_path, monkeyp
 
 
 def test_a_lock_that_another_process_holds_is_another_thing(tmp_path, capsys):
-    first, second = (open(tmp_path / "a", "w") for _ in range(2))
-    with first, second:
+    with open(tmp_path / "a", "w") as first, open(tmp_path / "a", "w") as second:
         assert try_lock(first, tmp_path) is True and try_lock(second, tmp_path) is False
         assert not dead(second)
     with open(tmp_path / "a") as third:
@@ -68,8 +71,8 @@ def test_without_fsync_a_file_is_written_after_one_warning(number, tmp_path, mon
 
 @pytest.mark.parametrize("number, remedy", [
     (errno.ENOSPC, ": is the disk full? Free some space"), (errno.EDQUOT, ": is the disk full? Free some space"),
-    (errno.EACCES, ": is the folder yours?"), (errno.EROFS, ": the disk is read-only: choose another folder"),
-    (errno.EIO, ": the disk, or the connection to it, fails"), (errno.ELOOP, "")])
+    (errno.EACCES, ": is the folder yours?"), (errno.EROFS, ": its disk is read-only"),
+    (errno.EIO, ""), (errno.ELOOP, "")])
 def test_an_error_of_the_system_is_reported_with_path_and_attempt(number, remedy, tmp_path, monkeypatch):
     """And with advice that fits it, or none."""
     text = f"[Errno {number}] {os.strerror(number)} while {{}}: '{tmp_path / 'a'}'{remedy}"
@@ -106,3 +109,101 @@ def test_a_killed_run_is_known_as_such(tmp_path, capsys):
     assert "r was killed, perhaps for lack of memory" in capsys.readouterr().err
     again.end("finished", "", "", 0)
     assert not was_killed(tmp_path / "r")
+
+
+# sizes ----------------------------------------------------------------------------------------------------------------
+
+HERE = 1 << 40, 64  # a large machine
+
+
+def in_groups(tmp_path, monkeypatch, path_lines, **files):
+    """A machine with these control groups: lines of /proc/self/cgroup, and files in /sys/fs/cgroup."""
+    monkeypatch.setattr(limits, "GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(limits, "GROUP_TREES", tmp_path / "tree")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(HERE[1]), raising=False)
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": HERE[0] >> 12, "SC_PAGE_SIZE": 1 << 12}.get)
+    if path_lines is not None:
+        (tmp_path / "cgroup").write_text(path_lines)
+    for name, text in files.items():
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_text(text + "\n")
+    return limits.usable_memory(), limits.usable_cpus()
+
+
+@pytest.mark.parametrize("lines, files, memory, cpus", [
+    (None, {}, *HERE),
+    ("0::/\n", {}, *HERE),
+    ("0::/\n", {"memory.max": "max", "cpu.max": "max 100000"}, *HERE),
+    ("0::/\n", {"memory.max": str(2 << 30), "cpu.max": "150000 100000"}, 2 << 30, 2),
+    ("0::/\n", {"memory.max": str(1 << 50), "cpu.max": "9900000 100000"}, *HERE),
+    ("0::/a/b/c\n", {"a/memory.max": "4096000", "a/b/memory.max": "8192000", "a/b/c/memory.max": "max",
+                     "a/cpu.max": "800000 100000", "a/b/c/cpu.max": "50000 100000"}, 4096000, 1),
+    ("0::/a/b/c\n", {"a/b/memory.max": "8192000", "a/b/cpu.max": "400000 50000"}, 8192000, 8),
+    ("0::/../elsewhere\n", {"memory.max": "8192000"}, 8192000, HERE[1]),
+    ("5:memory:/docker/1\n3:cpu,cpuacct:/docker/1\n0::/\n", {
+        "memory/memory.limit_in_bytes": "8192000", "cpu,cpuacct/cpu.cfs_quota_us": "300000",
+        "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 8192000, 3),
+    ("5:memory:/docker/1\n3:cpu,cpuacct:/\n", {
+        "memory/docker/1/memory.limit_in_bytes": "9223372036854771712", "cpu,cpuacct/cpu.cfs_quota_us": "-1",
+        "cpu,cpuacct/cpu.cfs_period_us": "100000"}, *HERE),
+])
+def test_the_least_limit_of_all_enclosing_groups_counts(lines, files, memory, cpus, tmp_path, monkeypatch):
+    """Containers, versions 1 and 2; a limit above what the machine has is none."""
+    assert in_groups(tmp_path, monkeypatch, lines, **files) == (memory, cpus)
+
+
+@pytest.mark.parametrize("here, workers", [(384, 256), (256, 256), (3, 3)])
+def test_the_default_number_of_workers_is_possible(here, workers, monkeypatch):
+    """And that of the container, not of the machine."""
+    monkeypatch.setattr("common.data.workers.usable_cpus", lambda: here)
+    parser = argparse.ArgumentParser()
+    add_workers(parser)
+    assert parser.parse_args([]).workers == workers <= MOST_WORKERS
+
+
+def twice(job):
+    if job == 3:
+        raise UserError("three")
+    return 2 * job
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.ENOSYS])
+def test_without_shared_memory_one_worker_needs_no_process(number, monkeypatch):
+    """/dev/shm is read-only, full, or not there."""
+    monkeypatch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", failing(number))
+    words = f"--workers 2: processes cannot work together here.*{os.strerror(number)}.*: use --workers 1"
+    with pytest.raises(UserError, match=words):
+        with worker_pool(2):
+            pass
+    with worker_pool(1) as pool:
+        assert [*in_order(pool, twice, range(3), 2)] == [(0, 0), (1, 2), (2, 4)]
+    with pytest.raises(UserError, match="three"), worker_pool(1) as pool:
+        [*in_order(pool, twice, range(5), 2)]
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+from common.data.{module} import {name}
+try:
+    code = {call}
+except Exception as error:
+    print(type(error).__name__, error)
+    code = 2
+print("code", code)
+"""
+
+
+@pytest.mark.parametrize("module, name, call", [
+    ("__main__", "main", "main(['export', 'a.jsonl', '--tokenizer', 'bytes', '--val-docs=1', '--out=out'])"),
+    ("tokenizers", "try_model", "try_model('a.model')")])
+def test_a_script_without_a_main_guard_is_blamed_itself(module, name, call, tmp_path):
+    """Not the tokenizer, nor the memory, and without a traceback. Its workers do not repeat what it does."""
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (tmp_path / "a.model").write_bytes(b"")
+    (tmp_path / "s.py").write_text(SCRIPT.format(root=str(ROOT), module=module, name=name, call=call))
+    done = run_script(["s.py"], tmp_path, dict(os.environ))
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said and said.count("the worker processes end before they have begun") == 1
+    assert "if __name__ == '__main__':" in said and said.count("code 2\n") == 1, said
+    assert not (tmp_path / "out").exists() and "a.model" not in said
