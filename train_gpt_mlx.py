@@ -13,6 +13,10 @@ import os
 import sys
 import time
 
+if sys.platform == "win32":
+    sys.stderr.write("error: Windows is not supported: use WSL (`wsl --install`), and this command there\n")
+    sys.exit(2)
+
 from common.openblas import load_openblas
 
 flags = sys.getdlopenflags()

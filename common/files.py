@@ -66,6 +66,18 @@ def sync(file, path):
         warn_once(f"{path.parent} is on a file system without fsync: a power cut may cost the newest files")
 
 
+def as_utf8(text):
+    """Text that UTF-8 has; with backslashes for what it lacks, of names that are not UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def escape_in(*streams, **changes):
+    """Let streams print what their encoding lacks, such as names that are not UTF-8, with backslashes."""
+    for stream in streams:
+        if hasattr(stream, "reconfigure"):  # else it is closed, or a stand-in
+            stream.reconfigure(errors="backslashreplace", **changes)
+
+
 def write_json(path, values):
     return write_file(path, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
 

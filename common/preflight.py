@@ -16,7 +16,7 @@ from common.challenge import BUDGET_BYTES
 from common.checkpoint import resume, run_identity
 from common.dataset import open_data
 from common.fit import LEAST_LEVELS, bit_bytes, search_levels, with_auto
-from common.folder import check_free, checkpoints_bytes, disk_free, disk_need
+from common.folder import check_free, checkpoints_bytes, disk_free, disk_need, say
 from common.limits import usable_memory
 from common.machine import host_memory
 from common.params import count_params, flops_per_token, initial_weights, param_table
@@ -35,7 +35,7 @@ def preflight(trainer_class, settings, script):
     trainer, code = trainer_class(settings, initial_weights(settings)), bundle(script)
     resumed = ""
     if settings.resume:
-        step, elapsed, _ = resume(trainer, path, run_identity(settings, data, bundle_source(script)), print)
+        step, elapsed, _ = resume(trainer, path, run_identity(settings, data, bundle_source(script)), say)
         resumed = f"step {step:,}, after {elapsed:,.0f} s"
     peak = trainer.matmul_flops() * trainer.world_size
     if trainer.rank == 0:
@@ -46,10 +46,10 @@ def preflight(trainer_class, settings, script):
         size = f"{checkpoints_bytes(settings) >> 20:,} MiB every {settings.checkpoint_every}"
         rows.append(("keeps", f"a checkpoint of {size}, the two newest, until the end", ""))
         for name, text, problem in rows:
-            print(f"{name:<10}{text}{problem}")
+            say(f"{name:<10}{text}{problem}")
         if wrong := [name for name, _, problem in rows if problem]:
             raise UserError(f"the estimate of {' and '.join(wrong)} says that this run would fail: see above")
-        print(f"all checks passed in {time.perf_counter() - start:.1f} s; what is marked ~ is an estimate")
+        say(f"all checks passed in {time.perf_counter() - start:.1f} s; what is marked ~ is an estimate")
     trainer.close()
 
 

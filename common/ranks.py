@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from common.files import try_lock
+from common.files import as_utf8, try_lock
 from common.folder import end_run, resume_hint, say
 from common.settings import UserError
 
@@ -125,7 +125,7 @@ class RankWatch:
         if self.thread:
             if doubtful:
                 self.thread.join(4 * BEAT_SECONDS)
-            self.state |= {"ended": status, "reason": reason[:500].encode()[:2000].decode(errors="ignore")}
+            self.state |= {"ended": status, "reason": as_utf8(reason)[:500].encode()[:2000].decode(errors="ignore")}
             self.beat()
 
     def beat(self):

@@ -19,7 +19,7 @@ from common.batches import micro_batch_rows, rank_rows
 from common.bundle import bundle, bundle_source
 from common.checkpoint import Saver, checkpoints, resume, run_identity
 from common.dataset import open_data
-from common.files import with_remedy, write_file, write_json
+from common.files import escape_in, with_remedy, write_file, write_json
 from common.finish import finish
 from common.folder import RunFolder, disk_free, disk_need, resume_folder, resume_hint, say, stored_settings
 from common.loop import Run, train, training_summary, warm_up
@@ -36,11 +36,13 @@ def main(trainer_class, script):
     if {"--help", "-h"} & set(flags):
         say(settings_help(kind, f"usage: python {Path(script).name} [--preflight | --source] [--setting value ...]"))
         return 0
+    escape_in(sys.stdout, sys.stderr)
     rank = int(os.environ.get("RANK") or os.environ.get("MLX_RANK") or 0)
     run, silent = None, rank > 0  # rank 0 reads the same settings, and reports what is wrong with them
     with Interrupt() as interrupt:
         try:
             if "--source" in flags:
+                escape_in(sys.stdout, encoding="utf-8")  # as a program is
                 say(bundle_source(script).removesuffix("\n"))
                 return 0
             texts, wrong = read_settings(kind, [flag for flag in flags if flag != "--preflight"], os.environ,

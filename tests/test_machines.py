@@ -1,21 +1,31 @@
 """Machines, disks and terminals that people have: `python -m pytest tests/test_machines.py`."""
 import argparse
+import ast
 import errno
 import fcntl
+import io
+import json
 import multiprocessing.synchronize
 import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
 
 import pytest
 
 import common.run
 from common import limits
+from common.data.__main__ import main as data_tool
 from common.data.folder import alone
 from common.data.workers import MOST_WORKERS, add_workers, in_order, worker_pool
-from common.files import try_lock, warn_once, write_file
-from common.folder import RunFolder, check_free, was_killed
+from common.files import escape_in, try_lock, warn_once, write_file
+from common.folder import RunFolder, check_free, say, was_killed
 from common.ranks import RankWatch, dead
+from common.readlog import parse_log
 from common.settings import UserError
-from tests.conftest import ROOT, run_script, tiny_settings
+from tests.conftest import BACKENDS, ROOT, run_script, tiny_settings
 
 
 @pytest.fixture(autouse=True)
@@ -207,3 +217,136 @@ def test_a_script_without_a_main_guard_is_blamed_itself(module, name, call, tmp_
     assert "Traceback" not in said and said.count("the worker processes end before they have begun") == 1
     assert "if __name__ == '__main__':" in said and said.count("code 2\n") == 1, said
     assert not (tmp_path / "out").exists() and "a.model" not in said
+
+
+# terminals and environments -------------------------------------------------------------------------------------------
+
+TOOLS = "common.data", "parity", "records"
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_tool_without_its_libraries_says_what_to_install(tool, tmp_path):
+    """As `python3 -m common.data` outside of the environment."""
+    done = run_script(["-S", "-m", tool, "--help"], ROOT, {"PATH": os.environ["PATH"]})
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert re.match(r"error: No module named '\w+': `pip install '\.\[(data|records)\]'` .*provides", done.stderr)
+
+
+WINDOWS = """
+import argparse, contextlib, dataclasses, datetime, difflib, json, pathlib, runpy, sys, time
+sys.platform, sys.argv = "win32", ["x"]
+sys.modules["fcntl"] = sys.modules["resource"] = None
+"""
+
+
+@pytest.mark.parametrize("start", [
+    *(f"runpy.run_module('{tool}', run_name='__main__', alter_sys=True)" for tool in TOOLS),
+    *(f"runpy.run_path('{script}', run_name='__main__')" for script in BACKENDS.values())])
+def test_on_windows_there_is_a_word(start):
+    done = run_script(["-c", WINDOWS + start], ROOT, dict(os.environ, PYTHONPATH=str(ROOT)))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith("error: Windows is not supported: use WSL")
+
+
+def test_what_windows_lacks_is_imported_where_it_is_used():
+    """Or a bundle, in which all imports come first, would not get to the word."""
+    for path in (ROOT / "common").glob("**/*.py"):
+        for node in ast.parse(path.read_bytes()).body:
+            names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            assert not names & {"fcntl", "resource", "pwd", "grp", "termios"}, path
+
+
+ODD = b"d\xff\xc3\xa9"  # a name from an old disk
+
+
+@pytest.fixture
+def odd_folder(data_path, tmp_path):
+    folder = tmp_path / os.fsdecode(ODD)
+    shutil.copytree(data_path, folder)
+    return folder
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_name_that_cannot_be_printed_is_printed_with_backslashes(encoding, odd_folder, capfdbinary):
+    with open(1, "w", encoding=encoding, closefd=False) as stream:
+        escape_in(stream, None, io.StringIO())
+        say(f"folder {odd_folder.name}", stream)
+    shown = {"ascii": b"d\\udcff\\xe9", "utf-8": b"d\\udcff\xc3\xa9"}[encoding]
+    assert capfdbinary.readouterr().out == b"folder " + shown + b"\n"
+
+
+def test_a_log_takes_every_name(odd_folder, tmp_path, capsys):
+    folder = RunFolder(tmp_path / "r", tiny_settings("torch", odd_folder))
+    escape_in(sys.stdout)
+    folder.log("resume", step=1, ms=0.0, path=odd_folder)
+    folder.end("failed", f"{odd_folder}: no such folder", "", 0)
+    found = parse_log((tmp_path / "r/train.log").read_text("utf-8"))
+    assert [kind for kind, _ in found] == ["resume", "status"]
+    assert all("d\\udcff\u00e9" in str(values) or "udcff" in values["path"] for _, values in found[:1])
+    watch = RankWatch(tmp_path / "r", 0, 2, 60.0)
+    watch.hold()
+    watch.thread = threading.Thread()
+    watch.close("failed", f"{odd_folder}: no such folder")
+    assert "udcff" in json.loads((tmp_path / "r/rank0").read_text("utf-8"))["reason"]
+
+
+@pytest.mark.parametrize("command, code", [
+    ("check {} --tokenizer bytes", 0), ("samples {} --tokenizer bytes --windows=1", 0), ("check {}/none", 2),
+    ("stats {} --tokenizer bytes --workers=1", 0), ("export {}/none.txt --tokenizer bytes --out {}/out", 2)])
+def test_a_data_tool_takes_every_name(command, code, odd_folder, capsys):
+    """In a title of a picture too."""
+    arguments = [word.format(odd_folder) for word in command.split()]
+    assert data_tool([*arguments]) == code
+    shown = capsys.readouterr()
+    assert code == 0 or "udcff" in shown.err
+
+
+@pytest.mark.parametrize("how", ["--out={}", "--out {}"])
+def test_a_tilde_in_an_argument_is_the_home_folder(how, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    arguments = how.format("~/made").split()
+    assert data_tool(["export", "~/a.jsonl", "--tokenizer", "bytes", "--val-docs=1", "--workers=1", *arguments]) == 0
+    assert (tmp_path / "made/manifest.json").exists() and not (tmp_path / "~").exists()
+    assert data_tool(["export", "~/a.jsonl", "--tokenizer=~/none.model", *arguments]) == 2
+    assert f"{tmp_path}/none.model: no such file" in capsys.readouterr().err
+
+
+def test_every_path_of_a_tool_takes_a_tilde():
+    """By its type: an argument that has none is text."""
+    for tool in ("common/data", "parity", "records"):
+        for path in (ROOT / tool).glob("*.py"):
+            assert "type=Path" not in path.read_text("utf-8"), path
+
+
+@pytest.mark.parametrize("command", [
+    "common.data", "parity --help", "records verify records/none", "records verify records/none 2>&1",
+    "common.bundle train_gpt.py 2>&1"])
+def test_whoever_stops_reading_hears_nothing_more(command):
+    """`| head`, which may have gone before the first line."""
+    done = subprocess.run(f"'{sys.executable}' -m {command} | true", shell=True, cwd=ROOT, capture_output=True,
+                          check=False)
+    assert not done.stdout and b"Traceback" not in done.stderr and b"BrokenPipe" not in done.stderr
+
+
+def test_pictures_need_no_display_whatever_a_notebook_has_set(data_path, tmp_path):
+    command = ["-m", "common.data", "stats", data_path, "--workers=1", "--png", tmp_path / "a.png"]
+    done = run_script(command, ROOT, dict(os.environ, MPLBACKEND="module://matplotlib_inline.backend_inline"))
+    assert done.returncode == 0 and (tmp_path / "a.png").stat().st_size > 10_000, done.stderr
+
+
+def test_stats_of_a_folder_of_someone_else(data_path, monkeypatch, capsys, tmp_path):
+    """Its numbers do not need a picture in that folder; a picture that is asked for does need its place."""
+    def refused(self, path, **_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", refused)
+    assert data_tool(["stats", str(data_path), "--workers=1"]) == 0
+    shown = capsys.readouterr().out
+    assert "bits per byte" in shown and "no picture: " in shown and "--png FILE.png puts it elsewhere" in shown
+    assert data_tool(["stats", str(data_path), "--workers=1", "--png", str(tmp_path / "a.png")]) == 2
+    assert "is the folder yours?" in capsys.readouterr().err
+    for name in ("none/a.png", "a.xyz"):
+        assert data_tool(["stats", str(data_path), "--png", str(tmp_path / name)]) == 2
+        shown = capsys.readouterr()
+        assert not shown.out and "name a .png in a folder that exists" in shown.err

@@ -5,9 +5,11 @@ import signal
 import sys
 import threading
 
-from common.command import run_command
-from common.data import check, export, fineweb, pydoc, samples, stats
-from common.data.workers import end_if_imported
+from common.command import installed, run_command
+
+with installed("data", __name__):
+    from common.data import check, export, fineweb, pydoc, samples, stats
+    from common.data.workers import end_if_imported
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common.batches import TokenStream
+from common.command import path_argument
 from common.data.tokenizers import try_model
 from common.dataset import MANIFEST_FORMAT, read_manifest
 from common.files import hold_lock, write_file
@@ -41,8 +42,8 @@ def write_shard(path, tokens) -> None:
 
 
 def add_folder(parser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="data folder")
-    parser.add_argument("--tokenizer",
+    parser.add_argument("folder", type=path_argument, metavar="DIR", help="data folder")
+    parser.add_argument("--tokenizer", type=os.path.expanduser,
                         help="SentencePiece model or `bytes`, for shards without a manifest.json of ours")
 
 
