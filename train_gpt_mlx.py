@@ -14,7 +14,7 @@ import sys
 import time
 
 if sys.platform == "win32":
-    sys.stderr.write("error: Windows is not supported: use WSL (`wsl --install`), and this command there\n")
+    sys.stderr.write("error: Windows is not supported: use WSL\n")
     sys.exit(2)
 
 from common.openblas import load_openblas

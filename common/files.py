@@ -6,15 +6,15 @@ import json
 import os
 import sys
 
-# what a file system without locks, or without fsync, answers; EBADF: NFS, to a lock on a folder
+# without locks or fsync; EBADF: NFS, for a folder
 UNSUPPORTED = errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF
-REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ": is the disk full? Free some space") | (
-    dict.fromkeys((errno.EACCES, errno.EPERM), ": is the folder yours?")) | {errno.EROFS: ": its disk is read-only"}
+FULL, YOURS = ": is the disk full? Free some space", ": is the folder yours?"
+REMEDIES = {errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EFBIG: FULL, errno.EACCES: YOURS, errno.EPERM: YOURS,
+            errno.EROFS: ": its disk is read-only"}
 
 
 def with_remedy(error):
-    """The text of an OSError, and what can be done about it, where that is known."""
-    return f"{error}{REMEDIES.get(error.errno, '')}"
+    return str(error) + REMEDIES.get(error.errno, "")
 
 
 @contextlib.contextmanager
@@ -67,14 +67,14 @@ def sync(file, path):
 
 
 def as_utf8(text):
-    """Text that UTF-8 has; with backslashes for what it lacks, of names that are not UTF-8."""
+    """Text with backslashes for what is not UTF-8, as names may be."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def escape_in(*streams, **changes):
-    """Let streams print what their encoding lacks, such as names that are not UTF-8, with backslashes."""
+    """Let streams print backslashes for what their encoding lacks."""
     for stream in streams:
-        if hasattr(stream, "reconfigure"):  # else it is closed, or a stand-in
+        if hasattr(stream, "reconfigure"):  # else it is closed
             stream.reconfigure(errors="backslashreplace", **changes)
 
 
@@ -92,8 +92,7 @@ def read_json(path):
 
 
 def try_lock(file, path, how="LOCK_EX"):
-    """Try to lock an open file without waiting: True on success, None where the file system has no locks. Raises
-    OSError."""
+    """Try to lock an open file without waiting: True on success, None where nothing can be locked. Raises OSError."""
     import fcntl  # not on Windows
     with naming(path, "locking"):
         try:

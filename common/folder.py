@@ -80,8 +80,8 @@ def check_free(path, settings):
     """Raises UserError if the folder is taken, in use or not writable, or the disk too full."""
     above = existing_parent(path)
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"{path} cannot be written: {above} is not a folder that you may write to, or it is on a "
-                        "read-only disk: start in another one")
+        raise UserError(f"{path} cannot be written: {above} is not a folder, or not yours, or read-only: start in "
+                        "another one")
     if not settings.resume and path.exists() and any(file.stat().st_size for file in path.glob("[!.]*")):
         killed = ", of a run that was killed" if was_killed(path) else ""
         raise UserError(f"{path} is there already{killed}: choose another RUN_ID, remove it, or continue it with "

@@ -212,7 +212,7 @@ class RankWatch:
 
 
 def dead(file):
-    """Whether no process holds the lock of a rank's file. Never where files cannot be locked."""
+    """Whether no process holds the lock of a rank's file, as far as files can be locked."""
     if free := try_lock(file, "rank", "LOCK_SH"):
         try_lock(file, "rank", "LOCK_UN")
     return bool(free)

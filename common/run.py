@@ -1,7 +1,6 @@
 """The training run: settings, data, folder, training (loop.py), model and score (finish.py), and its end."""
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import platform
@@ -19,7 +18,7 @@ from common.batches import micro_batch_rows, rank_rows
 from common.bundle import bundle, bundle_source
 from common.checkpoint import Saver, checkpoints, resume, run_identity
 from common.dataset import open_data
-from common.files import escape_in, with_remedy, write_file, write_json
+from common.files import FULL, escape_in, with_remedy, write_file, write_json
 from common.finish import finish
 from common.folder import RunFolder, disk_free, disk_need, resume_folder, resume_hint, say, stored_settings
 from common.loop import Run, train, training_summary, warm_up
@@ -155,8 +154,8 @@ def explain(error):
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "interrupted by a signal", False
     if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        return "disk_full" if full else "failed", with_remedy(error), False
+        text = with_remedy(error)
+        return "disk_full" if FULL in text else "failed", text, False
     if isinstance(error, (RuntimeError, MemoryError)) and re.search("(?i)out of memory|allocate", str(error)):
         first = str(error).splitlines()[0]
         return "failed", f"{first}: lower MICRO_BATCH_TOKENS, which never changes the result", False

@@ -190,7 +190,7 @@ def settings_of(*kinds, of=Settings):
 
 
 def shown(text):
-    """A value for a message: quoted where characters would be invisible or mistaken for others."""
+    """A value for a message: quoted where not every character can be seen."""
     return text if re.fullmatch("[!-~]*", text) else ascii(text)
 
 
@@ -270,8 +270,7 @@ def not_a_multiple(s, a, b):
 
 def read_settings(kind, flags, environment, warn):
     """(dict name -> text, list of problems) of the settings of class `kind` in the environment and the flags, which
-    win. White space around a value goes, as of files with line ends of Windows; a leading ~ is the home folder.
-    warn(text) is called for near misses."""
+    win. White space around a value goes; a leading ~ is the home folder. warn(text) is called for near misses."""
     names = [f.name for f in dataclasses.fields(kind)]
     known = {name.upper(): name for name in names}
     texts = {known[name]: value for name, value in environment.items() if name in known}
