@@ -74,7 +74,7 @@ def as_utf8(text):
 def escape_in(*streams, **changes):
     """Let streams print backslashes for what their encoding lacks."""
     for stream in streams:
-        if hasattr(stream, "reconfigure"):  # else it is closed
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it, or it is closed
             stream.reconfigure(errors="backslashreplace", **changes)
 
 
