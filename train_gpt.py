@@ -11,6 +11,10 @@ import os
 import sys
 import time
 
+if sys.platform == "win32":
+    sys.stderr.write("error: Windows is not supported: use WSL\n")
+    sys.exit(2)
+
 try:
     import torch
     import torch.distributed as dist

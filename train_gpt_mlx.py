@@ -14,6 +14,10 @@ import os
 import sys
 import time
 
+if sys.platform == "win32":
+    sys.stderr.write("error: Windows is not supported: use WSL\n")
+    sys.exit(2)
+
 from common.openblas import load_openblas
 
 flags = sys.getdlopenflags()

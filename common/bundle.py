@@ -299,9 +299,9 @@ def main():
         parser.exit(2, f"error: {error}\n")
     with closed_pipe_is_quiet():
         sys.stdout.buffer.write(code)
-    if not options.source:
-        print(f"{len(code)} bytes, SHA-256 {hashlib.sha256(code).hexdigest()}", file=sys.stderr)
-        print(f"source: {len(source)} bytes, SHA-256 {hashlib.sha256(source).hexdigest()}", file=sys.stderr)
+        if not options.source:
+            print(f"{len(code)} bytes, SHA-256 {hashlib.sha256(code).hexdigest()}", file=sys.stderr)
+            print(f"source: {len(source)} bytes, SHA-256 {hashlib.sha256(source).hexdigest()}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,44 @@ options that returns the exit code, or None for 0. It raises UserError for what 
 """
 import argparse
 import contextlib
-import errno
 import os
 import sys
+from pathlib import Path
 
-from common.files import open_streams
+from common.files import escape_in, open_streams, with_remedy
 from common.settings import UserError
+
+
+@contextlib.contextmanager
+def installed(extra, name):
+    """Around the imports of a tool, the module `name`: where it runs and a library is missing, one line says so. extra:
+    of pyproject.toml."""
+    problem = ""
+    if sys.platform == "win32":
+        problem = "Windows is not supported: use WSL (`wsl --install`), and this command there"
+    else:
+        try:
+            yield
+        except ModuleNotFoundError as missing:
+            if name != "__main__":
+                raise
+            problem = missing_library(missing, extra)
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+
+
+def missing_library(missing, extra):
+    """What to do about an ImportError. Raises it where it is a defect of ours."""
+    if (missing.name or "").split(".")[0] in ("common", "parity", "records"):
+        raise missing
+    made = " or the Python of `make`, .venv/bin/python," if Path(".venv/bin/python").exists() else ""
+    return f"{missing}: `pip install '.[{extra}]'`{made} provides what this command needs"
+
+
+def path_argument(text):
+    """Path of an argument, in which no shell may have replaced a leading ~."""
+    return Path(os.path.expanduser(text))
 
 
 def run_command(tool, description, commands, arguments=None, default=None, extra=""):
@@ -27,6 +59,8 @@ def run_command(tool, description, commands, arguments=None, default=None, extra
     if default and (not arguments or (arguments[0][:1] == "-" and arguments[0] not in ("-h", "--help"))):
         arguments.insert(0, default)
     code = 0
+    os.environ["MPLBACKEND"] = "agg"  # pictures go into files, whatever a notebook has set
+    escape_in(sys.stdout, sys.stderr)
     with closed_pipe_is_quiet():
         options, rest = parser.parse_known_args(arguments)
         if rest and "takes_settings" not in options:
@@ -44,7 +78,8 @@ def closed_pipe_is_quiet():
         try:
             yield
         finally:
-            sys.stdout.flush()  # or Python flushes when it exits, and complains
+            if sys.stdout:  # else a daemon's, which is closed
+                sys.stdout.flush()  # or Python flushes when it exits, and complains
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -58,11 +93,9 @@ def exit_code(options, extra):
     except UserError as error:
         problem = error
     except ImportError as error:
-        if (error.name or "").split(".")[0] in ("common", "parity", "records"):
-            raise  # a defect of ours
-        problem = f"{error}: `pip install '.[{extra}]'` provides what this command needs"
+        problem = missing_library(error, extra)
     except OSError as error:
-        problem = f"{error}: free some space, then run the command again" if error.errno == errno.ENOSPC else error
+        problem = with_remedy(error)
     except KeyboardInterrupt:
         problem = "interrupted"
     print(f"error: {problem}", file=sys.stderr)

@@ -1,7 +1,6 @@
 """A run's folder, runs/RUN_ID: train.log, locked by the run, the bundled trainer, settings.json, status.json,
 checkpoints until the run has ended, and then model.int8.zlib."""
 import contextlib
-import fcntl
 import os
 import shutil
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.files import read_json, try_lock, write_file, write_json
+from common.files import hold_lock, read_json, try_lock, with_remedy, write_file, write_json
 from common.params import count_params
 from common.runlog import log_line
 from common.settings import UserError
@@ -81,20 +80,29 @@ def check_free(path, settings):
     """Raises UserError if the folder is taken, in use or not writable, or the disk too full."""
     above = existing_parent(path)
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"{path} cannot be written: {above} is not a folder that is yours: start in one that is")
+        raise UserError(f"{path} cannot be written: {above} is not a folder, or not yours, or read-only: start in "
+                        "another one")
     if not settings.resume and path.exists() and any(file.stat().st_size for file in path.glob("[!.]*")):
-        raise UserError(f"{path} is there already: choose another RUN_ID, remove it, or continue it with --resume "
-                        f"{path}")
+        killed = ", of a run that was killed" if was_killed(path) else ""
+        raise UserError(f"{path} is there already{killed}: choose another RUN_ID, remove it, or continue it with "
+                        f"--resume {path}")
     with contextlib.suppress(FileNotFoundError), open(path / "train.log", "rb") as log:
-        check_lock(path, log, fcntl.LOCK_SH)
+        check_lock(path, log, "LOCK_SH")
     free, need = disk_free(path), disk_need(settings)
     if free < need:
         raise UserError(f"the disk of {path} has {free >> 20} MiB free, the run may need {need >> 20} MiB: free some "
                         "space", "disk_full")
 
 
+def was_killed(path):
+    """Whether a run has not ended, but its process is gone."""
+    with contextlib.suppress(OSError), open(path / "train.log", "rb") as log:
+        return run_status(path) == "running" and bool(try_lock(log, path, "LOCK_SH"))
+    return False
+
+
 def check_lock(path, log, how):
-    if not try_lock(log, how):
+    if not hold_lock(log, path, how):
         raise UserError(f"{path} is in use by another run: wait for its end, or stop it")
 
 
@@ -117,15 +125,16 @@ class RunFolder:
     def __init__(self, path, settings):
         try:
             self.path = path = make_folder(path, settings)
+            if was_killed(path):
+                say(f"warning: the run in {path} was killed, perhaps for lack of memory", sys.stderr)
             self.file = open(path / "train.log", "a+b", buffering=0)  # noqa: SIM115
-            check_lock(path, self.file, fcntl.LOCK_EX)
+            check_lock(path, self.file, "LOCK_EX")
             for left in path.glob(".*.tmp"):  # of a process that was killed while it wrote
                 left.unlink()
             write_file(path / ".reserve", os.urandom(1 << 14))
             write_json(path / "status.json", {"status": "running", "reason": ""})
         except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}: start in a folder that is yours, on a disk "
-                            "with room") from error
+            raise UserError(f"{path} cannot be written: {with_remedy(error)}") from error
         if self.file.tell() and os.pread(self.file.fileno(), 1, self.file.tell() - 1) != b"\n":  # killed within a line
             self.file.write(b"\n")
 

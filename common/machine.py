@@ -1,10 +1,10 @@
 """What this machine has: bytes of memory (also the most that this process took), and a compiler."""
 import os
-import resource
 import sys
 
 
 def host_peak_memory():
+    import resource  # not on Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

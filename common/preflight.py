@@ -16,7 +16,8 @@ from common.challenge import BUDGET_BYTES
 from common.checkpoint import resume, run_identity
 from common.dataset import open_data
 from common.fit import LEAST_LEVELS, bit_bytes, search_levels, with_auto
-from common.folder import check_free, checkpoints_bytes, disk_free, disk_need
+from common.folder import check_free, checkpoints_bytes, disk_free, disk_need, say
+from common.limits import usable_memory
 from common.machine import compile_problem, host_memory
 from common.params import count_params, flops_per_token, initial_weights, param_table
 from common.quantize import MOST_LEVELS, store_matrix
@@ -36,7 +37,7 @@ def preflight(trainer_class, settings, script):
         raise UserError(problem)
     resumed = ""
     if settings.resume:
-        step, elapsed, _ = resume(trainer, path, run_identity(settings, data, bundle_source(script)), print)
+        step, elapsed, _ = resume(trainer, path, run_identity(settings, data, bundle_source(script)), say)
         resumed = f"step {step:,}, after {elapsed:,.0f} s"
     peak = trainer.matmul_flops() * trainer.world_size
     if trainer.rank == 0:
@@ -47,10 +48,10 @@ def preflight(trainer_class, settings, script):
         size = f"{checkpoints_bytes(settings) >> 20:,} MiB every {settings.checkpoint_every}"
         rows.append(("keeps", f"a checkpoint of {size}, the two newest, until the end", ""))
         for name, text, problem in rows:
-            print(f"{name:<10}{text}{problem}")
+            say(f"{name:<10}{text}{problem}")
         if wrong := [name for name, _, problem in rows if problem]:
             raise UserError(f"the estimate of {' and '.join(wrong)} says that this run would fail: see above")
-        print(f"all checks passed in {time.perf_counter() - start:.1f} s; what is marked ~ is an estimate")
+        say(f"all checks passed in {time.perf_counter() - start:.1f} s; what is marked ~ is an estimate")
     trainer.close()
 
 
@@ -61,10 +62,10 @@ def check_run(settings, path):
         with failing_as("bad_data"):
             data = open_data(settings)
         settings = dataclasses.replace(settings, vocab_size=data.tokenizer.vocab_size)
-        need, have = 20 * count_params(settings), host_memory()  # weights, gradients and moments alone
+        need, have = 20 * count_params(settings), usable_memory()  # weights, gradients and moments alone
         if need > have:
-            raise UserError(f"{count_params(settings):,} parameters need {need >> 30} GiB of memory, this machine has "
-                            f"{have >> 30}: use fewer layers or a smaller width")
+            raise UserError(f"{count_params(settings):,} parameters need {need >> 30} GiB of memory, this machine or "
+                            f"container has {have >> 30}: use fewer layers or a smaller width")
     except UserError as error:
         problems.append(error)
     try:
@@ -80,6 +81,8 @@ def run_rows(trainer, settings, data, path):
     """(name, text, problem) of what the run begins with."""
     changed = changed_settings(settings).items()
     have, need = trainer.memory()
+    if have == host_memory():  # else it is that of a GPU
+        have = usable_memory()
     rows = micro_batch_rows(settings, rank_rows(settings, 0, trainer.world_size)[1])
     yield "settings", ", ".join(f"{name.upper()}={value}" for name, value in changed) or "the defaults", ""
     yield "device", trainer.describe(), ""

@@ -1,6 +1,5 @@
 """What the ranks of a run agree on, the watch over the other ranks, and signals."""
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -12,7 +11,7 @@ import time
 
 import numpy as np
 
-from common.files import try_lock
+from common.files import as_utf8, try_lock
 from common.folder import end_run, resume_hint, say
 from common.settings import UserError
 
@@ -140,7 +139,7 @@ class RankWatch:
         if self.world_size > 1 and self.path.is_dir():
             self.file = os.open(self.path / f"rank{self.rank}", os.O_RDWR | os.O_CREAT)
             end = time.monotonic() + 10 * BEAT_SECONDS
-            while not try_lock(self.file):
+            while try_lock(self.file, self.path) is False:
                 if time.monotonic() > end:
                     raise UserError(f"rank {self.rank} of an earlier run in {self.path} is still running: stop "
                                     "that process, then start again")
@@ -176,7 +175,7 @@ class RankWatch:
         if self.thread:
             if doubtful:
                 self.thread.join(4 * BEAT_SECONDS)
-            self.state |= {"ended": status, "reason": reason[:500].encode()[:2000].decode(errors="ignore")}
+            self.state |= {"ended": status, "reason": as_utf8(reason)[:500].encode()[:2000].decode(errors="ignore")}
             self.beat()
 
     def beat(self):
@@ -263,7 +262,7 @@ class RankWatch:
 
 
 def dead(file):
-    """Whether no process holds the lock of a rank's file."""
-    if free := try_lock(file, fcntl.LOCK_SH):
-        fcntl.flock(file, fcntl.LOCK_UN)
-    return free
+    """Whether no process holds the lock of a rank's file, as far as files can be locked."""
+    if free := try_lock(file, "rank", "LOCK_SH"):
+        try_lock(file, "rank", "LOCK_UN")
+    return bool(free)

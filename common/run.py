@@ -1,7 +1,6 @@
 """The training run: settings, data, folder, training (loop.py), model and score (finish.py), and its end."""
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import platform
@@ -19,7 +18,7 @@ from common.batches import micro_batch_rows, rank_rows
 from common.bundle import bundle, bundle_source
 from common.checkpoint import Saver, checkpoints, resume, run_identity
 from common.dataset import open_data
-from common.files import open_streams, write_file, write_json
+from common.files import FULL, escape_in, open_streams, with_remedy, write_file, write_json
 from common.finish import finish
 from common.folder import RunFolder, disk_free, disk_need, resume_folder, resume_hint, say, stored_settings
 from common.loop import Run, train, training_summary, warm_up
@@ -38,10 +37,12 @@ def main(trainer_class, script):
     if {"--help", "-h"} & set(flags):
         say(settings_help(kind, f"usage: python {Path(script).name} [--preflight | --source] [--setting value ...]"))
         return 0
+    escape_in(sys.stdout, sys.stderr)
     run, rank, silent = None, 0, False
     with Interrupt() as interrupt:
         try:
             if "--source" in flags:
+                escape_in(sys.stdout, encoding="utf-8")  # as a program is
                 say(bundle_source(script).removesuffix("\n"))
                 return 0
             rank = launched_rank(trainer_class.backend)[0]
@@ -159,12 +160,9 @@ def explain(error):
         return error.status, str(error), False
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "interrupted by a signal", False
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "disk_full", f"{error}: is the disk full? Free some space", False
-    if isinstance(error, PermissionError):
-        return "failed", f"{error}: is the folder yours?", False
     if isinstance(error, OSError):
-        return "failed", f"{error}", False
+        text = with_remedy(error)
+        return "disk_full" if FULL in text else "failed", text, False
     if isinstance(error, (RuntimeError, MemoryError)) and re.search("(?i)out of memory|allocate", str(error)):
         first = str(error).splitlines()[0]
         return "failed", f"{first}: lower MICRO_BATCH_TOKENS, which never changes the result", False

@@ -6,6 +6,8 @@ validation split was scored.
 """
 import string
 
+from common.files import as_utf8
+
 LOG_LINES = {
     "run": "run:{run_id:s} backend:{backend:s} device:{device:*}",
     "versions": "versions: {versions:*}",
@@ -50,4 +52,4 @@ def log_line(kind, **values):
     """The line of one kind, from just the fields of its template."""
     template = LOG_LINES[kind]
     assert {name for _, name, _, _ in string.Formatter().parse(template) if name} == values.keys(), f"{kind}: {values}"
-    return " ".join(template.replace(":*}", "}").format(**values).splitlines())
+    return as_utf8(" ".join(template.replace(":*}", "}").format(**values).splitlines()))

@@ -6,6 +6,7 @@ default.
 import contextlib
 import dataclasses
 import difflib
+import os
 import re
 
 # What a setting decides. The model file carries those of the model; a resumed run may change those of the last three.
@@ -188,25 +189,30 @@ def settings_of(*kinds, of=Settings):
     return {f.name: f for f in dataclasses.fields(of) if f.metadata["kind"] in kinds}
 
 
+def shown(text):
+    """A value for a message: quoted where not every character can be seen."""
+    return text if re.fullmatch("[!-~]*", text) else ascii(text)
+
+
 def parse_setting(field, text):
     """The value of one field from text. Raises ValueError."""
     name, kind, rules = field.name.upper(), field.type, field.metadata
     if kind is bool:
         if text.strip().lower() not in BOOLS:
-            raise ValueError(f"{name}={text} is not 0 or 1")
+            raise ValueError(f"{name}={shown(text)} is not 0 or 1")
         return BOOLS[text.strip().lower()]
     if issubclass(kind, str):
         if rules["choices"] and text not in rules["choices"]:
-            raise ValueError(f"{name}={text} is not one of {', '.join(rules['choices'])}")
+            raise ValueError(f"{name}={shown(text)} is not one of {', '.join(rules['choices'])}")
         try:
             return kind(text)
         except ValueError as error:
-            raise ValueError(f"{name}={ascii(text)[1:-1]:.60}{error}") from None
+            raise ValueError(f"{name}={shown(text):.60}{error}") from None
     with contextlib.suppress(ValueError):
         if rules["low"] <= (value := kind(text)) <= rules["high"]:  # a NaN is not
             return value
     whole = "whole " if kind is int else ""
-    raise ValueError(f"{name}={text} is not a {whole}number from {rules['low']} to {rules['high']}")
+    raise ValueError(f"{name}={shown(text)} is not a {whole}number from {rules['low']} to {rules['high']}")
 
 
 def group_levels(s):
@@ -244,7 +250,7 @@ def setting_conflicts(s):
         wrong.append(f"EVAL_STRIDE={s.eval_stride} would leave tokens out between windows of {window} (EVAL_SEQ_LEN, "
                      f"else TRAIN_SEQ_LEN): use 1 to {window}, or a longer EVAL_SEQ_LEN")
     if not re.fullmatch(r"(?!\.)[\w.-]{0,60}", s.run_id):
-        wrong.append(f"RUN_ID={s.run_id} must be a plain folder name: at most 60 letters, digits, _ - .")
+        wrong.append(f"RUN_ID={shown(s.run_id)} must be a plain folder name: at most 60 letters, digits, _ - .")
     if s.compute_dtype == "float64" and s.device == "gpu":
         wrong.append("COMPUTE_DTYPE=float64 runs on the CPU: use DEVICE=cpu or auto")
     if "head" in s.quant_levels.by_group and s.tie_embeddings:
@@ -264,7 +270,7 @@ def not_a_multiple(s, a, b):
 
 def read_settings(kind, flags, environment, warn):
     """(dict name -> text, list of problems) of the settings of class `kind` in the environment and the flags, which
-    win. warn(text) is called for near misses."""
+    win. White space around a value goes; a leading ~ is the home folder. warn(text) is called for near misses."""
     names = [f.name for f in dataclasses.fields(kind)]
     known = {name.upper(): name for name in names}
     texts = {known[name]: value for name, value in environment.items() if name in known}
@@ -285,7 +291,7 @@ def read_settings(kind, flags, environment, warn):
             wrong.append(f"{flag} needs a value")
         else:
             texts[name] = value
-    return texts, wrong
+    return {name: os.path.expanduser(text.strip()) for name, text in texts.items()}, wrong
 
 
 def parse_settings(kind, texts, wrong=()):

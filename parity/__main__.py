@@ -12,9 +12,11 @@ ladder's flags.
 """
 import sys
 
-from common.command import run_command
+from common.command import installed, run_command
 from common.settings import BOOLS
-from parity import climb, curves, portable
+
+with installed("records", __name__):
+    from parity import climb, curves, portable
 
 
 def with_values(arguments):

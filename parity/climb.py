@@ -1,8 +1,8 @@
 """`python -m parity climb`: the ladder on this machine, torch against MLX, and both against the model's definition."""
 import argparse
 import time
-from pathlib import Path
 
+from common.command import path_argument
 from common.params import param_table
 from common.settings import Settings, load_settings, settings_of
 from parity import ladder
@@ -32,7 +32,7 @@ def add_command(subparsers):
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add_problem(parser)
     for backend in ("torch", "mlx"):
-        parser.add_argument(f"--{backend}", type=Path, metavar="FILE",
+        parser.add_argument(f"--{backend}", type=path_argument, metavar="FILE",
                             help="a script or bundle whose trainer takes the place of this repository's; it is run")
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="can be repeated (default: float64, float32)")
     parser.add_argument("--json", action="store_true", help="one JSON object per ladder instead of the table")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from common import batches, bpb, params, schedule
+from common.command import path_argument
 from common.settings import UserError
 from parity.climb import at_least
 from parity.problem import DATA_PATH, embedded_corpus, known_settings, ladder_settings, make_problem
@@ -15,11 +16,11 @@ from parity.trainers import load_trainer
 
 def add_command(subparsers):
     parser = subparsers.add_parser("curves", help="train both side by side and draw the losses")
-    parser.add_argument("--data", type=Path, default=Path(DATA_PATH), metavar="DIR",
+    parser.add_argument("--data", type=path_argument, default=Path(DATA_PATH), metavar="DIR",
                         help="data folder (default: the embedded corpus)")
     parser.add_argument("--steps", type=at_least(1), default=100, help="optimizer steps of each run (default: 100)")
     parser.add_argument("--seeds", type=at_least(3), default=3, help="at least 3 (default: 3)")
-    parser.add_argument("-o", "--output", type=Path, default=Path("parity_curves.png"),
+    parser.add_argument("-o", "--output", type=path_argument, default=Path("parity_curves.png"),
                         help="a .png, .svg or .pdf (default: parity_curves.png)")
     parser.set_defaults(run=run)
 
@@ -40,11 +41,9 @@ def train_curve(trainer_class, problem, seed, progress):
 def pyplot_for(path):
     """matplotlib.pyplot. Raises UserError where it is missing or could not write that file."""
     try:
-        import matplotlib
+        from matplotlib import pyplot
     except ModuleNotFoundError:
         raise UserError("the picture needs matplotlib: pip install '.[records]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     if path.suffix not in (".png", ".svg", ".pdf") or not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: name a .png, .svg or .pdf in a folder that exists")
     return pyplot

@@ -13,12 +13,13 @@ import platform
 import sys
 import time
 from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from common.command import path_argument
+from common.files import with_remedy
 from common.params import count_params, layer_order, param_table
 from common.settings import Settings, UserError, as_text, load_settings, parse_setting, settings_of
 from parity import ladder
@@ -39,7 +40,7 @@ def add_command(subparsers):
                                      allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     comparer = subparsers.add_parser("compare", help="climb against such a file", allow_abbrev=False)
     for command in (exporter, comparer):
-        command.add_argument("file", type=Path)
+        command.add_argument("file", type=path_argument)
         command.add_argument("--backend", choices=("torch", "mlx"), required=True)
     add_problem(exporter)
     exporter.add_argument("--dtype", choices=DTYPES, help="default: float32")
@@ -115,7 +116,7 @@ def write_fixture(path, problem, shown, backend, dtype, device):
     try:
         path.write_bytes(safetensors.numpy.save(tensors, metadata={"parity": json.dumps(meta, sort_keys=True)}))
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}: free some space, or name another file") from None
+        raise UserError(f"{path} cannot be written: {with_remedy(error)}, or name another file") from None
 
 
 def read_fixture(path):

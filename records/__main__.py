@@ -14,8 +14,10 @@
 """
 import sys
 
-from common.command import run_command
-from records import ablation, leaderboard, levels, pack, report, reproduce, significance, verify
+from common.command import installed, run_command
+
+with installed("records", __name__):
+    from records import ablation, leaderboard, levels, pack, report, reproduce, significance, verify
 
 
 def main(arguments=None):

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common.checkpoint import checkpoints
+from common.command import path_argument
 from common.params import flops_per_token
 from common.readlog import parse_log
 from common.recipes import CPU_DEMO
@@ -223,7 +224,7 @@ def add_command(subparsers):
     parser.add_argument("--only", nargs="+", metavar="TRIAL", help=words)
     parser.add_argument("--backend", choices=SCRIPTS, default="torch", help="(default: torch)")
     words = "data folder (default: the embedded corpus)"
-    parser.add_argument("--data", type=Path, default=Path("data/pydoc_sp1024"), metavar="DIR", help=words)
+    parser.add_argument("--data", type=path_argument, default=Path("data/pydoc_sp1024"), metavar="DIR", help=words)
     parser.add_argument("--seeds", type=int, default=3, help="runs per trial, one per seed (default: 3)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.set_defaults(run=run)

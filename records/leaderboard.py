@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 
 from common.challenge import BUDGET_BYTES
+from common.command import path_argument
 from common.settings import UserError
 from records.budget import completed, group_bytes, model_budget
 from records.checks import is_founding
@@ -242,7 +243,7 @@ def run(options):
 def add_command(subparsers):
     parser = subparsers.add_parser("leaderboard", help="write records/README.md and records/index.html")
     words = "the folder that holds the tracks (default: records)"
-    parser.add_argument("--records", type=Path, default=Path("records"), metavar="DIR", help=words)
+    parser.add_argument("--records", type=path_argument, default=Path("records"), metavar="DIR", help=words)
     words = "the written rules, or what the challenge accepted (default: strict)"
     parser.add_argument("--ruleset", choices=RULESETS, default="strict", help=words)
     parser.set_defaults(run=run)

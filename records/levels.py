@@ -3,11 +3,12 @@
 The weights in the file are the source, so the error is that of rounding them again.
 """
 import dataclasses
-from pathlib import Path
 
 from common.artifact import pack_payload, read_model
 from common.bpb import evaluate
+from common.command import path_argument
 from common.dataset import open_data
+from common.files import as_utf8
 from common.fit import levels_text
 from common.params import count_params
 from common.quantize import dequantize_weights, quantize_weights, relative_error
@@ -76,14 +77,12 @@ def scorer(settings, weights, data_path, backend, limit):
 
 def draw(path, found):
     """A PNG of the score against bytes, or of the error where nothing is scored. found: dict name -> list of Row."""
-    import matplotlib
-    matplotlib.use("Agg")
     from matplotlib import pyplot
     scored = all(row.bpb is not None for rows in found.values() for row in rows)
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for name, rows in found.items():
         x, y = [row.bytes / 1e6 for row in rows], [row.bpb if scored else 100 * row.error for row in rows]
-        [line] = axes.plot(x, y, marker="o", markersize=4, linewidth=1.4, label=name.replace("$", r"\$"))
+        [line] = axes.plot(x, y, marker="o", markersize=4, linewidth=1.4, label=as_utf8(name).replace("$", r"\$"))
         look = {"fontsize": 7, "color": line.get_color(), "parse_math": False}
         for row, at in zip(rows, zip(x, y)):
             axes.annotate(row.levels, at, xytext=(4, 4), textcoords="offset points", **look)
@@ -139,12 +138,12 @@ def add_command(subparsers):
         "once already: quantizing the run's own weights would lose a little less.",
     )
     words = "model.int8.zlib, or the folder of a run or record that holds it"
-    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL_OR_RUN", help=words)
+    parser.add_argument("models", nargs="+", type=path_argument, metavar="MODEL_OR_RUN", help=words)
     words = "plot val_bpb, or the rounding error, against bytes; one line per model"
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help=words)
+    parser.add_argument("--plot", type=path_argument, metavar="FILE.png", help=words)
     score = parser.add_argument_group("score")
     words = "score each model on the validation shards of this folder"
-    score.add_argument("--data-path", type=Path, metavar="DIR", help=words)
+    score.add_argument("--data-path", type=path_argument, metavar="DIR", help=words)
     words = "score only the first N validation tokens (default: all)"
     score.add_argument("--val-tokens-limit", type=int, default=0, metavar="N", help=words)
     words = "backend that scores (default: torch)"

@@ -11,6 +11,8 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from common.command import path_argument
+from common.folder import was_killed
 from common.settings import UserError
 from records.budget import MODEL_LIMIT
 from records.checks import PLACEHOLDER
@@ -39,6 +41,7 @@ class Run:
         except ValueError as error:
             raise UserError(f"{path / 'status.json'} {error}") from None
         if status not in ("finished", "capped"):
+            status = "running, but its process is gone" if was_killed(path) else status
             raise UserError(f"{path} ended with status {status}: only a finished run can be packed")
         self.log_bytes = self.read("train.log", LOG_LIMIT)
         self.model = self.read(MODEL_FILE, MODEL_LIMIT)
@@ -228,9 +231,9 @@ def write_folder(target, runs, fields):
             (made / f"train_seed{other.log.seed}.log").write_bytes(other.log_bytes)
         (made / MODEL_FILE).write_bytes(main.model)
         text = json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
-        (made / "submission.json").write_text(text, encoding="utf-8")
+        (made / "submission.json").write_text(text, "utf-8", "backslashreplace")
         (made / "requirements.txt").write_text(requirements(main.log), encoding="utf-8")
-        (made / "README.md").write_text(readme_draft(runs, fields), encoding="utf-8")
+        (made / "README.md").write_text(readme_draft(runs, fields), "utf-8", "backslashreplace")
         made.rename(target)
 
 
@@ -261,9 +264,9 @@ def run(options):
 def add_command(subparsers):
     parser = subparsers.add_parser("pack", help="make a record folder from finished runs")
     words = "runs/<id> of one configuration, one per seed"
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=words)
+    parser.add_argument("runs", nargs="+", type=path_argument, metavar="RUN", help=words)
     words = "the folder that holds the tracks (default: records)"
-    parser.add_argument("--records", type=Path, default=Path("records"), metavar="DIR", help=words)
+    parser.add_argument("--records", type=path_argument, default=Path("records"), metavar="DIR", help=words)
     entry = parser.add_argument_group("the submission")
     entry.add_argument("--track", required=True, choices=TRACKS)
     entry.add_argument("--name", required=True, help="title of the record")

@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from common.challenge import BUDGET_BYTES
+from common.command import path_argument
 from common.schedule import lr_scale, run_progress
 from common.settings import UserError
 from records.budget import MODEL_LIMIT, completed, group_bytes, model_budget
@@ -178,7 +179,8 @@ def add_command(subparsers):
         "report", help="plot curves and bytes of runs side by side, as a page and a picture; many runs give a summary"
     )
     words = "runs/<id>, or a record's folder, whose seeds are drawn as runs"
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=words)
+    parser.add_argument("runs", nargs="+", type=path_argument, metavar="RUN", help=words)
     words = "the page; the picture is written beside it, as .png (default: report.html)"
-    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE.html", help=words)
+    parser.add_argument("-o", "--output", type=path_argument, default=Path("report.html"), metavar="FILE.html",
+                        help=words)
     parser.set_defaults(run=run)

@@ -3,6 +3,7 @@ import re
 import shlex
 from pathlib import Path
 
+from common.command import path_argument
 from common.settings import UserError
 from records.checks import is_founding
 from records.folder import data_of, on_fineweb, open_folder
@@ -107,5 +108,5 @@ def add_command(subparsers):
     words = "its folder, or the name of it, with the date or without"
     parser.add_argument("entry", metavar="ENTRY", help=words)
     words = "the folder that holds the tracks (default: records)"
-    parser.add_argument("--records", type=Path, default=Path("records"), metavar="DIR", help=words)
+    parser.add_argument("--records", type=path_argument, default=Path("records"), metavar="DIR", help=words)
     parser.set_defaults(run=run)

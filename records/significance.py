@@ -6,6 +6,7 @@ variances (Welch, 1947); power comes from the noncentral t distribution.
 import dataclasses
 import json
 import math
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -314,8 +315,8 @@ def run(options):
 def add_command(subparsers):
     parser = subparsers.add_parser("significance", help="test whether a candidate beats a baseline by the margin")
     words = "record folders, runs, logs, or numbers"
-    parser.add_argument("baseline", nargs="+", metavar="BASELINE", help=words)
-    parser.add_argument("--candidate", nargs="+", required=True, metavar="RUN", help=words)
+    parser.add_argument("baseline", nargs="+", type=os.path.expanduser, metavar="BASELINE", help=words)
+    parser.add_argument("--candidate", nargs="+", type=os.path.expanduser, required=True, metavar="RUN", help=words)
     words = "unit of numbers: nats per token or bits per byte (default: nats)"
     parser.add_argument("--unit", choices=("nats", "bpb"), default="nats", help=words)
     parser.add_argument("--json", action="store_true", help="print sorted JSON instead of text")

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from common.command import path_argument
 from common.settings import UserError
 from records import checks, claims, source
 from records.baseline import check_significance
@@ -211,7 +212,7 @@ def take_folders(options):
 def add_command(subparsers):
     parser = subparsers.add_parser("verify", help="check record folders")
     words = "records/<track>/<date>_<name>, or a folder of such folders"
-    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help=words)
+    parser.add_argument("folders", nargs="*", type=path_argument, metavar="FOLDER", help=words)
     words = "the written rules, or what the challenge accepted (default: strict)"
     parser.add_argument("--ruleset", choices=RULESETS, default="strict", help=words)
     shown = parser.add_argument_group("output")
@@ -221,14 +222,15 @@ def add_command(subparsers):
     shown.add_argument("--json", action="store_const", const="json", dest="format", help="short for --format json")
     more = parser.add_argument_group("further checks")
     more.add_argument("--smoke", action="store_true", help="run two steps of a copy, in a sandbox")
-    more.add_argument("--data", type=Path, metavar="DIR", help="score the model again on the validation shards of DIR")
+    words = "score the model again on the validation shards of DIR"
+    more.add_argument("--data", type=path_argument, metavar="DIR", help=words)
     words = "score it on this backend (default: that of the log)"
     more.add_argument("--backend", choices=("torch", "mlx"), help=words)
     words = "what a record must beat (default: the best earlier record in the same track folder)"
-    more.add_argument("--baseline", nargs="+", action="extend", metavar="RUN", help=words)
+    more.add_argument("--baseline", nargs="+", action="extend", type=os.path.expanduser, metavar="RUN", help=words)
     pull = parser.add_argument_group("a pull request")
     words = "judge what HEAD adds to BASE: one record folder, and nothing else"
     pull.add_argument("--pr", metavar="BASE..HEAD", help=words)
     words = "the repository (default: the one around this folder)"
-    pull.add_argument("--repo", type=Path, default=Path(), metavar="DIR", help=words)
+    pull.add_argument("--repo", type=path_argument, default=Path(), metavar="DIR", help=words)
     parser.set_defaults(run=run)

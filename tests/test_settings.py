@@ -13,6 +13,7 @@ from common.settings import (
     load_settings,
     model_settings,
     parse_setting,
+    read_settings,
     setting,
     settings_help,
     settings_table,
@@ -66,6 +67,32 @@ def test_spellings_of_a_flag(flags, name, value):
     ("1", True), ("true", True), ("YES", True), (" 0 ", False), ("False", False), ("no", False)])
 def test_booleans(text, value):
     assert load(COMPILE=text).compile is value
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("around", ["\r", " ", "\r\n", "\t", "\u00a0"])
+def test_white_space_around_a_value_goes(name, around):
+    """As of files with line ends of Windows, whatever the setting."""
+    text = str(FIELDS[name].default) or "name"
+    for flags, environment in (([], {name.upper(): f"{around}{text}{around}"}), ([f"--{name}={text}{around}"], {})):
+        assert read_settings(Settings, flags, environment, None) == ({name: text}, [])
+
+
+@pytest.mark.parametrize("text, words", [
+    ("c\u200bpu", r"DEVICE='c\u200bpu' is not one of"), ("\u0441pu", r"DEVICE='\u0441pu' is not one of"),
+    ("cpu\x00", r"DEVICE='cpu\x00' is not one of"), ("cpu gpu", "DEVICE='cpu gpu' is not one of"),
+    ("\udcff", r"DEVICE='\udcff' is not one of")])
+def test_what_cannot_be_seen_in_a_value_is_quoted(text, words):
+    assert problems(DEVICE=text)[0].startswith(words)
+
+
+@pytest.mark.parametrize("name", ["data_path", "tokenizer_path", "resume"])
+def test_a_tilde_is_the_home_folder(name, monkeypatch):
+    """Where no shell has put it there: DATA_PATH=~/data in a file, --data-path=~/data."""
+    monkeypatch.setenv("HOME", "/home/someone")
+    for flags, environment in (([f"--{name}=~/a/b"], {}), ([], {name.upper(): "~/a/b"}), ([f"--{name}", "~/a/b"], {})):
+        assert read_settings(Settings, flags, environment, None)[0] == {name: "/home/someone/a/b"}
+    assert read_settings(Settings, [f"--{name}=a/~/b"], {}, None)[0] == {name: "a/~/b"}
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -171,7 +198,7 @@ def test_a_near_miss_in_the_environment_is_warned_of():
             ({"ttt_chunk": chunk}, f"TTT_CHUNK={chunk} is neither tokens")
             for chunk in ("", "0", "d", "05", "64s", "64dd", "-64", "6.4", "1" * 10)
         ],
-        ({"ttt_chunk": "64\n"}, r"TTT_CHUNK=64\n is neither tokens"),
+        ({"ttt_chunk": "6\n4"}, r"TTT_CHUNK='6\n4' is neither tokens"),
         *[
             ({"checkpoint_every": every}, f"CHECKPOINT_EVERY={every} is neither steps")
             for every in ("", "s", "5m", "-1", "1.5")
@@ -210,7 +237,11 @@ def test_a_near_miss_in_the_environment_is_warned_of():
         ({"compute_dtype": "float64", "device": "gpu"}, "COMPUTE_DTYPE=float64 runs on the CPU"),
         *[
             ({"run_id": run_id}, f"RUN_ID={run_id} must be a plain folder name")
-            for run_id in ("..", ".a", "a/b", "/a", "a b", "a\\b", "a\n")
+            for run_id in ("..", ".a", "a/b", "/a", "a\\b")
+        ],
+        *[
+            ({"run_id": run_id}, f"RUN_ID={run_id!r} must be a plain folder name")
+            for run_id in ("a b", "a\nb", "a\udcff")
         ],
     ],
 )

@@ -5,12 +5,16 @@ import signal
 import sys
 import threading
 
-from common.command import run_command
-from common.data import check, export, fineweb, pydoc, samples, stats
+from common.command import installed, run_command
+
+with installed("data", __name__):
+    from common.data import check, export, fineweb, pydoc, samples, stats
+    from common.data.workers import end_if_imported
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code of one command; without arguments, the help."""
+    end_if_imported()
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is complete is kept
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from common.command import path_argument
 from common.data.documents import add_input, block_texts, find_files, read_blocks
 from common.data.encode import encode_block, place_documents, progress
 from common.data.folder import (
@@ -291,7 +292,7 @@ def stands_at(stream, position: int, ids: np.ndarray) -> bool:
 def add_command(subparsers) -> None:
     parser = subparsers.add_parser("check", help="check that a data folder is what it says, byte by byte")
     add_folder(parser)
-    parser.add_argument("--docs", nargs="+", type=Path,
+    parser.add_argument("--docs", nargs="+", type=path_argument,
                         help="the source documents, in the order of the export (default: *docs*.jsonl* in DIR)")
     add_input(parser)
     add_workers(parser)

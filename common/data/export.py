@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from common.command import path_argument
 from common.data.documents import KNOWN, add_input, find_files, read_blocks
 from common.data.encode import (
     Encoded,
@@ -44,12 +45,12 @@ COUNTED = "documents", "tokens", "bytes", "text_bytes", "changed_documents"  # o
 
 def add_command(subparsers) -> None:
     parser = subparsers.add_parser("export", help="documents to tokenizer, shards and manifest")
-    parser.add_argument("docs", nargs="+", type=Path, metavar="DOCS",
+    parser.add_argument("docs", nargs="+", type=path_argument, metavar="DOCS",
                         help=f"{KNOWN} files, or folders of them")
-    parser.add_argument("--tokenizer", required=True,
+    parser.add_argument("--tokenizer", type=os.path.expanduser, required=True,
                         help="bpe:SIZE or unigram:SIZE to make one, bytes, a SentencePiece .model file, or table:FILE, "
                         "of which the longest match is taken")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--out", type=path_argument, required=True, help="folder to make")
     parser.add_argument("--val-docs", type=int, default=VAL_DOCUMENTS,
                         help="how many documents, the first ones, are validation (default: %(default)s)")
     parser.add_argument("--shard-tokens", type=int, default=100_000_000,

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from common.command import path_argument
 from common.data.folder import WINDOW_TOKENS, alone, file_sha256, in_whole_windows, manifest_named, write_manifest
 from common.data.tokenizers import tokenizer_entry, try_model
 from common.dataset import CHALLENGE_NAME
@@ -151,7 +152,8 @@ def add_command(subparsers) -> None:
     parser.add_argument("--train-shards", type=int, default=80,
                         help="how many, the first ones, 200 MB each (default: %(default)s)")
     parser.add_argument("--with-docs", action="store_true", help="also the raw documents, tens of GB, if it has any")
-    parser.add_argument("--out", type=Path, help="folder to make or to complete (default: data/fineweb10B_VARIANT)")
+    parser.add_argument("--out", type=path_argument,
+                        help="folder to make or to complete (default: data/fineweb10B_VARIANT)")
     parser.add_argument("--repo", default="willdepueoai/parameter-golf",
                         help="dataset repository (default: %(default)s)")
     parser.add_argument("--prefix", default="datasets", help="folder in it (default: %(default)s)")

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from common.batches import TokenStream
+from common.command import path_argument
 from common.data.tokenizers import try_model
 from common.dataset import MANIFEST_FORMAT, is_challenge, read_manifest
-from common.files import try_lock, write_file
+from common.files import hold_lock, write_file
 from common.settings import UserError
 from common.shards import SHARD_HEADER_BYTES, SHARD_MAGIC, SHARD_VERSION, find_shards, open_shard
 from common.tokenizer import Tokenizer, load_tokenizer, locate_tokenizer
@@ -41,8 +42,8 @@ def write_shard(path, tokens) -> None:
 
 
 def add_folder(parser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="data folder")
-    parser.add_argument("--tokenizer",
+    parser.add_argument("folder", type=path_argument, metavar="DIR", help="data folder")
+    parser.add_argument("--tokenizer", type=os.path.expanduser,
                         help="SentencePiece model, `bytes` or table:FILE, for shards without a manifest.json of ours")
 
 
@@ -56,7 +57,7 @@ def alone(folder: Path):
     """Hold the lock of a folder, which also ends with the process. UserError: another command holds it."""
     lock = os.open(folder, os.O_RDONLY)
     try:
-        if not try_lock(lock):
+        if not hold_lock(lock, folder):
             raise UserError(f"another command that writes to {folder} is under way: wait until it ends, or stop it")
         yield
     finally:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.command import path_argument
 from common.data.folder import file_sha256, manifest_named, write_manifest, write_shard
 from common.data.stats import unigram_bits
 from common.data.tokenizers import encode_document, tokenizer_entry, train_tokenizer
@@ -158,7 +159,7 @@ def add_command(subparsers) -> None:
     parser = subparsers.add_parser("pydoc", help="embedded corpus: the documentation inside Python; seconds, offline")
     parser.add_argument("--vocab-size", type=int, default=1024,
                         help="vocabulary size of the tokenizer (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder to make (default: data/pydoc_spVOCAB_SIZE)")
+    parser.add_argument("--out", type=path_argument, help="folder to make (default: data/pydoc_spVOCAB_SIZE)")
     parser.add_argument("--force", action="store_true", help="replace a pydoc data set that is there")
     parser.set_defaults(run=run)
 

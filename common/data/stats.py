@@ -4,9 +4,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from common.command import path_argument
 from common.data.folder import DataFolder, add_folder, cached_stream, read_documents
 from common.data.tokenizers import cached_tokenizer
 from common.data.workers import add_workers, in_order, worker_pool
+from common.files import as_utf8, with_remedy
 from common.settings import UserError
 from common.tokenizer import count_bytes
 
@@ -63,8 +65,6 @@ def describe(split: str, counts, lengths, size: int) -> list[str]:
 
 def draw(path: Path, title: str, found: dict) -> None:
     """found: {split: (counts, lengths, bytes)}."""
-    import matplotlib
-    matplotlib.use("Agg")
     from matplotlib import pyplot
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for split, (counts, lengths, _) in found.items():
@@ -82,12 +82,14 @@ def draw(path: Path, title: str, found: dict) -> None:
 def add_command(subparsers) -> None:
     parser = subparsers.add_parser("stats", help="counts, document lengths and unigram entropy of a data folder")
     add_folder(parser)
-    parser.add_argument("--png", type=Path, help="picture to write (default: stats.png in the folder)")
+    parser.add_argument("--png", type=path_argument, help="picture to write (default: stats.png in the folder)")
     add_workers(parser)
     parser.set_defaults(run=run)
 
 
 def run(options) -> None:
+    if options.png and (options.png.suffix != ".png" or not options.png.parent.is_dir()):
+        raise UserError(f"--png {options.png} cannot be written: name a .png in a folder that exists")
     folder = DataFolder(options.folder, options.tokenizer)
     with worker_pool(options.workers) as pool:
         found = {split: count_split(pool, folder, split, options.workers) for split in ("train", "val")}
@@ -96,5 +98,11 @@ def run(options) -> None:
     bits = unigram_bits(found["train"][0], found["val"][0]) / max(found["val"][2], 1)
     print(f"unigram entropy of val under the frequencies of train: {bits:.4f} bits per byte")
     picture = options.png or options.folder / "stats.png"
-    draw(picture, folder.manifest.get("name", options.folder.name), found)
-    print(f"picture: {picture}")
+    try:
+        draw(picture, as_utf8(folder.manifest.get("name", options.folder.name)), found)
+    except OSError as error:
+        if options.png:
+            raise
+        print(f"no picture: {with_remedy(error)}; --png FILE.png puts it elsewhere")
+    else:
+        print(f"picture: {picture}")
