@@ -1,5 +1,6 @@
 """A record folder as evidence from a stranger: its files, read with bounds, and its submission.json under our names.
 Nothing is run."""
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -12,13 +13,13 @@ from pathlib import Path
 
 from records.digits import Decimal
 from records.kinds import HEAD, kind_of
-from records.logs import LOG_LIMIT, RUNS_LIMIT, read_logs
+from records.logs import LOG_LIMIT, RUNS_LIMIT, LogStream, read_logs
 from records.rules import NUMBER_FIELDS, SPELLINGS, TEXT_FIELDS
 from records.runs import common_label, runs_of
 
 ENTRIES_LIMIT, DEPTH_LIMIT, FOLDER_LIMIT = 1000, 6, 256 << 20
 JSON_LIMIT, TEXT_LIMIT, CODE_LIMIT = 1 << 20, 1 << 20, 2 << 20
-LOGS_LIMIT = 32
+LOGS_LIMIT, LOGS_BYTES = 32, 128 << 20  # of one folder
 PER_SEED = ("seed_results", "seeds", "per_seed", "per_seed_results")  # what submission.json calls them
 # what a run prints; a file that may be a log is one where this is in it
 _LOG_WORDS = re.compile(rb"(train_loss|val_loss|val_bpb)[:=]")
@@ -30,8 +31,9 @@ class Refused(Exception):
     """A file that is not read. The message continues the file's name, as in `is missing`."""
 
 
-def read_bounded(path, limit):
-    """Bytes of a regular file of at most `limit` bytes. Never waits for a pipe or a device. Raises Refused."""
+@contextlib.contextmanager
+def open_bounded(path, limit):
+    """A regular file of at most `limit` bytes, open for reading. Never waits for a pipe or a device. Raises Refused."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(handle, "rb") as file:
@@ -40,11 +42,17 @@ def read_bounded(path, limit):
                 raise Refused("is not a regular file")
             if info.st_size > limit:
                 raise Refused(f"has {info.st_size:,} bytes, more than the limit of {limit:,}")
-            data = file.read(limit + 1)
+            yield file
     except FileNotFoundError:
         raise Refused("is missing") from None
     except (OSError, ValueError) as error:
         raise Refused(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def read_bounded(path, limit):
+    """Bytes of such a file. Raises Refused."""
+    with open_bounded(path, limit) as file:
+        data = file.read(limit + 1)
     if len(data) > limit:
         raise Refused(f"grew past {limit:,} bytes while it was read")
     return data
@@ -136,6 +144,11 @@ class Folder:
             raise Refused("is missing")
         return read_bounded(self.path / name, limit)
 
+    def log_lines(self, name):
+        """(number, line) of a log, as logs.LogStream gives them. Raises Refused."""
+        with open_bounded(self.path / name, LOG_LIMIT) as file:
+            yield from LogStream(file)
+
     def text(self, name):
         """Text of one of .files; empty where it cannot be read."""
         try:
@@ -202,19 +215,23 @@ def _read_logs(folder):
     """Fills .logs, .other_logs and .log_errors. Whether a file is a log is decided by what is in it."""
     names = [name for name in folder.files if _LOG_NAMES.fullmatch(name)]
     names.sort(key=lambda name: (name != "train.log", not _SURE_LOG_NAMES.fullmatch(name), name))
-    found, count = [], 0
+    found, count, left = [], 0, LOGS_BYTES
     for name in names:
         sure = bool(_SURE_LOG_NAMES.fullmatch(name))
         if folder.files[name] > LOG_LIMIT and not sure and not name.endswith(".log"):
             continue  # of another kind, and accounted for as such
         try:
-            data = folder.read(name, LOG_LIMIT)
+            with open_bounded(folder.path / name, LOG_LIMIT) as file:
+                if not sure and not any(map(_LOG_WORDS.search, file)):
+                    continue
+                left -= folder.files[name]
+                if left < 0:
+                    raise Refused(f"is beyond the limit of {LOGS_BYTES:,} bytes for all logs")
+                file.seek(0)
+                logs = [log for log in read_logs(name, file) if sure or log.train or log.val or log.scores]
         except Refused as error:
             folder.log_errors.append((str(error), name))
             continue
-        if not sure and not _LOG_WORDS.search(data):
-            continue
-        logs = [log for log in read_logs(name, data) if sure or log.train or log.val or log.scores]
         count += bool(logs)
         if count > LOGS_LIMIT or len(found) + len(logs) > RUNS_LIMIT:
             what = f"more than {LOGS_LIMIT} logs or {RUNS_LIMIT} runs: the others are not read"

@@ -99,7 +99,7 @@ def test_what_is_no_run_is_named_as_what_it_is(tmp_path, monkeypatch, capsys, pa
     make_record(tmp_path, (1.8, 1.81))
     (tmp_path / "records/track_10min_16mb").mkdir()
     (tmp_path / "empty").mkdir()
-    for name, text in {"silent": "hello\n", "large": "x" * ((4 << 20) + 1)}.items():
+    for name, text in {"silent": "hello\n", "large": "x" * ((32 << 20) + 1)}.items():
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "train.log").write_text(text)
     monkeypatch.chdir(tmp_path)
