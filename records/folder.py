@@ -13,6 +13,7 @@ from pathlib import Path
 
 from records.digits import Decimal
 from records.kinds import HEAD, kind_of
+from records.litter import is_litter
 from records.logs import LOG_LIMIT, RUNS_LIMIT, LogStream, read_logs
 from records.rules import NUMBER_FIELDS, SPELLINGS, TEXT_FIELDS
 from records.runs import common_label, runs_of
@@ -116,7 +117,8 @@ def _check_text(value):
 class Folder:
     """A record folder.
 
-    files: relative name -> bytes on disk, of plain files inside it; problems: (what, where) of anything else.
+    files: relative name -> bytes on disk, of plain files inside it; litter: names of what litter.py knows, of which
+    nothing is read; problems: (what, where) of anything else.
     raw: submission.json; fields: its valid fields under our names; spelled: (their name, ours) where those differ;
     invalid: (what, expected) of the other fields.
     logs: list of RunLog, those of the record's runs, the main log first; other_logs: (RunLog, status, what it is) of
@@ -124,6 +126,7 @@ class Folder:
     path: Path
     track: str
     files: dict = dataclasses.field(default_factory=dict)
+    litter: list = dataclasses.field(default_factory=list)
     problems: list = dataclasses.field(default_factory=list)
     raw: dict = dataclasses.field(default_factory=dict)
     json_error: str = ""
@@ -242,7 +245,7 @@ def _read_logs(folder):
 
 
 def _list_files(folder):
-    """Fills .files and .problems."""
+    """Fills .files, .litter and .problems."""
     pending = [("", 0)]
     count = 0
     while pending:
@@ -258,7 +261,9 @@ def _list_files(folder):
             if count > ENTRIES_LIMIT:
                 folder.problems.append((f"more than {ENTRIES_LIMIT} files and folders", "."))
                 return
-            if problem := _problem_of(entry, name, folder.path, depth):
+            if is_litter(entry.name):
+                folder.litter.append(name)
+            elif problem := _problem_of(entry, name, folder.path, depth):
                 folder.problems.append((problem, ascii(name) if _is_odd(name) else name))
             elif entry.is_dir():
                 pending.append((name, depth + 1))

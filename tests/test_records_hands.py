@@ -2,11 +2,17 @@
 
 Run: `python -m pytest tests/test_records_hands.py`.
 """
+import shutil
+
 import pytest
 
 from records.__main__ import main
 from records.folder import open_folder
+from records.git import Change
+from records.leaderboard import read_entries
+from records.litter import is_litter
 from records.logs import read_log
+from records.pull import judge_changes
 from records.verdict import verdict
 from records.verify import verify_folder
 from tests.made_records import make_record, make_run
@@ -119,3 +125,80 @@ def test_a_prefix_on_few_lines_is_no_prefix(plain):
     """What the minority of the first lines begin with belongs to them."""
     noise = "".join(f"{n}: final_x val_loss:1.0 val_bpb:0.5\n" for n in range(5))
     assert meaning(read_log("a", (noise + plain).encode())) == meaning(read_log("a", plain.encode()))
+
+
+# Litter ---------------------------------------------------------------------------------------------------------------
+
+LITTER = [
+    ".DS_Store", "._train.log", "._train_gpt.py", "._model.int8.zlib", "__MACOSX/._train.log", "Icon\r", "Thumbs.db",
+    "desktop.ini", "train.log:Zone.Identifier", "~$README.md", ".directory", ".Trash-1000/files/train.log",
+    ".nfs000000000123abcd", ".fuse_hidden0001", "@eaDir/train.log/x", "train.log~", "#train_gpt.py#", ".train.log.swp",
+    "train_gpt.py.bak", "train_gpt.py.orig", "train_gpt.py.rej", "logs/.DS_Store", "logs/train_seed9.log~",
+    ".idea/workspace.xml", ".vscode/settings.json", ".ipynb_checkpoints/train_gpt-checkpoint.py",
+    "__pycache__/train_gpt.cpython-311.pyc", ".git/config", "lib/.ruff_cache/x.py", "model.int8.zlib.part",
+    ".ipynb_checkpoints/train_seed7-checkpoint.log",
+]
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    return make_record(tmp_path_factory.mktemp("clean"), (1.8, 1.81, 1.79))
+
+
+def litter(folder, names, content):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def test_litter_is_one_finding_whatever_is_in_it(clean, tmp_path):
+    """Not even a copy of the log, of the code or of the model is taken for one."""
+    contents = [(clean / name).read_bytes() for name in ("train.log", "train_gpt.py", "model.int8.zlib")]
+    before = verify_folder(clean)
+    for number, content in enumerate(contents):
+        folder = shutil.copytree(clean, tmp_path / f"{number}/records/track_non_record_16mb" / clean.name)
+        litter(folder, LITTER, content)
+        (folder / ".#train.log").symlink_to("someone@laptop.4242")  # Emacs locks a file so
+        result = verify_folder(folder)
+        [finding] = result.pop("layout")
+        assert finding.status == "FAIL" and ".DS_Store" in finding.observed and "Delete these" in finding.meaning
+        assert result == {name: found for name, found in before.items() if name != "layout"}
+        opened, other = open_folder(folder), open_folder(clean)
+        assert opened.files == other.files
+
+
+@pytest.mark.parametrize("name", LITTER)
+def test_each_kind_of_litter_is_known(clean, tmp_path, name):
+    folder = shutil.copytree(clean, tmp_path / "track_non_record_16mb" / clean.name)
+    litter(folder, [name], b"x")
+    [found] = open_folder(folder).litter
+    assert name == found or name.startswith(f"{found}/")
+
+
+@pytest.mark.parametrize("name", ["logs/a.log", "tmp.txt", "notes.md", ".gitignore", "bak/x.txt", "git.log", "~x.txt",
+                                  "#1.txt", "train#2.log", ".python-version", "a.swp.txt", "history.csv"])
+def test_what_a_person_may_have_put_there_is_not_litter(name):
+    assert not any(is_litter(part) for part in name.split("/"))
+
+
+def test_litter_beside_records_is_not_a_record(clean, tmp_path, capsys):
+    """Of a track, of the tables, of `reproduce`."""
+    track = tmp_path / "records/track_non_record_16mb"
+    shutil.copytree(clean, track / clean.name)
+    litter(track, ["__MACOSX/._x", "@eaDir/x", "Thumbs.db", ".DS_Store", "__pycache__/x.pyc"], b"x")
+    assert main(["verify", str(track)]) == 0 and "eaDir" not in capsys.readouterr().out
+    assert main(["reproduce", "no_such", "--records", str(track.parent)]) == 2
+    assert "eaDir" not in capsys.readouterr().err
+    assert len(read_entries(track.parent)) == 1
+
+
+def test_litter_in_a_pull_request_is_one_finding():
+    """Beside the new record, in an earlier one, anywhere in the repository."""
+    old, new = "records/track_10min_16mb/2026-05-01_old", "records/track_10min_16mb/2026-05-02_new"
+    names = [".DS_Store", "records/.DS_Store", "common/train.py~", f"{old}/._train.log", f"{new}/.DS_Store",
+             "records/track_10min_16mb/__MACOSX/._x", "records/track_10min_16mb/__MACOSX/._y", f"{new}/train.log"]
+    found, [finding] = judge_changes([Change("A", name, "", "1") for name in names], {old})
+    assert found == [new] and finding.observed.endswith(
+        "tool: .DS_Store, records/.DS_Store, common/train.py~, "
+        f"{old}/._train.log, records/track_10min_16mb/__MACOSX")
+    assert judge_changes([Change("D", ".DS_Store", "1", "")], {old})[1][0].observed == "removes .DS_Store"
