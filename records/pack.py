@@ -16,11 +16,12 @@ from common.settings import UserError
 from records.budget import MODEL_LIMIT
 from records.checks import PLACEHOLDER
 from records.evaluation import MODEL_FILE
-from records.folder import CODE_LIMIT, JSON_LIMIT, Refused, load_json, open_bounded, read_bounded
+from records.folder import CODE_LIMIT, JSON_LIMIT, Refused, open_bounded, read_bounded
 from records.logs import LOG_LIMIT, read_log
 from records.reproduce import launch_command
 from records.rules import FAIL, TEXT_FIELDS, TRACKS
 from records.show import as_text
+from records.strict_json import load_json
 from records.verdict import exit_code, status_of
 from records.verify import verify_folder
 

@@ -63,7 +63,7 @@ def check_smoke(folder, limits=None):
                 copy = Path(temporary).resolve() / "record"
                 for name in folder.files:
                     (copy / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(folder.path / name, copy / name)
+                    shutil.copyfile(folder.root / name, copy / name)
                 yield from _three_runs(folder, copy, limits or Limits())
         except OSError as error:  # a full disk, no folder for temporary files: this machine's, not the record's
             yield Finding(UNVERIFIED, f"not run: {error}", "a place for a copy of the folder", SCRIPT)

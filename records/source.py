@@ -36,7 +36,7 @@ def read_code(folder):
         if kind in ("code", "text", "other") and name not in names and not name.endswith(NO_CODE)
     ]
     try:
-        return reader.inspect_code(folder.path, names, others, declared_python(folder)), []
+        return reader.inspect_code(folder.root, names, others, declared_python(folder)), []
     except reader.TooSlow as error:
         return {}, [Finding(UNVERIFIED, str(error), "a machine that is less busy", ".")]
     except (RuntimeError, OSError, ValueError) as error:

@@ -15,7 +15,9 @@ from records.logs import read_log
 from records.pull import judge_changes
 from records.verdict import verdict
 from records.verify import verify_folder
-from tests.made_records import make_record, make_run
+from tests.conftest import ROOT
+from tests.made_records import SCRIPT, make_record, make_run
+from tests.test_records_pr import commit, git
 
 MEANING = ("train", "val", "scores", "settings", "averages", "seed", "total_bytes", "versions", "problems")
 
@@ -202,3 +204,92 @@ def test_litter_in_a_pull_request_is_one_finding():
         "tool: .DS_Store, records/.DS_Store, common/train.py~, "
         f"{old}/._train.log, records/track_10min_16mb/__MACOSX")
     assert judge_changes([Change("D", ".DS_Store", "1", "")], {old})[1][0].observed == "removes .DS_Store"
+
+
+# Line ends ------------------------------------------------------------------------------------------------------------
+
+CRLF_GIT = ["-c", "core.autocrlf=true", "-c", "core.eol=crlf"]
+
+
+def crlf(path):
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+
+
+def committed(repository):
+    git(repository, "init", "-q")
+    commit(repository)
+    return repository
+
+
+def test_a_clone_that_wants_crlf_has_the_bytes_that_were_committed(clean, tmp_path):
+    """.gitattributes: records as they are, with whatever line ends, and all other text with LF."""
+    repository = tmp_path / "repository"
+    record = shutil.copytree(clean, repository / "records/track_non_record_16mb" / clean.name)
+    (record / "lib").mkdir()
+    (record / "lib/windows.txt").write_bytes(b"a\r\nb\r\n")
+    for name in (".gitattributes", "train_gpt.py", "Makefile", "common/bundle.py", "tests/ideas/leaky_relu.diff"):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, repository / name)
+    before = {path.relative_to(repository): path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+    git(tmp_path, "clone", "-q", *CRLF_GIT, committed(repository), "clone")
+    assert {name: (tmp_path / "clone" / name).read_bytes() for name in before} == before
+    assert git(tmp_path / "clone", *CRLF_GIT, "status", "--porcelain") == ""
+
+
+def test_changed_line_ends_are_one_finding_with_a_remedy_that_works(clean, tmp_path):
+    """Of a record in a repository without .gitattributes. All other checks say what they say of the right bytes."""
+    track = "records/track_non_record_16mb"
+    shutil.copytree(clean, tmp_path / "repository" / track / clean.name)
+    git(tmp_path, "clone", "-q", *CRLF_GIT, committed(tmp_path / "repository"), "clone")
+    record = tmp_path / "clone" / track / clean.name
+    assert b"\r\n" in (record / "train_gpt.py").read_bytes()
+    result, before = verify_folder(record), verify_folder(clean)
+    [finding] = result.pop("layout")
+    assert finding.status == "FAIL" and "were changed to CRLF" in finding.observed, finding
+    assert result == {name: found for name, found in before.items() if name != "layout"}
+    assert f"`git checkout -- {clean.name}`" in finding.meaning
+    git(record, "config", "core.autocrlf", "false")
+    shutil.rmtree(record)
+    git(record.parent, "checkout", "--", clean.name)
+    assert verify_folder(record) == before
+
+
+@pytest.mark.parametrize(("names", "more"), [(["train_gpt.py"], ""), (["train_gpt.py", "README.md", "train.log"], ""),
+                                             (["train_gpt.py", "train.log", "README.md", "submission.json"], " and 1")])
+def test_one_converted_file_is_enough(clean, tmp_path, names, more):
+    """An editor converts what it saves, a transfer in text mode what it takes for text."""
+    record = shutil.copytree(clean, tmp_path / "track_non_record_16mb" / clean.name)
+    for name in names:
+        crlf(record / name)
+    [finding] = verify_folder(record)["layout"]
+    assert all(name in finding.observed for name in sorted(names)[:3]) and more in finding.observed
+
+
+def test_what_ran_with_crlf_has_its_right_bytes(tmp_path):
+    """No alarm while it has them, one when git has made LF of them."""
+    record = make_record(tmp_path, (1.8, 1.81, 1.79), script=SCRIPT.replace(b"\n", b"\r\n"))
+    before = verify_folder(record)
+    assert verdict(before)[0] == "passes"
+    script = record / "train_gpt.py"
+    script.write_bytes(script.read_bytes().replace(b"\r\n", b"\n"))
+    result = verify_folder(record)
+    [finding] = result.pop("layout")
+    assert finding.observed == "the line ends of train_gpt.py were changed to LF"
+    assert result == {name: found for name, found in before.items() if name != "layout"}
+
+
+def test_other_bytes_are_not_blamed_on_line_ends(clean, tmp_path):
+    record = shutil.copytree(clean, tmp_path / "track_non_record_16mb" / clean.name)
+    (record / "train_gpt.py").write_bytes(SCRIPT.replace(b"0.1", b"0.2000").replace(b"\n", b"\r\n"))
+    result = verify_folder(record)
+    assert result["layout"][0].status == "PASS" and result["logs"][0].status == "FAIL"
+
+
+def test_a_founding_run_is_known_with_crlf_too(tmp_path):
+    name = "track_10min_16mb/2026-03-18_naive_baseline"
+    record = shutil.copytree(ROOT / "records" / name, tmp_path / name)
+    for path in record.iterdir():
+        crlf(path)
+    [finding, *others] = verify_folder(record)["layout"]
+    assert "line ends of README.md, submission.json were changed to CRLF" in finding.observed
+    assert {other.status for other in others} == {"NOT VERIFIED"}
