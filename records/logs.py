@@ -3,12 +3,11 @@ dumps, ANSI colours, warnings and the echoes of several ranks. loglines.py knows
 import dataclasses
 import hashlib
 import io
-import itertools
 import re
 
 from common.settings import Settings
 from records.loglines import BODY, HEADER, SETTINGS_BLOCK, parse, parse_setting
-from records.prefixes import PEEK, prefixes_of, without
+from records.prefixes import peeked, prefix_of
 
 LOG_LIMIT = 32 << 20  # bytes: 300,000 lines; the longest published log has 130 kB
 RUNS_LIMIT = 64  # of one file, and of one record folder
@@ -148,13 +147,12 @@ class LogStream:
         return problems + ([f"is not UTF-8 at byte {self._not_utf8}"] if self._not_utf8 is not None else [])
 
     def __iter__(self):
-        lines = self._lines()
-        first = list(itertools.islice(lines, PEEK))
-        prefixes = prefixes_of([_NOISE.sub("", line) for line in first])
-        for number, whole in enumerate(itertools.chain(first, lines), 1):
+        first, lines = peeked(self._lines())
+        prefix = prefix_of([_NOISE.sub("", line) for line in first])
+        for number, whole in enumerate(lines, 1):
             for line in whole.rstrip("\r").split("\r"):
-                may_be_noisy = prefixes or line[:1] in ("\x1b", "[", "r", "d")
-                yield number, (_plain(line, prefixes) if may_be_noisy else line).rstrip()
+                may_be_noisy = prefix or line[:1] in ("\x1b", "[", "r", "d")
+                yield number, (_plain(line, prefix) if may_be_noisy else line).rstrip()
 
     def _lines(self):
         """Text without its newline."""
@@ -171,8 +169,10 @@ class LogStream:
             yield line.removesuffix("\n")
 
 
-def _plain(line, prefixes):
-    return _RANK.sub("", without(prefixes, _NOISE.sub("", line)), count=1)
+def _plain(line, prefix):
+    line = _NOISE.sub("", line)
+    found = prefix and prefix.match(line)
+    return _RANK.sub("", line[found.end():] if found else line, count=1)
 
 
 def _known_lines(lines):

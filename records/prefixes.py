@@ -1,48 +1,32 @@
-"""What launchers, containers and log collectors put before each line that a script prints."""
+"""What launchers, containers and log collectors put before each line that a script prints: `srun -l` the rank, `kubectl
+logs --timestamps` the time, others hosts and levels. It is known by a line that every run prints: what stands before
+that, and before most other lines in the same shape, is the prefix."""
+import itertools
 import re
 
-PEEK = 200  # lines that are not empty, from whose majority the prefix is known
-DEEPEST = 3  # prefixes on one line: a collector may add its own to that of a launcher
-
-_TIME = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
-_ISO = rf"\d{{4}}-\d\d-\d\d[T ]{_TIME}(?:Z| ?[+-]\d\d:?\d\d| UTC)?"
-_SYSLOG = rf"[A-Z][a-z]{{2}} [ \d]\d {_TIME}"
-_LEVEL = r"(?:DEBUG|INFO|WARNING|ERROR)"
-PREFIXES = (  # who writes it, its form
-    ("srun -l", r" {0,6}\d{1,6}: ?"),
-    ("kubectl --timestamps, docker -t, ts -i, GitHub", rf"{_ISO}(?: |$)"),
-    ("[time] of a logger or of dmesg", rf"\[(?:{_ISO}|{_TIME}| {{0,6}}\d{{1,9}}\.\d{{3,6}})\] ?"),
-    ("journalctl, syslog", rf"{_SYSLOG} [\w.-]{{1,80}} [\w./@-]{{1,80}}(?:\[\d{{1,9}}\])?: ?"),
-    ("ts", rf"{_SYSLOG} ?"),
-    ("kubectl --prefix, stern", r"\[(?:pod/)?[\w.-]{1,200}/[\w.-]{1,200}\] ?"),
-    ("docker compose", r"[\w.-]{1,100} {0,20}\| ?"),
-    ("mpirun --tag-output", r"\[\d{1,6},\d{1,6}\](?:<std(?:out|err)>)?: ?"),
-    ("mpirun -l, pdsh", r"(?:\[\d{1,6}\]|[A-Za-z][\w-]{0,60}\d) ?: ?"),
-    ("Ray", r"\(\w{1,80}(?: pid=\d{1,9})?(?:, ip=[\w.:]{1,60})?\) ?"),
-    ("logging, Hydra, loguru", r"(?:- |\| )?(?:\[[\w.]{1,80}\])?(?:[\w.]{1,80} - )?"
-     rf"\[?{_LEVEL}\]? {{0,5}}(?:\| \S{{1,100}} - |:[\w.]{{1,80}}: ?|: ?|(?: -)? )"),
-    ("torchrun --tee, PyTorch's ranks", r"\[?(?:rank|default)\s?\d{1,4}\]?:\s?"),
-)
-_FORMS = tuple(re.compile(form) for _, form in PREFIXES)
+PEEK = 5000  # lines; a script may print its source first
+LONGEST = 200  # characters
+_ANCHOR = re.compile(r"(?:step:)?\d{1,9}/\d{1,9} (?:train|val)_loss:|run:\S{1,100} backend:|Hyperparameters:$|"
+                     r"train_loader:dataset:|model_params:|train_batch_tokens:\d")
+_PARTS = re.compile(r"(?P<number>\d+[.,]\d+\w*)|(?P<word>\w+)|(?P<space> +(?=[^ ]))|.", re.DOTALL)
+# a fraction of a second may be missing; possessive, so that no line takes long
+_SHAPES = {"number": r"\w++(?:[.,]\w++)?+", "word": r"\w++", "space": " *+"}
 
 
-def prefixes_of(lines):
-    """list of the compiled forms that stand before most of some lines, the outermost first; empty where there is none.
-    lines: the first of a log, as text without colours."""
-    lines = [line for line in lines if line.strip()]
-    found = []
-    while len(found) < DEEPEST:
-        form = next((form for form in _FORMS if 2 * sum(bool(form.match(line)) for line in lines) > len(lines)), None)
-        if not form:
-            break
-        found.append(form)
-        lines = [form.sub("", line, count=1) if form.match(line) else line for line in lines]
-    return found
+def prefix_of(lines):
+    """The compiled shape of what stands before most of some lines; None where nothing does. lines: the first of a log,
+    as text without colours."""
+    found = next(filter(None, (_ANCHOR.search(line, 0, 2 * LONGEST) for line in lines)), None)
+    prefix = found.string[:found.start()] if found else ""
+    if not prefix.strip() or len(prefix) > LONGEST:
+        return None
+    shape = re.compile(" *+" + "".join(_SHAPES.get(part.lastgroup) or re.escape(part[0])
+                                      for part in _PARTS.finditer(prefix.lstrip(" "))))
+    given = [line for line in lines if line.strip()]
+    return shape if 2 * sum(bool(shape.match(line)) for line in given) > len(given) else None
 
 
-def without(prefixes, line):
-    """A line without those of its prefixes that it has."""
-    for form in prefixes:
-        if found := form.match(line):
-            line = line[found.end():]
-    return line
+def peeked(lines):
+    """(list of the first lines, iterator over all)."""
+    first = list(itertools.islice(lines, PEEK))
+    return first, itertools.chain(first, lines)

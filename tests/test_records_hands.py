@@ -85,10 +85,12 @@ PREFIXED = [  # what stands before each line, with the line's number in it
     "0: ", "  12: ", "2026-11-25T10:00:{:02}.123456789Z ", "2026-11-25 10:00:{:02}+01:00 ", "[2026-11-25 10:00:{:02}] ",
     "[10:00:{:02}] ", "Nov 25 10:00:{:02} ", "Nov  5 10:00:{:02} gpu-7 python[4242]: ", "[pod/train-0/main] ",
     "trainer-1  | ", "\x1b[36mtrainer-1  | \x1b[0m", "[1,0]<stdout>: ", "[1,0]<stdout>:", "[0] : ", "node-7: ",
-    "(main pid=4242, ip=10.0.0.7) ", "INFO:root:", "[default0]:", "[rank0]: ",
+    "(main pid=4242, ip=10.0.0.7) ", "INFO:root:", "[default0]:", "[rank0]: ", "[stdout] ", "10:00:{:02} ",
     "2026-11-25 10:00:{:02},123 - root - INFO - ", "[2026-11-25 10:00:{:02},123][__main__][INFO] - ",
     "2026-11-25 10:00:{:02}.123 | INFO     | __main__:log:12 - ", "2026-11-25T10:00:{:02}.123Z 0: ",
-    "[pod/train-0/main] 2026-11-25T10:00:{:02}.123Z [default0]:",
+    "[pod/train-0/main] 2026-11-25T10:00:{:02}.123Z [default0]:", "I1125 10:00:{:02}.123456 140 train.py:12] ",
+    "2026-11-25T10:00:{:02}Z stdout F ", "train-0\t", "gpu-7.cluster: ", "[  12.3456{:02}] ", "1764064{:03}.123 ",
+    "INFO     ",
 ]
 
 
@@ -99,12 +101,14 @@ def plain(tmp_path_factory):
 
 @pytest.mark.parametrize("prefix", PREFIXED)
 def test_a_prefix_on_each_line_changes_nothing(plain, prefix):
-    """As `srun -l`, `kubectl logs --timestamps` and others put there; a few lines of their own stay without."""
-    lines = [prefix.format(number % 60) + line for number, line in enumerate(plain.splitlines())]
+    """As `srun -l`, `kubectl logs --timestamps` and others put there; a few lines of their own stay without. Source
+    that a script prints first does not matter."""
+    source = ["import os", "    print(f'step:{step}/{last} train_loss:{loss}')", ""] * 100
+    lines = [prefix.format(number % 60) + line for number, line in enumerate([*source, *plain.splitlines()])]
     text = "\n".join(["srun: job 4242 queued", *lines, "srun: done", ""])
     log = read_log("train.log", text.encode())
     assert meaning(log) == meaning(read_log("train.log", plain.encode())) and log.where("seed") == "train.log"
-    assert log.where("run") == "train.log:2"
+    assert log.where("run") == "train.log:302"
 
 
 def test_a_record_whose_logs_have_prefixes_passes(tmp_path):
@@ -119,13 +123,13 @@ def test_a_record_whose_logs_have_prefixes_passes(tmp_path):
 
 def test_settings_below_their_heading_keep_their_indent():
     text = "Hyperparameters:\n  seed: 42\n  matrix_lr: 0.04\nstep:1/9 train_loss:2.0000 train_time:9ms\n"
-    prefixed = "".join(f"0: {line}\n" for line in text.splitlines())
+    prefixed = "".join(f"INFO     {line}\n" for line in text.splitlines())
     assert read_log("a", prefixed.encode()).hyperparameters == read_log("a", text.encode()).hyperparameters != {}
 
 
 def test_a_prefix_on_few_lines_is_no_prefix(plain):
     """What the minority of the first lines begin with belongs to them."""
-    noise = "".join(f"{n}: final_x val_loss:1.0 val_bpb:0.5\n" for n in range(5))
+    noise = "0: step:1/9 val_loss:1.0 val_bpb:1.0\n" + "0: final_x val_loss:1.0 val_bpb:0.5\n" * 5
     assert meaning(read_log("a", (noise + plain).encode())) == meaning(read_log("a", plain.encode()))
 
 
@@ -293,3 +297,15 @@ def test_a_founding_run_is_known_with_crlf_too(tmp_path):
     [finding, *others] = verify_folder(record)["layout"]
     assert "line ends of README.md, submission.json were changed to CRLF" in finding.observed
     assert {other.status for other in others} == {"NOT VERIFIED"}
+
+
+def test_no_prefix_takes_long():
+    """Shapes that could match in many ways, on lines that do not."""
+    text = "1.1a." * 39 + " step:1/9 val_loss:1.0 val_bpb:1.0\n" + ("1." * 400 + "\n" + "a" * 100_000 + "\n") * 50
+    assert read_log("a", text.encode()).val == []
+
+
+def test_an_indented_example_is_no_log():
+    """In source, which is indented for the most part."""
+    text = '    """\n    step:1/9 val_loss:1.0 val_bpb:1.0 train_time:9ms\n    """\n' + "    x = 1\n" * 9
+    assert read_log("a", text.encode()).val == []
