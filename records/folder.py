@@ -179,7 +179,11 @@ def _restore_line_ends(folder):
                 code[name] = folder.read(name, CODE_LIMIT)
     now = changed_line_ends(code, f"{folder.track}/{folder.name}", folder.logs, folder.fields.get("bytes_code"))
     if now:
-        folder.root, names = restore(folder.path, folder.files, now)
+        try:
+            folder.root, names = restore(folder.path, folder.files, now)
+        except OSError as error:  # no place for a copy
+            folder.problems.append((f"line ends were changed to {now}, and no copy can be made: {error}", "."))
+            return
         weakref.finalize(folder, shutil.rmtree, folder.root, ignore_errors=True)
         folder.line_ends = names, now
         folder.files = {name: (folder.root / name).stat().st_size for name in folder.files}

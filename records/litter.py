@@ -3,7 +3,7 @@ import re
 
 _LEFT = re.compile("|".join((
     r"\.DS_Store|\._.*|\.AppleDouble|\.localized|Icon\r|__MACOSX|\.Spotlight-V100|\.Trashes|\.fseventsd",  # macOS
-    r"(eh)?thumbs(_vista)?\.db|desktop\.ini|\$recycle\.bin|.*:zone\.identifier|~\$.*",  # Windows
+    r"(eh)?thumbs(_vista)?\.db(:encryptable)?|desktop\.ini|\$recycle\.bin|.*:zone\.identifier|~\$.*",  # Windows
     r"\.directory|\.trash-\d+|\.nfs[0-9a-f]+|\.fuse_hidden.*|lost\+found|@eadir|#recycle|\.~lock\..*#",  # Linux, NAS
     r".*~|#.*#|\.#.*|\..*\.sw[a-p]|\.netrwhist|.*\.(bak|orig|rej|tmp|part|crdownload)",  # editors, merges, downloads
     r"\.idea|\.vscode|\.vs|\.history|.*\.(code|sublime)-workspace|\.ipynb_checkpoints|\.dropbox(\.attr)?",

@@ -3,6 +3,7 @@
 Run: `python -m pytest tests/test_records_hands.py`.
 """
 import shutil
+import tempfile
 
 import pytest
 
@@ -280,6 +281,14 @@ def test_what_ran_with_crlf_has_its_right_bytes(tmp_path):
     [finding] = result.pop("layout")
     assert finding.observed == "the line ends of train_gpt.py were changed to LF"
     assert result == {name: found for name, found in before.items() if name != "layout"}
+
+
+def test_without_a_place_for_a_copy_the_line_ends_are_still_named(clean, tmp_path, monkeypatch):
+    record = shutil.copytree(clean, tmp_path / "track_non_record_16mb" / clean.name)
+    crlf(record / "train_gpt.py")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    [(what, _)] = open_folder(record).problems
+    assert what.startswith("line ends were changed to CRLF, and no copy can be made: [Errno 2]")
 
 
 def test_other_bytes_are_not_blamed_on_line_ends(clean, tmp_path):
