@@ -16,6 +16,7 @@ LACKING = (  # what is missing, words of the error
      r"Ninja is required|CUDA_HOME environment variable is not set"),
     ("a working Triton", r"Cannot find a working triton|0 active drivers"),
     ("a home folder or user", r"KeyError: '(HOME|USER|LOGNAME)'|getpwuid|could not determine home"),
+    ("a sandbox", r"^(unshare|nice): "),
     ("torchrun", r"KeyError: '(RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)'|"
      r"environment variable (RANK|WORLD_SIZE) expected"),
 )

@@ -20,7 +20,7 @@ import numpy as np
 from common.data.folder import write_shard
 from common.data.tokenizers import train_tokenizer
 from common.tokenizer import load_tokenizer
-from records.jail import IDLE, NO_SANDBOX, TOO_LARGE, TOO_LONG, TOO_MANY, TOO_SLOW
+from records.jail import IDLE, NO_SANDBOX, NOT_STARTED, TOO_LARGE, TOO_LONG, TOO_MANY, TOO_SLOW
 from records.lacking import lacking, last_error
 from records.logs import read_log
 from records.rules import FAIL, UNVERIFIED, Finding
@@ -122,7 +122,7 @@ def judge(folder, run, limits):
     lines = [line.rstrip() for line in run.output.decode(errors="replace").splitlines() if line.strip()]
     last = _shown((lines or ["nothing was printed"])[-1])
     log = read_log("output", run.output)
-    if run.code == NO_SANDBOX:
+    if run.code in (NOT_STARTED, NO_SANDBOX):
         yield Finding(UNVERIFIED, f"not run: {last}", "a sandbox", SCRIPT)
     elif run.code in (IDLE, TOO_SLOW):
         seconds = limits.idle if run.code == IDLE else limits.wall

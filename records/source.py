@@ -39,7 +39,9 @@ def read_code(folder):
         return reader.inspect_code(folder.root, names, others, declared_python(folder)), []
     except reader.TooSlow as error:
         return {}, [Finding(UNVERIFIED, str(error), "a machine that is less busy", ".")]
-    except (RuntimeError, OSError, ValueError) as error:
+    except OSError as error:  # the process that reads it cannot be started
+        return {}, [Finding(UNVERIFIED, f"not read: {error}", "a Python that can be started", ".")]
+    except (RuntimeError, ValueError) as error:
         return {}, [Finding(FAIL, str(error), "source that can be compiled", ".")]
 
 

@@ -161,6 +161,7 @@ def test_what_does_not_end_by_itself_is_ended(try_script, source, limits, status
 def test_a_busy_machine_is_no_idle_script(monkeypatch):
     """A process that gets no CPU time although it asks for some is not one that waits."""
     monkeypatch.setattr(jail, "stat_of", lambda path: ("S", 0.0))
+    monkeypatch.setattr(jail, "PROCESSES", 1 << 20)  # outside a sandbox it sees those of the whole machine
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
     monkeypatch.setattr(jail, "is_runnable", lambda process: True)
     assert jail.watch(child, 60, 60, 0.1, 1 << 40) == 0
@@ -230,6 +231,7 @@ ELSEWHERE = [  # (what is missing here, output)
     ("a home folder or user", traceback_of("KeyError: 'HOME'")),
     ("a home folder or user", traceback_of("KeyError: 'getpwuid(): uid not found: 1000'")),
     ("torchrun", traceback_of("KeyError: 'LOCAL_RANK'")),
+    ("a sandbox", "unshare: unshare failed: No space left on device\n"),
     ("the data at ./data/datasets/fineweb10B_sp1024/fineweb_train_*.bin", traceback_of(
         "FileNotFoundError: No files found for pattern: ./data/datasets/fineweb10B_sp1024/fineweb_train_*.bin")),
 ]
@@ -317,6 +319,20 @@ def test_a_user_without_home_or_passwd_entry_can_make_the_smoke_run(try_script, 
     """The script is given a home and a name of its own."""
     asks = "import getpass, pathlib\nassert pathlib.Path.home().is_dir() and getpass.getuser() == 'record'\n"
     assert try_script(asks + SCORE) == ("PASS", "")
+
+
+@pytest.mark.parametrize("mode", [None, 0o644])
+def test_a_python_that_the_sandbox_cannot_execute_says_nothing_of_the_record(mode, tmp_path, monkeypatch):
+    """It lies where only its owner may go, as a user without a home often has it."""
+    clean = make_record(tmp_path, (1.8,))
+    smoke.tokenizer_model()
+    if mode:
+        (tmp_path / "python").write_text("")
+        (tmp_path / "python").chmod(mode)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert verify_folder(clean)["compile"][0].observed.startswith("not read: [Errno")
+    [finding] = check_smoke(open_folder(clean))
+    assert finding.status == "NOT VERIFIED" and "not run: unshare: failed to execute" in finding.observed, finding
 
 
 def test_a_machine_without_room_for_a_copy_says_nothing_of_the_record(tmp_path, monkeypatch):
