@@ -43,7 +43,7 @@ def own_script(backend):
             import train_gpt_mlx as module
         else:
             import train_gpt as module
-    except ModuleNotFoundError as error:
+    except ImportError as error:  # the framework, or a library of its own
         hint = f"`make install BACKEND={backend}` or `pip install '.[{backend}]'` provides it"
         raise UserError(f"{error}: {hint}") from None
     return module

@@ -12,6 +12,7 @@ import statistics
 from common.artifact import decode_model
 from common.challenge import BUDGET_BYTES
 from common.settings import UserError, model_settings, settings_of
+from records import line_ends, litter
 from records.digits import Decimal, agrees
 from records.folder import CODE_LIMIT, Refused, declared_seeds
 from records.rules import FAIL, FOUNDING, NUMBER_FIELDS, PASS, TEXT_FIELDS, TRACKS, UNVERIFIED, WARN, Finding
@@ -50,6 +51,11 @@ def check_layout(folder, rules):
     """The place and name of the folder, the files that must be there, and a README that is written."""
     for what, where in folder.problems:
         yield Finding(FAIL, what, "plain files and folders only", where)
+    if folder.line_ends:
+        yield line_ends.finding(folder, *folder.line_ends)
+    if folder.litter:
+        meaning = "Delete these: they are not part of the record, and nothing in them is read."
+        yield Finding(rules.lenient, litter.in_words(folder.litter), "none of these", ".", meaning)
     if folder.track not in TRACKS.values():
         yield Finding(FAIL, f"is in {folder.track}/", " or ".join(TRACKS.values()), "..")
     if not is_record_name(folder.name):

@@ -36,8 +36,13 @@ def check_evaluation(folder, data_path, backend=None):
 def score_again(folder, data_path, backend):
     """The finding, PASS or FAIL, of a model that can be scored. Raises NotScored."""
     settings, weights, log = read_model_and_log(folder)
-    backend = backend or log.backend or "torch"
-    kind = load_trainer(backend)
+    asked, backend = backend, backend or log.backend or "torch"
+    try:
+        kind = load_trainer(backend)
+    except UserError as error:
+        if asked:
+            raise
+        raise NotScored(UNVERIFIED, str(error), f"the backend of {log.name}, or another with --backend") from None
     own = settings_as_logged(kind, settings, log, data_path, same_backend=backend == log.backend)
     refuse_too_much_work(own, log)
     data = open_same_data(own, log)

@@ -1,26 +1,28 @@
 """A record folder as evidence from a stranger: its files, read with bounds, and its submission.json under our names.
 Nothing is run."""
-import codecs
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import re
+import shutil
 import stat
+import weakref
 from pathlib import Path
 
-from records.digits import Decimal
 from records.kinds import HEAD, kind_of
-from records.logs import LOG_LIMIT, RUNS_LIMIT, read_logs
+from records.line_ends import changed_line_ends, restore
+from records.litter import is_litter
+from records.logs import LOG_LIMIT, RUNS_LIMIT, LogStream, read_logs
 from records.rules import NUMBER_FIELDS, SPELLINGS, TEXT_FIELDS
 from records.runs import common_label, runs_of
+from records.strict_json import load_json
 
 ENTRIES_LIMIT, DEPTH_LIMIT, FOLDER_LIMIT = 1000, 6, 256 << 20
 JSON_LIMIT, TEXT_LIMIT, CODE_LIMIT = 1 << 20, 1 << 20, 2 << 20
-LOGS_LIMIT = 32
-DIGITS_LIMIT = 100  # of a whole number
+LOGS_LIMIT, LOGS_BYTES = 32, 128 << 20  # of one folder
 PER_SEED = ("seed_results", "seeds", "per_seed", "per_seed_results")  # what submission.json calls them
 # what a run prints; a file that may be a log is one where this is in it
 _LOG_WORDS = re.compile(rb"(train_loss|val_loss|val_bpb)[:=]")
@@ -32,8 +34,9 @@ class Refused(Exception):
     """A file that is not read. The message continues the file's name, as in `is missing`."""
 
 
-def read_bounded(path, limit):
-    """Bytes of a regular file of at most `limit` bytes. Never waits for a pipe or a device. Raises Refused."""
+@contextlib.contextmanager
+def open_bounded(path, limit):
+    """A regular file of at most `limit` bytes, open for reading. Never waits for a pipe or a device. Raises Refused."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(handle, "rb") as file:
@@ -42,89 +45,38 @@ def read_bounded(path, limit):
                 raise Refused("is not a regular file")
             if info.st_size > limit:
                 raise Refused(f"has {info.st_size:,} bytes, more than the limit of {limit:,}")
-            data = file.read(limit + 1)
+            yield file
     except FileNotFoundError:
         raise Refused("is missing") from None
     except (OSError, ValueError) as error:
         raise Refused(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def read_bounded(path, limit):
+    """Bytes of such a file. Raises Refused."""
+    with open_bounded(path, limit) as file:
+        data = file.read(limit + 1)
     if len(data) > limit:
         raise Refused(f"grew past {limit:,} bytes while it was read")
     return data
-
-
-def load_json(data):
-    """The object in bytes of strict JSON: no duplicate keys, no NaN, no infinite number, no control character or lone
-    surrogate in a string. Numbers with a fraction become Decimal. Raises ValueError."""
-    try:
-        value = json.loads(
-            data.removeprefix(codecs.BOM_UTF8).decode(), object_pairs_hook=_unique_keys, parse_float=_finite_number,
-            parse_int=_whole_number, parse_constant=_no_constant
-        )
-        _check_text(value)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON: {error}") from None
-    except RecursionError:
-        raise ValueError("is nested too deeply") from None
-    if not isinstance(value, dict):
-        raise ValueError("is not a JSON object")
-    return value
-
-
-def _unique_keys(pairs):
-    found = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"has the key {name[:60]!r} twice")
-        found[name] = value
-    return found
-
-
-def _finite_number(text):
-    value = Decimal(text)
-    value.text = text
-    if not math.isfinite(value):
-        raise ValueError(f"holds {text[:40]}, which is not a finite number")
-    return value
-
-
-def _whole_number(text):
-    if len(text) > DIGITS_LIMIT:
-        raise ValueError(f"holds {text[:20]}..., a number of {len(text):,} digits")
-    return int(text)
-
-
-def _no_constant(text):
-    raise ValueError(f"holds {text}, which is not JSON")
-
-
-def _check_text(value):
-    """Raises ValueError for a string, anywhere in a JSON value, that is not text."""
-    if isinstance(value, str):
-        if any(0xD800 <= ord(c) < 0xE000 or (c < " " and c not in "\t\n\r") for c in value):
-            raise ValueError("holds a string with a control character or half of a surrogate pair")
-    elif isinstance(value, list):
-        for item in value:
-            _check_text(item)
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            _check_text(name)
-            _check_text(item)
 
 
 @dataclasses.dataclass
 class Folder:
     """A record folder.
 
-    files: relative name -> bytes on disk, of plain files inside it; problems: (what, where) of anything else.
+    files: relative name -> bytes on disk, of plain files inside it; litter: names of what litter.py knows, of which
+    nothing is read; problems: (what, where) of anything else.
     raw: submission.json; fields: its valid fields under our names; spelled: (their name, ours) where those differ;
     invalid: (what, expected) of the other fields.
     logs: list of RunLog, those of the record's runs, the main log first; other_logs: (RunLog, status, what it is) of
-    the others, as runs.py sorts them; log_errors: (what, log name) of those that are not read."""
+    the others, as runs.py sorts them; log_errors: (what, log name) of those that are not read.
+    root: where the bytes are read: path, or a copy with the line ends of the run; line_ends: then (names of those
+    files, what their line ends are in path)."""
     path: Path
     track: str
     files: dict = dataclasses.field(default_factory=dict)
+    litter: list = dataclasses.field(default_factory=list)
     problems: list = dataclasses.field(default_factory=list)
     raw: dict = dataclasses.field(default_factory=dict)
     json_error: str = ""
@@ -134,6 +86,11 @@ class Folder:
     logs: list = dataclasses.field(default_factory=list)
     other_logs: list = dataclasses.field(default_factory=list)
     log_errors: list = dataclasses.field(default_factory=list)
+    root: Path | None = None
+    line_ends: tuple = ()
+
+    def __post_init__(self):
+        self.root = self.root or self.path
 
     @property
     def name(self):
@@ -143,7 +100,12 @@ class Folder:
         """Bytes of one of .files. Raises Refused."""
         if name not in self.files:
             raise Refused("is missing")
-        return read_bounded(self.path / name, limit)
+        return read_bounded(self.root / name, limit)
+
+    def log_lines(self, name):
+        """(number, line) of a log, as logs.LogStream gives them. Raises Refused."""
+        with open_bounded(self.root / name, LOG_LIMIT) as file:
+            yield from LogStream(file)
 
     def text(self, name):
         """Text of one of .files; empty where it cannot be read."""
@@ -160,7 +122,7 @@ class Folder:
 
     def _head(self, name):
         try:
-            with open(os.open(self.path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            with open(os.open(self.root / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
                 return file.read(HEAD)
         except OSError:
             return b""
@@ -204,26 +166,52 @@ def open_folder(path, with_logs=True):
     take_fields(folder)
     if with_logs:
         _read_logs(folder)
+        _restore_line_ends(folder)
     return folder
+
+
+def _restore_line_ends(folder):
+    """Fills .root and .line_ends where the line ends were changed after the run."""
+    code = {}
+    for name in folder.files:
+        if name == "submission.json" or name.endswith(".py"):
+            with contextlib.suppress(Refused):
+                code[name] = folder.read(name, CODE_LIMIT)
+    now = changed_line_ends(code, f"{folder.track}/{folder.name}", folder.logs, folder.fields.get("bytes_code"))
+    if now:
+        try:
+            folder.root, names = restore(folder.path, folder.files, now)
+        except OSError as error:  # no place for a copy
+            folder.problems.append((f"line ends were changed to {now}, and no copy can be made: {error}", "."))
+            return
+        weakref.finalize(folder, shutil.rmtree, folder.root, ignore_errors=True)
+        folder.line_ends = names, now
+        folder.files = {name: (folder.root / name).stat().st_size for name in folder.files}
+        _read_logs(folder)
 
 
 def _read_logs(folder):
     """Fills .logs, .other_logs and .log_errors. Whether a file is a log is decided by what is in it."""
+    folder.log_errors.clear()
     names = [name for name in folder.files if _LOG_NAMES.fullmatch(name)]
     names.sort(key=lambda name: (name != "train.log", not _SURE_LOG_NAMES.fullmatch(name), name))
-    found, count = [], 0
+    found, count, left = [], 0, LOGS_BYTES
     for name in names:
         sure = bool(_SURE_LOG_NAMES.fullmatch(name))
         if folder.files[name] > LOG_LIMIT and not sure and not name.endswith(".log"):
             continue  # of another kind, and accounted for as such
         try:
-            data = folder.read(name, LOG_LIMIT)
+            with open_bounded(folder.root / name, LOG_LIMIT) as file:
+                if not sure and not any(map(_LOG_WORDS.search, file)):
+                    continue
+                left -= folder.files[name]
+                if left < 0:
+                    raise Refused(f"is beyond the limit of {LOGS_BYTES:,} bytes for all logs")
+                file.seek(0)
+                logs = [log for log in read_logs(name, file) if sure or log.train or log.val or log.scores]
         except Refused as error:
             folder.log_errors.append((str(error), name))
             continue
-        if not sure and not _LOG_WORDS.search(data):
-            continue
-        logs = [log for log in read_logs(name, data) if sure or log.train or log.val or log.scores]
         count += bool(logs)
         if count > LOGS_LIMIT or len(found) + len(logs) > RUNS_LIMIT:
             what = f"more than {LOGS_LIMIT} logs or {RUNS_LIMIT} runs: the others are not read"
@@ -234,7 +222,7 @@ def _read_logs(folder):
 
 
 def _list_files(folder):
-    """Fills .files and .problems."""
+    """Fills .files, .litter and .problems."""
     pending = [("", 0)]
     count = 0
     while pending:
@@ -250,7 +238,9 @@ def _list_files(folder):
             if count > ENTRIES_LIMIT:
                 folder.problems.append((f"more than {ENTRIES_LIMIT} files and folders", "."))
                 return
-            if problem := _problem_of(entry, name, folder.path, depth):
+            if is_litter(entry.name):
+                folder.litter.append(name)
+            elif problem := _problem_of(entry, name, folder.path, depth):
                 folder.problems.append((problem, ascii(name) if _is_odd(name) else name))
             elif entry.is_dir():
                 pending.append((name, depth + 1))

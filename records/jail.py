@@ -29,7 +29,8 @@ PIDS = 400  # process ids, where the kernel counts them per namespace
 FILE_BYTES, DISK_BYTES = 128 << 20, 512 << 20  # of one file, of all
 OPEN_FILES = 1024
 # Exit codes; COMMAND's own are below them. A busy machine can bring about TOO_SLOW, but no other.
-IDLE, TOO_SLOW, TOO_LONG, TOO_MANY, TOO_LARGE, NO_SANDBOX = 122, 123, 124, 125, 126, 127
+# `unshare` and others exit with NOT_STARTED or NO_SANDBOX where they cannot execute a command.
+IDLE, TOO_SLOW, TOO_LONG, TOO_MANY, TOO_LARGE, NOT_STARTED, NO_SANDBOX = 121, 122, 123, 124, 125, 126, 127
 TICKS = os.sysconf("SC_CLK_TCK")  # per second, of the kernel's CPU times
 
 libc = ctypes.CDLL(None, use_errno=True)

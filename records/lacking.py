@@ -16,11 +16,13 @@ LACKING = (  # what is missing, words of the error
      r"Ninja is required|CUDA_HOME environment variable is not set"),
     ("a working Triton", r"Cannot find a working triton|0 active drivers"),
     ("a home folder or user", r"KeyError: '(HOME|USER|LOGNAME)'|getpwuid|could not determine home"),
+    ("a sandbox", r"^(unshare|nice): "),
     ("torchrun", r"KeyError: '(RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)'|"
      r"environment variable (RANK|WORLD_SIZE) expected"),
 )
 _TABLE = [(what, re.compile(words, re.IGNORECASE)) for what, words in LACKING]
 _MODULE = re.compile(r"No module named '?([\w.]+)'?")
+_TOLD = re.compile(r"\b(\w[\w-]*) (?:is|was) not installed|pip3? install (?:-\S+ )*['\"]?([\w-]+)", re.IGNORECASE)
 _NAME = re.compile(r"cannot import name '\w+' from '([\w.]+)'|module '([\w.]+)' has no attribute '\w+'")
 _LIBRARY = re.compile(r"(\w[\w.+-]*\.so[\w.]*): cannot open shared object")
 _FILE = re.compile(r"(?:No such file or directory|No files found for pattern|Not found|not found)[^\n]*?[:'\" ]"
@@ -55,6 +57,8 @@ def lacking(source, error, files):
     for what, words in _TABLE:
         if words.search(error):
             return what
+    if found := _TOLD.search(error):
+        return found[1] or found[2]
     if error.strip() == "AssertionError" and re.search(r"\bassert\b.*cuda", source):
         return "a CUDA GPU"
     found = _FILE.search(error)

@@ -2,12 +2,14 @@
 dumps, ANSI colours, warnings and the echoes of several ranks. loglines.py knows the lines; here they become runs."""
 import dataclasses
 import hashlib
+import io
 import re
 
 from common.settings import Settings
 from records.loglines import BODY, HEADER, SETTINGS_BLOCK, parse, parse_setting
+from records.prefixes import peeked, prefix_of
 
-LOG_LIMIT = 4 << 20  # bytes; the longest published log has 130 kB
+LOG_LIMIT = 32 << 20  # bytes: 300,000 lines; the longest published log has 130 kB
 RUNS_LIMIT = 64  # of one file, and of one record folder
 
 
@@ -99,21 +101,20 @@ class RunLog:
         return place or self.name
 
 
-def read_log(name, data):
-    """RunLog of bytes, which may come from anyone; of several runs in them the last that has a score, else the last.
-    Never raises: what is wrong is in .problems."""
-    logs = read_logs(name, data)
+def read_log(name, source):
+    """RunLog of a log that may come from anyone; of several runs in it the last that has a score, else the last.
+    source: bytes, or a binary file. Never raises for what is in it: what is wrong is in .problems."""
+    logs = read_logs(name, source)
     return next((log for log in reversed(logs) if log.scores), logs[-1])
 
 
-def read_logs(name, data):
-    """list of the RunLogs in bytes, at least one: `train.txt`, or `train.txt#1`, `train.txt#2` and so on."""
-    problems, text = decoded(data)
-    runs = _split(list(_known_lines(text)))
-    digest = hashlib.sha256(data).hexdigest()
+def read_logs(name, source):
+    """list of the RunLogs in a log, at least one: `train.txt`, or `train.txt#1`, `train.txt#2` and so on."""
+    stream = LogStream(source)
+    runs = _split(list(_known_lines(stream)))
     logs = []
     for number, lines in enumerate(runs, 1):
-        log = RunLog(f"{name}#{number}" if len(runs) > 1 else name, digest, problems=problems.copy(), file=name)
+        log = RunLog(f"{name}#{number}" if len(runs) > 1 else name, stream.sha256, problems=stream.problems, file=name)
         if len(runs) > 1:  # runs of one file are not copies of each other
             log.sha256 = hashlib.sha256("\n".join(line.text for line in lines).encode()).hexdigest()
         _take_lines(log, name, lines)
@@ -121,34 +122,63 @@ def read_logs(name, data):
     return logs
 
 
-def decoded(data):
-    """(problems, text)."""
-    problems = ["holds NUL bytes"] if b"\0" in data else []
-    try:
-        return problems, data.decode()
-    except UnicodeDecodeError as error:
-        problems.append(f"is not UTF-8 at byte {error.start}")
-        return problems, data.decode(errors="replace")
-
-
 _NOISE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _RANK = re.compile(r"\[?(?:rank|default)\s?\d{1,4}\]?:\s?")
 
 
-def plain_lines(text):
-    """(number, line) without colours and the name of the rank that printed it. A progress bar's returns make several
-    lines of one number."""
-    for number, whole in enumerate(text.split("\n"), 1):
-        for line in whole.rstrip("\r").split("\r"):
-            may_be_noisy = line[:1] in ("\x1b", "[", "r", "d")
-            plain = _RANK.sub("", _NOISE.sub("", line), count=1) if may_be_noisy else line
-            yield number, plain.rstrip()
+class LogStream:
+    """(number, line) of a log, read once from front to back, without colours, the name of the rank that printed it and
+    what stands before every line (prefixes.py). A progress bar's returns make several lines of one number.
+
+    source: bytes, or a binary file. When all has been read, .sha256 and .problems are those of the whole."""
+
+    def __init__(self, source):
+        self._file = io.BytesIO(source) if isinstance(source, bytes) else source
+        self._digest = hashlib.sha256()
+        self._size, self._has_nul, self._not_utf8 = 0, False, None
+
+    @property
+    def sha256(self):
+        return self._digest.hexdigest()
+
+    @property
+    def problems(self):
+        problems = ["holds NUL bytes"] if self._has_nul else []
+        return problems + ([f"is not UTF-8 at byte {self._not_utf8}"] if self._not_utf8 is not None else [])
+
+    def __iter__(self):
+        first, lines = peeked(self._lines())
+        prefix = prefix_of([_NOISE.sub("", line) for line in first])
+        for number, whole in enumerate(lines, 1):
+            for line in whole.rstrip("\r").split("\r"):
+                may_be_noisy = prefix or line[:1] in ("\x1b", "[", "r", "d")
+                yield number, (_plain(line, prefix) if may_be_noisy else line).rstrip()
+
+    def _lines(self):
+        """Text without its newline."""
+        for data in self._file:
+            self._digest.update(data)
+            self._has_nul = self._has_nul or b"\0" in data
+            try:
+                line = data.decode()
+            except UnicodeDecodeError as error:
+                line = data.decode(errors="replace")
+                if self._not_utf8 is None:
+                    self._not_utf8 = self._size + error.start
+            self._size += len(data)
+            yield line.removesuffix("\n")
 
 
-def _known_lines(text):
-    """The lines of known form, as loglines.Line."""
+def _plain(line, prefix):
+    line = _NOISE.sub("", line)
+    found = prefix and prefix.match(line)
+    return _RANK.sub("", line[found.end():] if found else line, count=1)
+
+
+def _known_lines(lines):
+    """Those of known form, as loglines.Line. lines: (number, text)."""
     in_block = False
-    for number, plain in plain_lines(text):
+    for number, plain in lines:
         if plain == SETTINGS_BLOCK:
             in_block = True
             continue

@@ -7,6 +7,7 @@ runs it is the worse of the two in the middle. The logs of the other seeds lie b
 import datetime
 import json
 import re
+import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -17,11 +18,12 @@ from common.settings import UserError
 from records.budget import MODEL_LIMIT
 from records.checks import PLACEHOLDER
 from records.evaluation import MODEL_FILE
-from records.folder import CODE_LIMIT, JSON_LIMIT, Refused, load_json, read_bounded
+from records.folder import CODE_LIMIT, JSON_LIMIT, Refused, open_bounded, read_bounded
 from records.logs import LOG_LIMIT, read_log
 from records.reproduce import launch_command
 from records.rules import FAIL, TEXT_FIELDS, TRACKS
 from records.show import as_text
+from records.strict_json import load_json
 from records.verdict import exit_code, status_of
 from records.verify import verify_folder
 
@@ -43,10 +45,9 @@ class Run:
         if status not in ("finished", "capped"):
             status = "running, but its process is gone" if was_killed(path) else status
             raise UserError(f"{path} ended with status {status}: only a finished run can be packed")
-        self.log_bytes = self.read("train.log", LOG_LIMIT)
         self.model = self.read(MODEL_FILE, MODEL_LIMIT)
         self.code = self.read(self.script, CODE_LIMIT)
-        self.log = log = read_log("train.log", self.log_bytes)
+        self.log = log = self.read_log()
         if log.problems or not log.score() or not log.pre_quant or log.total_bytes is None:
             raise UserError(f"{path}/train.log: {'; '.join(log.problems) or 'is not the whole log of one run'}")
         if log.partial:
@@ -59,6 +60,14 @@ class Run:
             return read_bounded(self.path / name, limit)
         except Refused as error:
             raise UserError(f"{self.path / name} {error}") from None
+
+    def read_log(self):
+        path = self.path / "train.log"
+        try:
+            with open_bounded(path, LOG_LIMIT) as file:
+                return read_log(path.name, file)
+        except Refused as error:
+            raise UserError(f"{path} {error}: log fewer steps, with a larger TRAIN_LOG_EVERY") from None
 
     @property
     def configuration(self):
@@ -226,9 +235,9 @@ def write_folder(target, runs, fields):
         made = Path(temporary, target.name)
         made.mkdir()
         (made / "train_gpt.py").write_bytes(main.code)
-        (made / "train.log").write_bytes(main.log_bytes)
+        shutil.copyfile(main.path / "train.log", made / "train.log")
         for other in runs[1:]:
-            (made / f"train_seed{other.log.seed}.log").write_bytes(other.log_bytes)
+            shutil.copyfile(other.path / "train.log", made / f"train_seed{other.log.seed}.log")
         (made / MODEL_FILE).write_bytes(main.model)
         text = json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
         (made / "submission.json").write_text(text, "utf-8", "backslashreplace")

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from common.settings import UserError
+from records import litter
 from records.checks import is_record_name
 from records.folder import ENTRIES_LIMIT, FOLDER_LIMIT
 from records.git import SUBMODULE, Repository
@@ -69,13 +70,19 @@ def record_of(path):
 
 def judge_changes(changes, existing):
     """(list of the record folders that are new, Findings on everything else). existing: those before the change."""
-    by_record, findings = {}, []
+    by_record, findings, left = {}, [], {}
     for change in changes:
-        if record := record_of(change.path):
+        record, found = record_of(change.path), change.kind != "D" and litter.litter_in(change.path)
+        if found and (record in existing or not record or not found.startswith(f"{record}/")):
+            left[found] = True  # the check of the layout reports what lies in a new record
+        elif record:
             by_record.setdefault(record, []).append(change)
         elif change.path not in GENERATED or change.kind == "D":
             word = WORDS.get(change.kind, "changes")
             findings.append(_also(f"{word} {change.path}", change.path))
+    if left:
+        meaning = "Delete these from the commits."
+        findings.append(Finding(FAIL, litter.in_words([*left]), "no other change", "/", meaning))
     new = [record for record in by_record if record not in existing]
     for record, inner in by_record.items():
         if record in existing:

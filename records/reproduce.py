@@ -9,6 +9,7 @@ from records.checks import is_founding
 from records.folder import data_of, on_fineweb, open_folder
 from records.rules import TRACKS
 from records.show import clean
+from records.tree import is_record_folder
 
 
 def find_entry(entry, records):
@@ -16,7 +17,7 @@ def find_entry(entry, records):
     if Path(entry, "submission.json").is_file():
         return Path(entry)
     tracks = [records / track for track in TRACKS.values() if (records / track).is_dir()]
-    folders = [path for track in tracks for path in sorted(track.iterdir()) if path.is_dir()]
+    folders = [path for track in tracks for path in sorted(track.iterdir()) if is_record_folder(path)]
     found = [path for path in folders if entry in (path.name, path.name[11:])]
     if len(found) != 1:
         problem = "more than one record has this name" if found else "no record has this name"

@@ -6,6 +6,7 @@ machine: the kernel is shared, and the code can read every file that you can rea
 outside /run, /tmp and your home (and inside these, where Python lies in them). You see what it prints. Where the
 sandbox cannot be set up, nothing is run.
 """
+import os
 import shutil
 import subprocess
 import sys
@@ -40,11 +41,13 @@ def can_sandbox():
 
 def run_jailed(command, copy, output, settings, limits):
     """Exit code of a command in the sandbox, or one of those of jail.py. Its output goes into a file. settings: dict of
-    its environment, besides PATH, HOME, TMPDIR and LANG."""
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(copy), "TMPDIR": str(copy), "LANG": "C.UTF-8"}
+    its environment, besides PATH, HOME, TMPDIR, LANG and USER."""
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(copy), "TMPDIR": str(copy), "LANG": "C.UTF-8",
+                   "USER": "record"}  # there may be no passwd entry to ask
+    home = os.path.expanduser("~")  # "~" where there is neither HOME nor a passwd entry; Path.home() would raise
     environment |= {name: str(value) for name, value in settings.items()}
     program = Path(__file__).with_name("jail.py")
-    given = map(str, (program, copy, Path.home(), limits.cpu, limits.wall, limits.idle, limits.memory))
+    given = map(str, (program, copy, home, limits.cpu, limits.wall, limits.idle, limits.memory))
     jail = [*UNSHARE, sys.executable, "-I", *given, *command]
     with open(output, "wb") as file:
         process = subprocess.Popen(

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from common.settings import UserError
-from records.folder import Refused, declared_seeds, open_folder, read_bounded
+from records.folder import Refused, declared_seeds, open_bounded, open_folder
 from records.logs import LOG_LIMIT, read_logs
 from records.rules import RECORD_ALPHA, RECORD_MARGIN_NATS, SP1024_NATS_PER_BPB
 from records.runs import seed_of
@@ -244,7 +244,8 @@ def scored_logs(text):
             logs, score_label = folder.seed_logs(), folder.score_label
             problems = [f"{path.name}: {what}" for what in missing_seeds(folder) + copied_logs(folder)]
         else:
-            logs = read_logs(path.name, read_bounded(path, LOG_LIMIT))
+            with open_bounded(path, LOG_LIMIT) as file:
+                logs = read_logs(path.name, file)
     except Refused as error:
         raise UserError(f"{text}: {error}; give record folders, logs or numbers") from None
     scored = [(log, score) for log in logs if (score := log.score(score_label))]

@@ -20,7 +20,7 @@ import numpy as np
 from common.data.folder import write_shard
 from common.data.tokenizers import train_tokenizer
 from common.tokenizer import load_tokenizer
-from records.jail import IDLE, NO_SANDBOX, TOO_LARGE, TOO_LONG, TOO_MANY, TOO_SLOW
+from records.jail import IDLE, NO_SANDBOX, NOT_STARTED, TOO_LARGE, TOO_LONG, TOO_MANY, TOO_SLOW
 from records.lacking import lacking, last_error
 from records.logs import read_log
 from records.rules import FAIL, UNVERIFIED, Finding
@@ -58,12 +58,15 @@ def check_smoke(folder, limits=None):
     elif reason := can_sandbox():
         yield Finding(UNVERIFIED, f"not run: {reason}", "a sandbox", SCRIPT)
     else:
-        with tempfile.TemporaryDirectory(prefix="record_smoke_") as temporary:
-            copy = Path(temporary).resolve() / "record"
-            for name in folder.files:
-                (copy / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder.path / name, copy / name)
-            yield from _three_runs(folder, copy, limits or Limits())
+        try:
+            with tempfile.TemporaryDirectory(prefix="record_smoke_") as temporary:
+                copy = Path(temporary).resolve() / "record"
+                for name in folder.files:
+                    (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(folder.root / name, copy / name)
+                yield from _three_runs(folder, copy, limits or Limits())
+        except OSError as error:  # a full disk, no folder for temporary files: this machine's, not the record's
+            yield Finding(UNVERIFIED, f"not run: {error}", "a place for a copy of the folder", SCRIPT)
 
 
 def _three_runs(folder, copy, limits):
@@ -119,7 +122,7 @@ def judge(folder, run, limits):
     lines = [line.rstrip() for line in run.output.decode(errors="replace").splitlines() if line.strip()]
     last = _shown((lines or ["nothing was printed"])[-1])
     log = read_log("output", run.output)
-    if run.code == NO_SANDBOX:
+    if run.code in (NOT_STARTED, NO_SANDBOX):
         yield Finding(UNVERIFIED, f"not run: {last}", "a sandbox", SCRIPT)
     elif run.code in (IDLE, TOO_SLOW):
         seconds = limits.idle if run.code == IDLE else limits.wall

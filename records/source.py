@@ -1,18 +1,18 @@
 """The checks of a record's code as text: it compiles in the Python that ran it, is in sight, and can have made its
 logs. What they need is read once, by read_code."""
+import contextlib
 import re
 
 from records import code as reader
 from records.checks import SCRIPT, reached_files
 from records.folder import CODE_LIMIT, Refused
-from records.logs import LOG_LIMIT
 from records.rules import FAIL, PASS, UNVERIFIED, WARN, Finding
 
 NO_CODE = (".md", "submission.json", "requirements.txt")
 COMPILED = (".so", ".pyc", ".pyd", ".dll", ".dylib")
 LEAST_DECIMALS = 4  # of a claimed score that a constant in the code may equal by chance
 IN_SIGHT = "Nobody can tell what it runs without running it: ship the readable source."
-_PYTHON = re.compile(rb"^(?:Running Python |versions: python |Python )(3)\.(\d{1,2})\.\d", re.MULTILINE)
+_PYTHON = re.compile(r"(?:Running Python |versions: python |Python )(3)\.(\d{1,2})\.\d")
 SIGNS = {  # of records/training.py -> what a source without it lacks
     "reads": ("nothing in it reads data", "code that opens the training data"),
     "models": ("nothing in it builds a model", "code that makes the arrays or layers of a model"),
@@ -36,10 +36,12 @@ def read_code(folder):
         if kind in ("code", "text", "other") and name not in names and not name.endswith(NO_CODE)
     ]
     try:
-        return reader.inspect_code(folder.path, names, others, declared_python(folder)), []
+        return reader.inspect_code(folder.root, names, others, declared_python(folder)), []
     except reader.TooSlow as error:
         return {}, [Finding(UNVERIFIED, str(error), "a machine that is less busy", ".")]
-    except (RuntimeError, OSError, ValueError) as error:
+    except OSError as error:  # the process that reads it cannot be started
+        return {}, [Finding(UNVERIFIED, f"not read: {error}", "a Python that can be started", ".")]
+    except (RuntimeError, ValueError) as error:
         return {}, [Finding(FAIL, str(error), "source that can be compiled", ".")]
 
 
@@ -47,12 +49,10 @@ def declared_python(folder):
     """(major, minor) of the newest Python that a log names, else that .python-version names; None where none does."""
     found = []
     for log in folder.logs:
-        try:
-            found += _PYTHON.findall(folder.read(log.name, LOG_LIMIT))
-        except Refused:
-            continue
+        with contextlib.suppress(Refused):
+            found += [word.groups() for _, line in folder.log_lines(log.file) if (word := _PYTHON.match(line))]
     if not found:
-        found = re.findall(rb"^\s*(?:cpython-|python-)?(3)\.(\d{1,2})\b", folder.text(".python-version").encode())
+        found = re.findall(r"^\s*(?:cpython-|python-)?(3)\.(\d{1,2})\b", folder.text(".python-version"))
     return max(((int(major), int(minor)) for major, minor in found), default=None)
 
 

@@ -17,7 +17,7 @@ from common.readlog import parse_line
 from common.runlog import LOG_LINES
 from common.settings import Settings
 from records.folder import Refused
-from records.logs import LOG_LIMIT, decoded, plain_lines, read_log
+from records.logs import read_log
 from records.rules import FAIL, WARN, Finding
 
 HEADER = ("run", "settings", "data", "tokenizer", "code", "params", "batch")  # of every start
@@ -67,13 +67,12 @@ def check_trainer_logs(folder):
     for log in folder.logs:
         if not log.backend:
             continue
-        try:
-            text = decoded(folder.read(log.file, LOG_LIMIT))[1]
-        except Refused:
-            continue  # reported as a log that cannot be read
         later = [run.lines[0].number for run in folder.all_logs() if run.file == log.file and run.lines]
         end = min((number for number in later if number > log.lines[0].number), default=math.inf)
-        parts = read_parts(log.file, text, log.lines[0].number, end)
+        try:
+            parts = read_parts(log.file, folder.log_lines(log.file), log.lines[0].number, end)
+        except Refused:
+            continue  # reported as a log that cannot be read
         yield from _whole(log.name, parts)
         readable = [part for part in parts if part.settings]
         for part in readable:
@@ -83,11 +82,11 @@ def check_trainer_logs(folder):
             yield from _end(parts[-1])
 
 
-def read_parts(name, text, start=1, end=math.inf):
-    """list of Part of the text of a log, from the line `start` to before the line `end`. settings is None in a part
-    whose settings cannot be read."""
+def read_parts(name, log_lines, start, end):
+    """list of Part of a log, from the line `start` to before the line `end`. log_lines: (number, text) of all of it.
+    settings is None in a part whose settings cannot be read."""
     parts, lines = [], []
-    for number, plain in plain_lines(text):
+    for number, plain in log_lines:
         found = parse_line(plain) if start <= number < end and plain.startswith(STARTS) else None
         if found and found[0] == "resume" and lines and len(parts) < PARTS_LIMIT:
             parts.append(lines)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from records.checks import is_record_name
 from records.folder import open_folder
+from records.litter import is_litter
 from records.rules import TRACKS
 from records.significance import is_score
 
@@ -46,8 +47,8 @@ class Tree:
 
 
 def is_record_folder(path):
-    """Whether a path is a folder that is shown to the world: neither hidden nor a link."""
-    return path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
+    """Whether a path is a folder that is shown to the world: neither hidden nor a link nor litter."""
+    return path.is_dir() and not path.is_symlink() and not path.name.startswith(".") and not is_litter(path.name)
 
 
 def is_before(other, folder):

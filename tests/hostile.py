@@ -35,7 +35,8 @@ from common.settings import Settings, UserError, load_settings
 from common.shards import SHARD_MAGIC, check_ids, open_shard
 from common.tokenizer import load_tokenizer
 from common.zstream import zlib_encode
-from records.folder import Folder, declared_seeds, load_json, take_fields
+from records.folder import Folder, declared_seeds, take_fields
+from records.strict_json import load_json
 from tests.mutations import NUMBERS, WORDS, mutated, mutated_json, mutated_tensors, mutated_text, unpacked
 
 FINDINGS = Path(__file__).parent / "hostile"

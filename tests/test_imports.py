@@ -20,6 +20,7 @@ RECORDS_TESTS = {
     "spoil.py",
     "bench_verify.py",
     "test_records.py",
+    "test_records_hands.py",
     "test_records_baseline.py",
     "test_records_pr.py",
     "test_records_verdict.py",

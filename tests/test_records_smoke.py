@@ -4,6 +4,7 @@ Run: `python -m pytest tests/test_records_smoke.py`.
 """
 import contextlib
 import os
+import pwd
 import re
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from records.sandbox import Limits
 from records.smoke import Run, check_smoke, judge
 from records.verdict import exit_code, status_of
 from records.verify import verify_folder
-from tests.conftest import ROOT
+from tests.conftest import BACKENDS, ROOT
 from tests.made_records import SCRIPT, make_record
 
 
@@ -160,6 +161,7 @@ def test_what_does_not_end_by_itself_is_ended(try_script, source, limits, status
 def test_a_busy_machine_is_no_idle_script(monkeypatch):
     """A process that gets no CPU time although it asks for some is not one that waits."""
     monkeypatch.setattr(jail, "stat_of", lambda path: ("S", 0.0))
+    monkeypatch.setattr(jail, "PROCESSES", 1 << 20)  # outside a sandbox it sees those of the whole machine
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
     monkeypatch.setattr(jail, "is_runnable", lambda process: True)
     assert jail.watch(child, 60, 60, 0.1, 1 << 40) == 0
@@ -220,12 +222,16 @@ ELSEWHERE = [  # (what is missing here, output)
      traceback_of("AttributeError: module 'torch.nn' has no attribute 'RMSNorm'")),
     ("another version of the Python package brotli",
      traceback_of("ImportError: cannot import name 'x' from 'brotli' (/usr/lib/brotli.py)")),
+    ("PyTorch", "PyTorch is not installed: see the README.\n"),
+    ("mlx", traceback_of("RuntimeError: no backend: run pip install -U 'mlx[cpu]' first")),
+    ("the library libmlx.so", traceback_of("ImportError: libmlx.so: cannot open shared object file: No such file")),
     ("the library libcupti.so.12", traceback_of("OSError: libcupti.so.12: cannot open shared object file: No file")),
     ("the command zstd", traceback_of("FileNotFoundError: [Errno 2] No such file or directory: 'zstd'")),
     ("a C compiler", traceback_of("torch._inductor.exc.InvalidCxxCompiler: No working C++ compiler found in None")),
     ("a home folder or user", traceback_of("KeyError: 'HOME'")),
     ("a home folder or user", traceback_of("KeyError: 'getpwuid(): uid not found: 1000'")),
     ("torchrun", traceback_of("KeyError: 'LOCAL_RANK'")),
+    ("a sandbox", "unshare: unshare failed: No space left on device\n"),
     ("the data at ./data/datasets/fineweb10B_sp1024/fineweb_train_*.bin", traceback_of(
         "FileNotFoundError: No files found for pattern: ./data/datasets/fineweb10B_sp1024/fineweb_train_*.bin")),
 ]
@@ -297,6 +303,57 @@ except OSError: pass
 assert set(os.listdir("/dev")) == {{"null", "zero", "random", "urandom", "shm", "fd"}}, os.listdir("/dev")
 assert len(os.urandom(8)) == len(open("/dev/urandom", "rb").read(8)) == 8 and open("/dev/null", "w").write("x")
 open("/dev/shm/x", "w").write("x"){SCORE}""") == ("PASS", "")
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user without HOME and without an entry in the list of users, as containers with `--user 12345` have."""
+    def no_entry(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    for name in ("HOME", "USER", "LOGNAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_user_without_home_or_passwd_entry_can_make_the_smoke_run(try_script, homeless):
+    """The script is given a home and a name of its own."""
+    asks = "import getpass, pathlib\nassert pathlib.Path.home().is_dir() and getpass.getuser() == 'record'\n"
+    assert try_script(asks + SCORE) == ("PASS", "")
+
+
+@pytest.mark.parametrize("mode", [None, 0o644])
+def test_a_python_that_the_sandbox_cannot_execute_says_nothing_of_the_record(mode, tmp_path, monkeypatch):
+    """It lies where only its owner may go, as a user without a home often has it."""
+    clean = make_record(tmp_path, (1.8,))
+    smoke.tokenizer_model()
+    if mode:
+        (tmp_path / "python").write_text("")
+        (tmp_path / "python").chmod(mode)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert verify_folder(clean)["compile"][0].observed.startswith("not read: [Errno")
+    [finding] = check_smoke(open_folder(clean))
+    assert finding.status == "NOT VERIFIED" and "not run: unshare: failed to execute" in finding.observed, finding
+
+
+def test_a_machine_without_room_for_a_copy_says_nothing_of_the_record(tmp_path, monkeypatch):
+    clean = make_record(tmp_path, (1.8,))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    [finding] = verify_folder(clean, smoke=True)["smoke run"]
+    assert finding.status == "NOT VERIFIED" and "not run: [Errno 2]" in finding.observed, finding
+
+
+@pytest.mark.parametrize("missing", ["mlx", "torch"])
+def test_a_backend_that_is_missing_here_leaves_its_records_not_verified(missing, tmp_path, data_path, monkeypatch,
+                                                                       capsys):
+    """Records of both backends in one command: those of the other backend are judged all the same."""
+    monkeypatch.setitem(sys.modules, BACKENDS[missing].removesuffix(".py"), None)
+    clean = make_record(tmp_path, (1.8,))
+    log = clean / "train.log"
+    log.write_text(log.read_text().replace("backend:torch", f"backend:{missing}"))
+    [finding] = verify_folder(clean, data=data_path)["re-evaluation"]
+    assert finding.status == "NOT VERIFIED" and f"make install BACKEND={missing}" in finding.observed
+    assert main(["verify", str(clean), "--data", str(data_path), "--backend", missing]) == 2
+    assert f"make install BACKEND={missing}" in capsys.readouterr().err
 
 
 def test_a_probe_that_hangs_is_not_a_sandbox(monkeypatch):

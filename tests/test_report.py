@@ -93,13 +93,13 @@ def test_a_record_without_a_log_is_left_out_of_several(tmp_path, capsys):
     ("empty", "has no log of a run: give runs/<id>"),
     ("no", "is not a folder: give runs/<id>"),
     ("runs/silent", "silent/train.log has no line of a training run"),
-    ("runs/large", "large/train.log has 4,194,305 bytes, more than the limit"),
+    ("runs/large", "large/train.log has 33,554,433 bytes, more than the limit"),
 ])
 def test_what_is_no_run_is_named_as_what_it_is(tmp_path, monkeypatch, capsys, path, said):
     make_record(tmp_path, (1.8, 1.81))
     (tmp_path / "records/track_10min_16mb").mkdir()
     (tmp_path / "empty").mkdir()
-    for name, text in {"silent": "hello\n", "large": "x" * ((4 << 20) + 1)}.items():
+    for name, text in {"silent": "hello\n", "large": "x" * ((32 << 20) + 1)}.items():
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "train.log").write_text(text)
     monkeypatch.chdir(tmp_path)
