@@ -35,10 +35,11 @@ def start_server():
     """The process that the ranks are forked from, and one file of each trainer, which needs no bundling at every
     start."""
     CONTEXT.set_forkserver_preload(["tests.faults", "train_gpt", "torch._dynamo", "common.run"])
-    before = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = str(ROOT)
+    before = dict(os.environ)
+    os.environ |= {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}  # threads that spin starve a busy machine
     multiprocessing.forkserver.ensure_running()
-    os.environ["PYTHONPATH"] = before
+    os.environ.clear()
+    os.environ.update(before)
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name in BACKENDS.values():

@@ -141,6 +141,7 @@ def test_the_identity_is_what_is_learned(data_path):
     free = {
         "micro_batch_tokens": 64,
         "compile": True,
+        "deterministic": True,
         "device": "gpu",
         "train_log_every": 3,
         "run_id": "x",
