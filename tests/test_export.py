@@ -124,6 +124,7 @@ def test_formats_give_the_same_documents(small_blocks, tmp_path):
 @pytest.mark.parametrize("raw, separator, expected", [
     (b"one\n\ntwo \xe2\x82\xac\n\n\n\nthree\n\n", r"\n\n", ["one", "two \u20ac", "", "three"]), (b"", r"\n", [""]),
     (b"a<|end|>b<|end|>c", "<|end|>", ["a", "b", "c"]), (b"a\xe2\x80\x94b", "\u2014", ["a", "b"]),
+    (b"a\xe2\x80\x94b", r"\u2014", ["a", "b"]), (b"a\xc3\xa9b", r"\xe9", ["a", "b"]),
     (b"a\nb", "", ["a\nb"])])
 def test_a_text_file_is_cut_at_the_separator(monkeypatch, tmp_path, raw, separator, expected):
     monkeypatch.setattr(documents, "BLOCK_BYTES", 5)
@@ -210,6 +211,15 @@ def test_a_byte_order_mark_is_obeyed(small_blocks, tmp_path, encoding):
     path.with_name("b.txt").write_bytes(mark + "a\ud800b".encode(encoding, "surrogatepass"))
     [(_, text, problem)] = read_file(path.with_name("b.txt"))
     assert text[0] + text[-1] == "ab" and "\ufffd" in text and problem
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_utf_16_without_a_byte_order_mark_is_refused(tmp_path, encoding, name):
+    """It is valid UTF-8 too: each second character would be a NUL."""
+    (tmp_path / name).write_bytes('{"text": "one and two"}'.encode(encoding))
+    with pytest.raises(UserError, match=f"{name}: looks like UTF-16 without a byte-order mark: save it as UTF-8"):
+        read_file(tmp_path / name)
 
 
 @pytest.mark.parametrize("block", [1, 3, 4, 100])

@@ -64,7 +64,7 @@ def add_input(parser) -> None:
 
 def _separator(text: str) -> bytes:
     try:
-        return text.encode().decode("unicode_escape").encode("latin-1")
+        return text.encode("latin-1", "backslashreplace").decode("unicode_escape").encode()
     except UnicodeError as error:
         raise argparse.ArgumentTypeError(f"{text!r} has a broken escape") from error
 
@@ -108,7 +108,7 @@ def read_blocks(files, text_key: str, separator: bytes):
             raise UserError(f"{file}: cannot be read, cut short or damaged: {reason}") from error
         texts += [file] * _is_text(file)
     if separator and texts and not found:
-        _warn_once(f"warning: --separator {separator.decode('latin-1')!r} occurs in none of {len(texts)} .txt files, "
+        _warn_once(f"warning: --separator {separator.decode()!r} occurs in none of {len(texts)} .txt files, "
                    f"the first {texts[0]}: each is one document; give what stands between documents, or leave it out")
 
 
@@ -127,8 +127,10 @@ def _opened(path, read):
     with open(path, "rb") as raw:
         suffix = path.suffix.lower()
         file = io.BufferedReader(COMPRESSED[suffix](raw)) if suffix in COMPRESSED else raw
-        start = file.peek(4)[:4]
+        start = file.peek(16)[:16]
         mark = next((mark for mark in MARKS if start.startswith(mark)), b"")
+        if not mark and len(start) > 3 and any(any(start[i::2]) and not any(start[1 - i::2]) for i in (0, 1)):
+            raise UserError(f"{path}: looks like UTF-16 without a byte-order mark: save it as UTF-8")
         file.read(len(mark))
         if mark and MARKS[mark] != "utf-8":
             file = _Recoded(file, MARKS[mark])
