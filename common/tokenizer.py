@@ -1,5 +1,6 @@
 """Tokenizers: ids, and the exact UTF-8 bytes that each id stands for. TOKENIZER_KINDS is the table of their kinds."""
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def count_bytes(t, previous_ids, ids):
 def load_tokenizer(path, published=False):
     """Tokenizer of a SentencePiece file or of a table ("table:FILE"), or the byte tokenizer where the path is "bytes".
     published: count as the challenge's published scores do. UserError: not usable."""
-    kind, file = str(path), Path(str(path).removeprefix("table:"))
+    kind, file = str(path), Path(os.path.expanduser(str(path).removeprefix("table:")))
     try:
         if kind in TOKENIZER_KINDS:
             data = kind.encode()
@@ -70,6 +71,8 @@ def _byte_tokenizer(*_):
 def _table_tokenizer(data, _):
     """A table is ASCII text: TABLE_MAGIC and the id of BOS in the first line, then a line per id from 0, the bytes that
     it stands for in hexadecimal; an empty line for a control id. Such a tokenizer may be of any make."""
+    if not data.startswith(TABLE_MAGIC):
+        raise ValueError(f"its first line must be {TABLE_MAGIC.decode()!r} and the id of BOS")
     head, *rows = data.decode("ascii").split("\n")
     bos, token_bytes = int(head.removeprefix(TABLE_MAGIC.decode())), [*map(bytes.fromhex, rows)]
     if not 0 <= bos < len(rows) <= 65537 or token_bytes[bos] or token_bytes.pop():

@@ -410,6 +410,12 @@ def test_what_is_not_a_table_is_refused(tmp_path, text):
         load_tokenizer(f"table:{tmp_path}/own")
 
 
+def test_a_tokenizer_of_another_format_is_told_how_a_table_begins(tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(UserError, match="its first line must be 'parity-golf-table 1 ' and the id of BOS"):
+        load_tokenizer(f"table:{tmp_path}/tokenizer.json")
+
+
 def test_a_table_without_an_id_for_a_byte_is_reported(tmp_path, capsys):
     table, source = write_table(tmp_path / "own", [b"", b"a"]), write_jsonl(tmp_path / "a.jsonl", ["a", "aa", "ab"])
     assert run("export", source, "--tokenizer", f"table:{table}", "--val-docs", 1, "--workers", 1,

@@ -169,7 +169,7 @@ def run(options) -> None:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be {low} to {high}")
     options.model_type, options.vocab_size = parse_tokenizer(options.tokenizer)
     options.file = "tokenizer.table" if options.tokenizer.startswith("table:") else "tokenizer.model"
-    options.tokenizer = options.tokenizer.removeprefix("table:")
+    options.tokenizer = os.path.expanduser(options.tokenizer.removeprefix("table:"))
     files = find_files(options.docs)
     by_name = options.model_type or options.tokenizer in TOKENIZER_KINDS
     source = {
