@@ -144,6 +144,9 @@ def in_groups(tmp_path, monkeypatch, path_lines, **files):
     (None, {}, *HERE),
     ("0::/\n", {}, *HERE),
     ("0::/\n", {"memory.max": "max", "cpu.max": "max 100000"}, *HERE),
+    ("0::/\n", {"memory.max": "", "cpu.max": "0 100000"}, *HERE),
+    ("0::/\n", {"memory.max": "0", "cpu.max": "50000 0"}, *HERE),
+    ("no groups\n", {"memory.max": "4096000", "cpu.max": ""}, *HERE),
     ("0::/\n", {"memory.max": str(2 << 30), "cpu.max": "150000 100000"}, 2 << 30, 2),
     ("0::/\n", {"memory.max": str(1 << 50), "cpu.max": "9900000 100000"}, *HERE),
     ("0::/a/b/c\n", {"a/memory.max": "4096000", "a/b/memory.max": "8192000", "a/b/c/memory.max": "max",
@@ -311,6 +314,10 @@ def test_a_tilde_in_an_argument_is_the_home_folder(how, tmp_path, monkeypatch, c
     assert (tmp_path / "made/manifest.json").exists() and not (tmp_path / "~").exists()
     assert data_tool(["export", "~/a.jsonl", "--tokenizer=~/none.model", *arguments]) == 2
     assert f"{tmp_path}/none.model: no such file" in capsys.readouterr().err
+    (tmp_path / "own").write_text("\n".join(["parity-golf-table 1 0", "", *(f"{byte:02x}" for byte in range(256)), ""]))
+    assert data_tool(["export", "~/a.jsonl", "--tokenizer", "table:~/own", "--val-docs=1", "--workers=1",
+                      *how.format("~/by-table").split()]) == 0
+    assert data_tool(["check", "~/by-table", "--tokenizer", "table:~/own", "--docs", "~/a.jsonl", "--workers=1"]) == 0
 
 
 def test_every_path_of_a_tool_takes_a_tilde():
