@@ -286,7 +286,7 @@ def read_settings(kind, flags, environment, warn):
         if flag[:2] != "--" or name not in names:
             near = difflib.get_close_matches(name, names, 1)
             hint = f"did you mean --{near[0].replace('_', '-')}?" if near else "--help lists all settings"
-            wrong.append(f"{flag} is not a setting; {hint}")
+            wrong.append(f"{shown(flag)} is not a setting; {hint}")
         elif value is None:
             wrong.append(f"{flag} needs a value")
         else:

@@ -159,6 +159,7 @@ def test_all_problems_are_reported_together():
 def test_an_unknown_flag_gets_a_hint():
     assert problems("--iteration", "5") == ["--iteration is not a setting; did you mean --iterations?"]
     assert problems("--train-seqlen=5") == ["--train-seqlen is not a setting; did you mean --train-seq-len?"]
+    assert problems("--iterations\r", "5") == [r"'--iterations\r' is not a setting; did you mean --iterations?"]
     assert problems("-iterations", "5") == ["-iterations is not a setting; did you mean --iterations?"]
     assert problems("--xyzzy") == ["--xyzzy is not a setting; --help lists all settings"]
     assert problems("5") == ["5 is not a setting; --help lists all settings"]
