@@ -73,7 +73,7 @@ def _check_shards(folder, manifest, train, val):
             tokens = listed.get(shard.filename.name, unlisted)
             if tokens not in (None, len(shard)):
                 raise UserError(f"{shard.filename} has {len(shard)} tokens, manifest.json says {tokens}: "
-                                "get the data again")
+                                "get the data again, or remove it if it is a copy")
 
 
 def is_challenge(manifest):

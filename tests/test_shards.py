@@ -153,6 +153,9 @@ def test_shards_that_the_manifest_does_not_name_are_reported(tmp_path):
         write_shard(tmp_path / name, [1] * 200)
         [warning] = open_data(settings).warnings
         assert f"{tmp_path}/x_train_000000 (1).bin is trained on but not named" in warning
+    write_shard(tmp_path / "x_val_000000 (1).bin", [1] * 200)
+    with pytest.raises(UserError, match=r"x_val_000000 \(1\).bin .* or remove it if it is a copy"):
+        open_data(settings)
 
 
 def test_more_shards_than_files_that_may_be_open(tmp_path):
