@@ -166,7 +166,7 @@ class LogStream:
                 if self._not_utf8 is None:
                     self._not_utf8 = self._size + error.start
             self._size += len(data)
-            yield line.removesuffix("\n")
+            yield line.removesuffix("\n").removeprefix("\ufeff")  # a byte-order mark
 
 
 def _plain(line, prefix):

@@ -112,6 +112,12 @@ def test_a_prefix_on_each_line_changes_nothing(plain, prefix):
     assert log.where("run") == "train.log:302"
 
 
+def test_a_byte_order_mark_in_a_log_is_not_part_of_its_line(plain):
+    """As Windows puts it before the first line, or before what is appended."""
+    log = read_log("train.log", ("\ufeff" + plain).encode())
+    assert meaning(log) == meaning(read_log("train.log", plain.encode())) and log.where("run") == "train.log:1"
+
+
 def test_a_record_whose_logs_have_prefixes_passes(tmp_path):
     record = make_record(tmp_path, (1.8, 1.81, 1.79))
     for path in record.glob("*.log"):
