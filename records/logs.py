@@ -1,5 +1,6 @@
 """Run logs as they are found: our own lines and those of the challenge's scripts and their descendants, among source
 dumps, ANSI colours, warnings and the echoes of several ranks. loglines.py knows the lines; here they become runs."""
+import codecs
 import dataclasses
 import hashlib
 import io
@@ -135,7 +136,7 @@ class LogStream:
     def __init__(self, source):
         self._file = io.BytesIO(source) if isinstance(source, bytes) else source
         self._digest = hashlib.sha256()
-        self._size, self._has_nul, self._not_utf8 = 0, False, None
+        self._size, self._has_nul, self._not_utf8, self._is_utf16 = 0, False, None, False
 
     @property
     def sha256(self):
@@ -143,6 +144,8 @@ class LogStream:
 
     @property
     def problems(self):
+        if self._is_utf16:
+            return ["is UTF-16, as PowerShell makes it of what it is given: save it as UTF-8"]
         problems = ["holds NUL bytes"] if self._has_nul else []
         return problems + ([f"is not UTF-8 at byte {self._not_utf8}"] if self._not_utf8 is not None else [])
 
@@ -158,6 +161,8 @@ class LogStream:
         """Text without its newline."""
         for data in self._file:
             self._digest.update(data)
+            if not self._size:
+                self._is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
             self._has_nul = self._has_nul or b"\0" in data
             try:
                 line = data.decode()

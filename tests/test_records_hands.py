@@ -118,6 +118,10 @@ def test_a_byte_order_mark_in_a_log_is_not_part_of_its_line(plain):
     assert meaning(log) == meaning(read_log("train.log", plain.encode())) and log.where("run") == "train.log:1"
 
 
+def test_a_log_in_utf_16_is_named_as_such(plain):
+    assert [problem[:9] for problem in read_log("train.log", plain.encode("utf-16")).problems] == ["is UTF-16"]
+
+
 def test_a_record_whose_logs_have_prefixes_passes(tmp_path):
     record = make_record(tmp_path, (1.8, 1.81, 1.79))
     for path in record.glob("*.log"):
