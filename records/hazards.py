@@ -46,7 +46,8 @@ def _modules(node, values):
 
 def _call_hazard(node, name, values):
     given = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
-    if name in _SYSTEM or (name.split(".")[0] in _PROCESS and _command(node, values) not in _HARMLESS):
+    starts = name.split(".")[0] in _PROCESS and _command(node, values) not in _HARMLESS
+    if name in _SYSTEM or (starts and not _waits_only(node, values)):
         return f"calls {name}: other processes"
     if name == "torch.load" and given.get("weights_only") is not True:
         return "torch.load without weights_only=True: a pickle runs code as it loads"
@@ -57,6 +58,25 @@ def _call_hazard(node, name, values):
     if name in _HIDDEN and not _modules(node, values):
         return f"calls {name}: code that is not in sight"
     return ""
+
+
+def _waits_only(node, values):
+    """Whether a call starts this Python with a text that imports nothing but `select` and `sys`, and opens and runs
+    nothing."""
+    line = node.args[0] if node.args else None
+    if not isinstance(line, ast.List) or len(line.elts) < 3 or dotted(line.elts[0], values.aliases) != "sys.executable":
+        return False
+    option, text = (values.text(part) for part in line.elts[1:3])
+    if not isinstance(option, str) or not option.endswith("c") or not isinstance(text, str):
+        return False
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError):
+        return False
+    imported = {alias.name for part in nodes if isinstance(part, ast.Import) for alias in part.names}
+    called = {part.func.id for part in nodes if isinstance(part, ast.Call) and isinstance(part.func, ast.Name)}
+    return imported <= {"select", "sys"} and called <= {"float", "print"} and not any(
+        isinstance(part, ast.ImportFrom) for part in nodes)
 
 
 def _command(node, values):

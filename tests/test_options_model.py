@@ -65,7 +65,7 @@ def test_a_window_that_is_longer_than_a_micro_batch_needs_more_memory():
 @pytest.mark.parametrize("values, words", [
     ({"loop_layers": "3"}, "LOOP_LAYERS=3 is not a range of blocks: write the first and the last, as in 3-5"),
     ({"loop_layers": "03-5"}, "LOOP_LAYERS=03-5 is not a range"),
-    ({"loop_layers": "3-5\n"}, r"LOOP_LAYERS=3-5\n is not a range"),
+    ({"loop_layers": "3\n-5"}, r"LOOP_LAYERS='3\n-5' is not a range"),
     ({"loop_layers": "a-b"}, "LOOP_LAYERS=a-b is not a range"),
     ({"loop_layers": "-1-2"}, "LOOP_LAYERS=-1-2 is not a range"),
     ({"loop_layers": "5-3"}, "LOOP_LAYERS=5-3 is reversed: write the first block and then the last, 3-5"),

@@ -194,6 +194,8 @@ def test_logs_name_the_source_inside_a_wrapper(record):
     code = {"train_gpt.py": {"source_sha256": folder.logs[0].code_sha256}}
     assert not list(check_logs(folder, RULESETS["strict"], code))
     code["train_gpt.py"]["source_sha256"] = "0" * 64
+    with open(folder.path / "train_gpt.py", "ab") as file:  # or the logs name the file as it lies there
+        file.write(b"# changed\n")
     [finding] = check_logs(folder, RULESETS["strict"], code)
     assert (finding.status, finding.expected) == ("FAIL", "000000000000 of train_gpt.py")
     [finding] = check_logs(folder, RULESETS["strict"], {})

@@ -161,13 +161,14 @@ def test_what_does_not_end_by_itself_is_ended(try_script, source, limits, status
 def test_a_busy_machine_is_no_idle_script(monkeypatch):
     """A process that gets no CPU time although it asks for some is not one that waits."""
     monkeypatch.setattr(jail, "stat_of", lambda path: ("S", 0.0))
-    monkeypatch.setattr(jail, "PROCESSES", 1 << 20)  # outside a sandbox it sees those of the whole machine
+    monkeypatch.setattr(jail, "PROCESSES", 1 << 20)  # outside a sandbox it sees those of the whole machine, and
+    # counts the CPU time of all that these tests have run
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
     monkeypatch.setattr(jail, "is_runnable", lambda process: True)
-    assert jail.watch(child, 60, 60, 0.1, 1 << 40) == 0
+    assert jail.watch(child, 1 << 20, 60, 0.1, 1 << 40) == 0
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(9)"])
     monkeypatch.setattr(jail, "is_runnable", lambda process: False)
-    assert jail.watch(child, 60, 60, 0.1, 1 << 40) == jail.IDLE
+    assert jail.watch(child, 1 << 20, 60, 0.1, 1 << 40) == jail.IDLE
     child.kill()
     child.wait()
 
