@@ -78,8 +78,7 @@ def closed_pipe_is_quiet():
         try:
             yield
         finally:
-            if sys.stdout:  # else a daemon's, which is closed
-                sys.stdout.flush()  # or Python flushes when it exits, and complains
+            sys.stdout.flush()  # or Python flushes when it exits, and complains
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -1,6 +1,11 @@
-"""What this machine has: bytes of memory (also the most that this process took), and a compiler."""
+"""What this machine, or the container it runs in, has: bytes of memory (also the most that this process took), and a
+compiler."""
+import contextlib
 import os
 import sys
+from pathlib import Path
+
+GROUPS, GROUP_TREES = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def host_peak_memory():
@@ -9,7 +14,25 @@ def host_peak_memory():
 
 
 def host_memory():
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of this machine, or the least that a control group allows."""
+    limits = [*group_values("memory.max"), *group_values("memory.limit_in_bytes")]
+    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *(limit for limit, *_ in limits)])
+
+
+def group_values(*names):
+    """The numbers in these files of the control group of this process and of each group around it, where all are above
+    0: no limit is "max" or -1, and a stand-in for Linux may hold anything. Version 1 of control groups has a tree for
+    each controller; version 2 has one for all."""
+    with contextlib.suppress(OSError, ValueError):  # not Linux
+        for line in GROUPS.read_text("utf-8", "replace").splitlines():
+            _, controllers, path = line.split(":", 2)
+            tree = GROUP_TREES / controllers
+            group = tree / path.lstrip("/")
+            for folder in (group, *group.parents[:len(group.parts) - len(tree.parts)]):
+                with contextlib.suppress(OSError):  # of another tree, or not to be seen from inside
+                    words = [word for name in names for word in (folder / name).read_text("utf-8").split()]
+                    if words and all(word.isdecimal() and int(word) for word in words):
+                        yield [*map(int, words)]
 
 
 def compile_problem(trainer):

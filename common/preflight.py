@@ -17,7 +17,6 @@ from common.checkpoint import resume, run_identity
 from common.dataset import open_data
 from common.fit import LEAST_LEVELS, bit_bytes, search_levels, with_auto
 from common.folder import check_free, checkpoints_bytes, disk_free, disk_need, say
-from common.limits import usable_memory
 from common.machine import compile_problem, host_memory
 from common.params import count_params, flops_per_token, initial_weights, param_table
 from common.quantize import MOST_LEVELS, store_matrix
@@ -62,7 +61,7 @@ def check_run(settings, path):
         with failing_as("bad_data"):
             data = open_data(settings)
         settings = dataclasses.replace(settings, vocab_size=data.tokenizer.vocab_size)
-        need, have = 20 * count_params(settings), usable_memory()  # weights, gradients and moments alone
+        need, have = 20 * count_params(settings), host_memory()  # weights, gradients and moments alone
         if need > have:
             raise UserError(f"{count_params(settings):,} parameters need {need >> 30} GiB of memory, this machine or "
                             f"container has {have >> 30}: use fewer layers or a smaller width")
@@ -81,8 +80,6 @@ def run_rows(trainer, settings, data, path):
     """(name, text, problem) of what the run begins with."""
     changed = changed_settings(settings).items()
     have, need = trainer.memory()
-    if have == host_memory():  # else it is that of a GPU
-        have = usable_memory()
     rows = micro_batch_rows(settings, rank_rows(settings, 0, trainer.world_size)[1])
     yield "settings", ", ".join(f"{name.upper()}={value}" for name, value in changed) or "the defaults", ""
     yield "device", trainer.describe(), ""

@@ -124,7 +124,7 @@ def _differ(first, second):
 
 def _different_settings(first, run):
     """Names of the settings of this project's trainers that decide what is learned and scored."""
-    decisive = settings_of("model", "training", "artifact", "evaluation").keys() - OF_ONE_RUN
+    decisive = settings_of("model", "training", "evaluation").keys() - OF_ONE_RUN
     if not (first.backend and run.backend):
         return []
     return [name.upper() for name in sorted(decisive) if first.settings.get(name) != run.settings.get(name)]

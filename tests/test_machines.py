@@ -16,10 +16,10 @@ import threading
 import pytest
 
 import common.run
-from common import limits
+from common import machine
 from common.data.__main__ import main as data_tool
 from common.data.folder import alone
-from common.data.workers import MOST_WORKERS, add_workers, in_order, worker_pool
+from common.data.workers import MOST_WORKERS, add_workers, in_order, usable_cpus, worker_pool
 from common.files import escape_in, try_lock, warn_once, write_file
 from common.folder import RunFolder, check_free, say, was_killed
 from common.ranks import RankWatch, dead
@@ -128,8 +128,8 @@ HERE = 1 << 40, 64  # a large machine
 
 def in_groups(tmp_path, monkeypatch, path_lines, **files):
     """A machine with these control groups: lines of /proc/self/cgroup, and files in /sys/fs/cgroup."""
-    monkeypatch.setattr(limits, "GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(limits, "GROUP_TREES", tmp_path / "tree")
+    monkeypatch.setattr(machine, "GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "GROUP_TREES", tmp_path / "tree")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(HERE[1]), raising=False)
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": HERE[0] >> 12, "SC_PAGE_SIZE": 1 << 12}.get)
     if path_lines is not None:
@@ -137,7 +137,7 @@ def in_groups(tmp_path, monkeypatch, path_lines, **files):
     for name, text in files.items():
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tree" / name).write_text(text + "\n")
-    return limits.usable_memory(), limits.usable_cpus()
+    return machine.host_memory(), usable_cpus()
 
 
 @pytest.mark.parametrize("lines, files, memory, cpus", [

@@ -18,10 +18,10 @@ import io
 import json
 import lzma
 import re
-import sys
 import zlib
 from pathlib import Path
 
+from common.files import warn_once
 from common.settings import UserError
 
 
@@ -108,14 +108,9 @@ def read_blocks(files, text_key: str, separator: bytes):
             raise UserError(f"{file}: cannot be read, cut short or damaged: {reason}") from error
         texts += [file] * _is_text(file)
     if separator and texts and not found:
-        _warn_once(f"warning: --separator {separator.decode()!r} occurs in none of {len(texts)} .txt files, "
+        # once, as documents are read more than once
+        warn_once(f"--separator {separator.decode()!r} occurs in none of {len(texts)} .txt files, "
                    f"the first {texts[0]}: each is one document; give what stands between documents, or leave it out")
-
-
-@functools.cache
-def _warn_once(text):
-    """Documents are read more than once."""
-    print(text, file=sys.stderr)
 
 
 def _is_text(path):

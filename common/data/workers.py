@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 
-from common.limits import usable_cpus
+from common.machine import group_values
 from common.settings import UserError
 
 MOST_WORKERS = 256
@@ -18,6 +18,13 @@ Died = concurrent.futures.BrokenExecutor  # raised by a result when a process of
 def add_workers(parser) -> None:
     parser.add_argument("--workers", type=int, default=min(usable_cpus(), MOST_WORKERS),
                         help="processes; the result does not depend on it (default: %(default)s)")
+
+
+def usable_cpus():
+    """CPUs that this process may run on, or the least that a control group allows, rounded up."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = [*group_values("cpu.max"), *group_values("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+    return min([here, *(-(-quota // period) for quota, period in limits)])
 
 
 class _Here:
