@@ -15,12 +15,11 @@ from common.settings import UserError, model_settings, settings_of
 from records import line_ends, litter
 from records.digits import Decimal, agrees
 from records.folder import CODE_LIMIT, Refused, declared_seeds
-from records.rules import FAIL, FOUNDING, NUMBER_FIELDS, PASS, TEXT_FIELDS, TRACKS, UNVERIFIED, WARN, Finding
+from records.rules import FAIL, FOUNDING, NUMBER_FIELDS, PASS, SCRIPT, TEXT_FIELDS, TRACKS, UNVERIFIED, WARN, Finding
 from records.runs import seed_in_name
 from records.significance import copied_logs, missing_seeds
 
 PLACEHOLDER = "TO BE WRITTEN"  # in a README draft, where the author's own words are missing
-SCRIPT = "train_gpt.py"
 UNDERSTOOD = "It is understood all the same; the expected spelling is safer."
 PAYLOAD_LIMIT = 1 << 27  # bytes of an inflated model file: a bit for each of 16,000,000 bytes would be this much
 

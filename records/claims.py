@@ -162,13 +162,7 @@ def _vocabulary(folder, log):
 def size_row(folder):
     """The sum that the size is of, as submission.json has it or else the main log: what holds, or which part is not
     known. The checks of the artifact say what is wrong about it."""
-    log = folder.logs[0] if folder.logs else None
-    parts = {
-        part: folder.fields.get(claim, log and getattr(log, logged))
-        for part, claim, logged in (("total", "bytes_total", "total_bytes"),
-                                    ("model", "bytes_model_int8_zlib", "model_bytes"),
-                                    ("code", "bytes_code", "code_bytes"))
-    }
+    parts = dict(zip(("total", "model", "code"), folder.stated_bytes()))
     unknown = [part for part, size in parts.items() if size is None]
     total, model, code = (f"{size:,}" if size is not None else "unknown" for size in parts.values())
     observed = f"{total} bytes in all = {model} model + {code} code"

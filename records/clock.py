@@ -7,9 +7,8 @@ import statistics
 from common.challenge import EVAL_SECONDS
 from records.checks import is_founding
 from records.digits import agrees
-from records.rules import FAIL, TRAIN_LIMITS, UNVERIFIED, WARN, Finding
+from records.rules import FAIL, SECOND, TRAIN_LIMITS, UNVERIFIED, WARN, Finding
 
-SECOND = 1e3  # in milliseconds
 TIME_UNIT = 1.0  # the most that claimed seconds may be off because they have few digits
 LATE_STEPS = 2  # a step cannot be interrupted, so a run may be late by this many
 

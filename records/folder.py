@@ -148,6 +148,12 @@ class Folder:
         label = self.score_label
         return [log.score(label) for log in self.seed_logs()] if label else []
 
+    def stated_bytes(self):
+        """(total, model, code) of submission.json, else of the main log; None where neither says it."""
+        log = self.logs[0] if self.logs else None
+        names = {"bytes_total": "total_bytes", "bytes_model_int8_zlib": "model_bytes", "bytes_code": "code_bytes"}
+        return tuple(self.fields.get(claim, log and getattr(log, logged)) for claim, logged in names.items())
+
     def log_of_model(self, data):
         """The log that names the SHA-256 of a model file's bytes, or None."""
         digest = hashlib.sha256(data).hexdigest()

@@ -69,18 +69,15 @@ def describe(folder, ruleset, tree):
         "curves": [curves_of(log) for log in folder.seed_logs()[:CURVE_SEEDS]],
         "budget": budget_of(folder),
     }
-    return entry | figures(fields, main) | scores(folder) | judged(folder, ruleset, tree)
+    return entry | figures(folder) | scores(folder) | judged(folder, ruleset, tree)
 
 
-def figures(fields, log):
-    """Numbers of submission.json, else those of the main log (or None); None where neither has them."""
+def figures(folder):
+    """Numbers of submission.json, else those of the main log; None where neither has them."""
+    fields, log = folder.fields, folder.logs[0] if folder.logs else None
     before = log and log.pre_quant and log.pre_quant[1]
     seconds = log and log.train_ms and log.train_ms / 1e3
-    total, model, code = completed(
-        fields.get("bytes_total", log and log.total_bytes),
-        fields.get("bytes_model_int8_zlib", log and log.model_bytes),
-        fields.get("bytes_code", log and log.code_bytes),
-    )
+    total, model, code = completed(*folder.stated_bytes())
     return {
         "val_loss": number(fields.get("val_loss")),
         "before": number(fields.get("pre_quant_val_bpb", before)),

@@ -4,10 +4,9 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from records.rules import FAIL, FOUNDING, Finding
+from records.rules import FAIL, FOUNDING, SCRIPT, Finding, listed
 
 NUL_WITHIN = 8000  # bytes; git takes a file for text that has none in so many
-SCRIPT = "train_gpt.py"
 HOW = {
     "CRLF": "Run `git config core.autocrlf false`, delete this folder, then `git checkout -- {}` beside it; without "
             "git, run dos2unix on the files. The other checks judge them with LF, which fits what the run logged.",
@@ -65,6 +64,5 @@ def restore(path, names, now):
 
 def finding(folder, restored, now):
     """What `verify` says instead of a finding for each size and digest."""
-    names = ", ".join(restored[:3]) + (f" and {len(restored) - 3} more" if len(restored) > 3 else "")
-    observed = f"the line ends of {names} were changed to {now}"
+    observed = f"the line ends of {listed(restored)} were changed to {now}"
     return Finding(FAIL, observed, "the bytes of the run", ".", HOW[now].format(folder.name))

@@ -1,6 +1,8 @@
 """What operating systems, file servers, editors and tools leave in folders: never a log, code or a model."""
 import re
 
+from records.rules import listed
+
 _LEFT = re.compile("|".join((
     r"\.DS_Store|\._.*|\.AppleDouble|\.localized|Icon\r|__MACOSX|\.Spotlight-V100|\.Trashes|\.fseventsd",  # macOS
     r"(eh)?thumbs(_vista)?\.db(:encryptable)?|desktop\.ini|\$recycle\.bin|.*:zone\.identifier|~\$.*",  # Windows
@@ -24,6 +26,5 @@ def litter_in(path):
 
 def in_words(names, shown=8):
     """`litter: .DS_Store, logs/._train.log and 3 more`, printable."""
-    words = ", ".join(name if name.isprintable() else ascii(name) for name in names[:shown])
-    more = len(names) - shown
-    return f"left by an operating system, an editor or a tool: {words}" + (f" and {more} more" if more > 0 else "")
+    words = listed([name if name.isprintable() else ascii(name) for name in names], shown)
+    return f"left by an operating system, an editor or a tool: {words}"

@@ -10,7 +10,7 @@ import re
 import statistics
 
 from common.published import VAL_BYTES_TOLERANCE
-from records.rules import FAIL, TRAIN_LIMITS, WARN, Finding
+from records.rules import FAIL, SECOND, TRAIN_LIMITS, WARN, Finding
 
 ROUNDING = 5.1e-5  # of a figure with four decimals
 RATIO_WARN, RATIO_FAIL = 2 * VAL_BYTES_TOLERANCE, 0.05  # relative; parts of validation differ by less than the second
@@ -27,7 +27,6 @@ PEAK_FLOPS = 989e12  # per second of an H100, dense bfloat16
 GAIN = 0.08  # relative, of the final score over the last validation: windows and test-time training gave 0.04
 RATE_FACTOR = 1.5  # between tokens/s and steps, batch and time
 LATE_LINES = 2000  # after the stop, that are looked at
-SECOND = 1e3  # in milliseconds
 
 
 def check_plausible(folder):

@@ -13,7 +13,7 @@ from records import litter
 from records.checks import is_record_name
 from records.folder import ENTRIES_LIMIT, FOLDER_LIMIT
 from records.git import SUBMODULE, Repository
-from records.rules import FAIL, WARN, Finding
+from records.rules import FAIL, WARN, Finding, listed
 
 RECORDS = "records"
 GENERATED = (f"{RECORDS}/README.md", f"{RECORDS}/index.html")  # `python -m records leaderboard` writes them
@@ -102,8 +102,7 @@ def _old_record(record, changes, new):
     for name, added in new.items() if gone else []:
         if not _evidence(changes, "old").isdisjoint(_evidence(added, "new")):
             return f"renames {record} to {name}"
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{WORDS['D'] if gone else 'changes'} {', '.join(names[:3])}{more} of {record}, an earlier record"
+    return f"{WORDS['D'] if gone else 'changes'} {listed(names)} of {record}, an earlier record"
 
 
 def _evidence(changes, side):
@@ -131,7 +130,6 @@ def judge_date(name, seconds, others):
         more = f" and {len(later) - 3} more" if len(later) > 3 else ""
         observed = f"{date} is before {', '.join(later[-3:])}{more}"
         yield Finding(WARN, observed, "the newest record of its track", ".", LATER_MEANS)
-
 
 
 def judge_size(entries):

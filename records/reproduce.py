@@ -7,7 +7,7 @@ from common.command import path_argument
 from common.settings import UserError
 from records.checks import is_founding
 from records.folder import data_of, on_fineweb, open_folder
-from records.rules import TRACKS
+from records.rules import SCRIPT, TRACKS
 from records.show import clean
 from records.tree import is_record_folder
 
@@ -56,7 +56,7 @@ def run_words(settings, backend, ranks, script):
 
 def own_run(folder, log):
     """(what to say of the code, command) of a record that one of our trainers made. Raises UserError."""
-    size = folder.files.get("train_gpt.py")
+    size = folder.files.get(SCRIPT)
     if not size or not str(folder.path).isprintable():
         raise UserError(f"{clean(str(folder.path))}: it holds no train_gpt.py that can be named in a command")
     settings = {}
@@ -66,7 +66,7 @@ def own_run(folder, log):
             settings[name.upper()] = int(value) if isinstance(value, bool) else value
     hint = "`python -m records verify --smoke` tries it in a sandbox first"
     code = f"# the code is the record's own, {size:,} bytes; {hint}"
-    return code, run_words(settings, log.backend, log.world_size or 1, str(folder.path / "train_gpt.py"))
+    return code, run_words(settings, log.backend, log.world_size or 1, str(folder.path / SCRIPT))
 
 
 def instructions(folder):
@@ -75,7 +75,7 @@ def instructions(folder):
     if is_founding(folder):
         backend = "torch"
         code = "# model and hyperparameters: the defaults of this repository's trainer, which is not the code that ran"
-        command = run_words(folder.raw["settings"], backend, 8, "train_gpt.py")
+        command = run_words(folder.raw["settings"], backend, 8, SCRIPT)
     elif log and log.backend in ("torch", "mlx"):
         backend = log.backend
         code, command = own_run(folder, log)

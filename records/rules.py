@@ -6,6 +6,9 @@ import math
 from common.challenge import TRAIN_SECONDS
 from common.published import VAL_BYTES, VAL_TOKENS
 
+SCRIPT = "train_gpt.py"  # of a record
+SECOND = 1e3  # in milliseconds, in which logs count
+
 PASS, WARN, FAIL, UNVERIFIED, NOT_RUN = "PASS", "WARN", "FAIL", "NOT VERIFIED", "not asked"
 NOTE = "note"  # stands beside another finding and decides nothing
 
@@ -14,6 +17,12 @@ TRAIN_LIMITS = {"track_10min_16mb": TRAIN_SECONDS}  # seconds; a record of the o
 RECORD_MARGIN_NATS = 0.005  # per token, by which a new record must beat the best score
 RECORD_ALPHA = 0.01
 SP1024_NATS_PER_BPB = VAL_BYTES * math.log(2) / VAL_TOKENS["sp1024"]  # nats per token in one bit per byte
+
+
+def listed(names, most=3):
+    """`a, b, c and 2 more`."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclasses.dataclass

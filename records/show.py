@@ -75,9 +75,14 @@ MEANINGS = {  # check -> status -> what it means, or how to mend it; FAIL's serv
 }
 
 
+def printable(text):
+    """The words of a folder must not move the cursor."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def clean(text, most=200):
-    """Printable text of at most `most` characters: the words of a folder must not move the cursor."""
-    text = "".join(c if c.isprintable() else "?" for c in text)
+    """Printable text of at most `most` characters."""
+    text = printable(text)
     return text if len(text) <= most else text[:most - 3] + "..."
 
 

@@ -16,6 +16,7 @@ from records.folder import Refused, declared_seeds, open_bounded, open_folder
 from records.logs import LOG_LIMIT, read_logs
 from records.rules import RECORD_ALPHA, RECORD_MARGIN_NATS, SP1024_NATS_PER_BPB
 from records.runs import seed_of
+from records.show import printable
 
 MIN_RUNS = 3  # of each side
 POWER = 0.9  # that runs_needed asks for
@@ -176,7 +177,7 @@ def explain(result):
         "not verified": "NOT VERIFIED: the runs given do not allow the test",
     }
     lines = [words[result["decision"]]]
-    lines += ["  " + "".join(c if c.isprintable() else "?" for c in text) for text in result["because"]]
+    lines += [f"  {printable(text)}" for text in result["because"]]
     if "readings" not in result:
         return "\n".join(lines)
     main, unit = result["readings"]["nats per token"], result["unit"]

@@ -23,9 +23,10 @@ from common.tokenizer import load_tokenizer
 from records.jail import IDLE, NO_SANDBOX, NOT_STARTED, TOO_LARGE, TOO_LONG, TOO_MANY, TOO_SLOW
 from records.lacking import lacking, last_error
 from records.logs import read_log
-from records.rules import FAIL, UNVERIFIED, Finding
+from records.rules import FAIL, SCRIPT, UNVERIFIED, Finding
 from records.sandbox import Limits, can_sandbox, run_jailed
-from records.source import SCRIPT, read_code
+from records.show import printable
+from records.source import read_code
 
 OUTPUT_LIMIT = 1 << 20  # bytes of its output that are read, the last ones
 COPY_LIMIT = 64 << 20  # bytes of the folder
@@ -120,7 +121,7 @@ def write_data(folder, words):
 def judge(folder, run, limits):
     """Findings of one run."""
     lines = [line.rstrip() for line in run.output.decode(errors="replace").splitlines() if line.strip()]
-    last = _shown((lines or ["nothing was printed"])[-1])
+    last = printable((lines or ["nothing was printed"])[-1][:120])
     log = read_log("output", run.output)
     if run.code in (NOT_STARTED, NO_SANDBOX):
         yield Finding(UNVERIFIED, f"not run: {last}", "a sandbox", SCRIPT)
@@ -135,10 +136,6 @@ def judge(folder, run, limits):
         yield _failed(folder, lines, run.code, last)
     elif not log.score() or not math.isfinite(log.score()[1]):
         yield Finding(FAIL, "exited 0 without a final score", "the line of the final score", SCRIPT)
-
-
-def _shown(line):
-    return "".join(c if c.isprintable() else "?" for c in line[:120])
 
 
 def _over_limit(run, log, limits):

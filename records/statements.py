@@ -9,11 +9,10 @@ from common.settings import settings_of
 from records.copies import models_of
 from records.digits import SCORE_UNIT, Decimal, agrees
 from records.folder import claims_per_seed
-from records.rules import FAIL, SPELLINGS, TRAIN_LIMITS, WARN, Finding
+from records.rules import FAIL, SECOND, SPELLINGS, TRAIN_LIMITS, WARN, Finding
 
 SCORES = ("val_loss", "val_bpb")  # as in Folder.seed_scores
 GPUS = 8  # of the record track
-SECOND = 1e3  # in milliseconds
 DAY = datetime.timedelta(days=1)
 SHORT = {"wallclock_seconds": 1.0, "eval_seconds": 1.0}  # the most that a figure may be off, having few digits
 NAMES = {spelling: name for name, spellings in SPELLINGS.items() for spelling in spellings} | {

@@ -4,13 +4,14 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from records.__main__ import main
 from records.checks import is_founding
 from records.comparable import OTHER_TEXT, SEVERAL, UNSTATED
-from records.folder import open_folder
+from records.folder import Folder, open_folder
 from records.leaderboard import (
     BLURB,
     CURVE_POINTS,
@@ -201,7 +202,8 @@ def test_an_entry_is_ranked_on_the_text_that_its_logs_say_they_scored(tmp_path, 
 ])
 def test_total_is_model_and_code_or_says_what_is_unknown(stated, shown):
     names = "bytes_total", "bytes_model_int8_zlib", "bytes_code"
-    found = figures({name: size for name, size in zip(names, stated) if size is not None}, None)
+    fields = {name: size for name, size in zip(names, stated) if size is not None}
+    found = figures(Folder(Path("made"), "track", fields=fields))
     assert bytes_cell(found["total"], found["model"], found["code"]).replace("&nbsp;", " ") == shown
 
 
