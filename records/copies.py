@@ -6,25 +6,12 @@ the last digit. Its times never repeat.
 """
 import hashlib
 
-from records.checks import SCRIPT
 from records.folder import Refused
-from records.rules import FAIL, WARN, Finding
+from records.rules import FAIL, SCRIPT, WARN, Finding
 
-EARLY = 10  # steps, whose losses still are almost the same for every seed
 FEWEST = 4  # later losses that a comparison needs
 SHARE = 0.5  # of the later losses; two runs of one configuration share less than a tenth
 READ_LIMIT = 16_000_000  # bytes of a file that is compared
-
-
-def losses(log):
-    """dict (kind, step) -> loss, of all steps but the first."""
-    rows = {("train", row[0]): row[1] for row in log.train} | {("val", row[0]): row[1] for row in log.val}
-    return {place: loss for place, loss in rows.items() if place[1] > EARLY}
-
-
-def times(log):
-    """dict step -> milliseconds of the training lines, of all steps but the first."""
-    return {row[0]: row[2] for row in log.train if row[0] > EARLY and row[2] is not None}
 
 
 def share_equal(first, second):
@@ -42,11 +29,11 @@ def check_copied_runs(folder):
         for other in logs[:number] if log.seed is not None else []:
             if other.seed in (None, log.seed):
                 continue  # two logs of one run, as of training and evaluation
-            same = share_equal(losses(log), losses(other))
+            same = share_equal(log.late_losses, other.late_losses)
             if same > SHARE:
                 observed = f"{100 * same:.0f} % of the losses of {log.name} are those of {other.name}"
                 yield Finding(FAIL, observed, f"another run: seeds {log.seed} and {other.seed}", log.where("train"))
-            elif share_equal(times(log), times(other)) > SHARE and _exact_times(log):
+            elif share_equal(log.late_times, other.late_times) > SHARE and _exact_times(log):
                 observed = f"the times of {log.name} are those of {other.name}"
                 yield Finding(FAIL, observed, "times of another run", log.where("train"))
             elif _sizes(log) == _sizes(other) is not None:
@@ -82,18 +69,17 @@ def _name(folder, other):
 def check_runs_of_others(folder, others):
     """Runs that an earlier folder of the tree shows too. others: list of the tree's other Folders."""
     for log in folder.seed_logs():
-        own = losses(log)
         for other in earlier(folder, others):
-            found = (_same_run(folder, log, own, other, theirs) for theirs in other.seed_logs())
+            found = (_same_run(folder, log, other, theirs) for theirs in other.seed_logs())
             yield from [finding for finding in found if finding][:1]
 
 
-def _same_run(folder, log, own, other, theirs):
-    """Finding about a log, of these losses, and one of another folder; or None."""
+def _same_run(folder, log, other, theirs):
+    """Finding about a log and one of another folder; or None."""
     where = _name(folder, other)
     if log.sha256 == theirs.sha256:
         return Finding(FAIL, f"{log.name} is {theirs.name} of {where}", "a log of this record", log.name)
-    same = share_equal(own, losses(theirs))
+    same = share_equal(log.late_losses, theirs.late_losses)
     if same <= SHARE:
         return None
     observed = f"{100 * same:.0f} % of its losses are those of {theirs.name} of {where}"
@@ -102,7 +88,7 @@ def _same_run(folder, log, own, other, theirs):
     if same_author(folder, other):
         again = log.score() == theirs.score()
         return Finding(WARN, f"{observed}, and so is its score", "a record that is new", log.name) if again else None
-    if _exact_times(log) and share_equal(times(log), times(theirs)) > SHARE:
+    if _exact_times(log) and share_equal(log.late_times, theirs.late_times) > SHARE:
         return Finding(FAIL, f"{observed}, and so are its times", "a run of one's own", log.name)
     return Finding(WARN, observed, "a repeated run, which the README says", log.name)
 

@@ -170,6 +170,11 @@ def _take_words(log, f, line):
         setattr(log, name, value)
 
 
+def _take_python(log, f, line):
+    version = int(f["major"]), int(f["minor"])
+    log.python = max(log.python or version, version)
+
+
 def _milliseconds(f):
     """Minutes are rounded to a tenth: the earliest time that they can mean."""
     number = float(f["time"])
@@ -244,6 +249,7 @@ _COMMON_LINES = [  # kind of line, how it starts, how it goes on to its end, wha
     ("params", r"model_params:", r" ?(?P<params>\d{1,12})(?: .*)?", _take_numbers),
     ("world", r"world_size:", r"(?P<world_size>\d{1,6})(?: .*)?", _take_numbers),
     ("data", r"train_loader:dataset:", r"(?P<dataset>\S+).*", _take_words),
+    ("python", r"(?:Running )?Python (?=3)", r"(?P<major>3)\.(?P<minor>\d{1,2})\.\d.*", _take_python),
     ("status", r"status=", r"(?P<status>\S+) reason=.*", _take_words),  # not in _OWN_LINES: older runs give no hint
 ]
 
@@ -256,6 +262,8 @@ def _take_run(log, f, line):
 
 def _take_versions(log, f, line):
     log.versions = f["versions"]
+    if found := re.match(r"python (?P<major>3)\.(?P<minor>\d{1,2})\.\d", log.versions):
+        _take_python(log, found, line)
 
 
 def _take_command(log, f, line):

@@ -2,6 +2,7 @@
 dumps, ANSI colours, warnings and the echoes of several ranks. loglines.py knows the lines; here they become runs."""
 import codecs
 import dataclasses
+import functools
 import hashlib
 import io
 import re
@@ -11,6 +12,7 @@ from records.loglines import BODY, HEADER, SETTINGS_BLOCK, parse, parse_setting
 from records.prefixes import peeked, prefix_of
 
 LOG_LIMIT = 32 << 20  # bytes: 300,000 lines; the longest published log has 130 kB
+EARLY = 10  # steps, whose losses still are almost the same for every seed
 RUNS_LIMIT = 64  # of one file, and of one record folder
 
 
@@ -26,6 +28,7 @@ class RunLog:
     device: str = ""
     versions: str = ""
     command: str = ""
+    python: tuple | None = None  # (major, minor) that the script names, the newest
     dataset: str = ""
     manifest_sha256: str = ""
     status: str = ""
@@ -90,6 +93,17 @@ class RunLog:
         if not self.scores:
             return None
         return self.scores.get(label or next(reversed(self.scores)), (None,))[:2]
+
+    @functools.cached_property
+    def late_losses(self):
+        """dict (kind, step) -> loss, of all steps but the first EARLY."""
+        rows = {("train", row[0]): row[1] for row in self.train} | {("val", row[0]): row[1] for row in self.val}
+        return {place: loss for place, loss in rows.items() if place[1] > EARLY}
+
+    @functools.cached_property
+    def late_times(self):
+        """dict step -> milliseconds of the training lines, of the same steps."""
+        return {row[0]: row[2] for row in self.train if row[0] > EARLY and row[2] is not None}
 
     def where(self, kind, step=None):
         """`train.log:123`, the line of one kind; just the log's name where there is no such line.

@@ -16,7 +16,8 @@ _SHAPES = {"number": r"\w++(?:[.,]\w++)?+", "word": r"\w++", "space": " *+"}
 def prefix_of(lines):
     """The compiled shape of what stands before most of some lines; None where nothing does. lines: the first of a log,
     as text without colours."""
-    found = next(filter(None, (_ANCHOR.search(line, 0, 2 * LONGEST) for line in lines)), None)
+    may_hold = (line for line in lines if ":" in line)  # most lines are source code
+    found = next(filter(None, (_ANCHOR.search(line, 0, 2 * LONGEST) for line in may_hold)), None)
     prefix = found.string[:found.start()] if found else ""
     if not prefix.strip() or len(prefix) > LONGEST:
         return None

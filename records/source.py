@@ -1,18 +1,16 @@
 """The checks of a record's code as text: it compiles in the Python that ran it, is in sight, and can have made its
 logs. What they need is read once, by read_code."""
-import contextlib
 import re
 
 from records import code as reader
-from records.checks import SCRIPT, reached_files
-from records.folder import CODE_LIMIT, Refused
-from records.rules import FAIL, PASS, UNVERIFIED, WARN, Finding
+from records.checks import reached_files
+from records.folder import CODE_LIMIT
+from records.rules import FAIL, PASS, SCRIPT, UNVERIFIED, WARN, Finding
 
 NO_CODE = (".md", "submission.json", "requirements.txt")
 COMPILED = (".so", ".pyc", ".pyd", ".dll", ".dylib")
 LEAST_DECIMALS = 4  # of a claimed score that a constant in the code may equal by chance
 IN_SIGHT = "Nobody can tell what it runs without running it: ship the readable source."
-_PYTHON = re.compile(r"(?:Running Python |versions: python |Python )(3)\.(\d{1,2})\.\d")
 SIGNS = {  # of records/training.py -> what a source without it lacks
     "reads": ("nothing in it reads data", "code that opens the training data"),
     "models": ("nothing in it builds a model", "code that makes the arrays or layers of a model"),
@@ -47,13 +45,11 @@ def read_code(folder):
 
 def declared_python(folder):
     """(major, minor) of the newest Python that a log names, else that .python-version names; None where none does."""
-    found = []
-    for log in folder.logs:
-        with contextlib.suppress(Refused):
-            found += [word.groups() for _, line in folder.log_lines(log.file) if (word := _PYTHON.match(line))]
+    found = [log.python for log in folder.logs if log.python]
     if not found:
-        found = re.findall(r"^\s*(?:cpython-|python-)?(3)\.(\d{1,2})\b", folder.text(".python-version"))
-    return max(((int(major), int(minor)) for major, minor in found), default=None)
+        named = re.findall(r"^\s*(?:cpython-|python-)?(3)\.(\d{1,2})\b", folder.text(".python-version"))
+        found = [(int(major), int(minor)) for major, minor in named]
+    return max(found, default=None)
 
 
 def check_compile(folder, code):

@@ -30,8 +30,9 @@ class Tree:
         """list of the Folders in one track folder whose names are those of records, by name."""
         if track not in self._listed:
             paths = sorted(track.iterdir()) if track.is_dir() else []
-            self._listed[track] = [path for path in paths if is_record_name(path.name) and is_record_folder(path)]
-        return [self.folder(path) for path in self._listed[track]]
+            records = [path for path in paths if is_record_name(path.name) and is_record_folder(path)]
+            self._listed[track] = [self.folder(path) for path in records]
+        return self._listed[track]
 
     def others(self, folder):
         """list of the other record Folders of the tree, those of the same track first."""
