@@ -1,12 +1,17 @@
-"""The README is true: `python -m pytest tests/test_readme.py`; `python -m tests.test_readme` writes its settings table
-anew."""
+"""The README and those of the rooms are true: `python -m pytest tests/test_readme.py`; `python -m tests.test_readme`
+writes the settings table anew."""
 import re
 from pathlib import Path
+
+import pytest
 
 from common.settings import KINDS, Settings, settings_table
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+SETTINGS = ROOT / "common/README.md"
+PAGES = [ROOT / "README.md", SETTINGS, *(ROOT / name for name in (
+    "common/data/README.md", "parity/README.md", "records/GUIDE.md", "records/NOTES.md", "tests/README.md"))]
+README_LINES, PAGE_LINES = 150, 300  # at most
 
 
 def table():
@@ -26,7 +31,7 @@ def with_table(text):
 
 
 def test_the_settings_table_is_the_generated_one():
-    assert README.read_text() == with_table(README.read_text())
+    assert SETTINGS.read_text() == with_table(SETTINGS.read_text())
 
 
 def test_only_the_memory_setting_differs_in_mlx():
@@ -37,7 +42,8 @@ def test_only_the_memory_setting_differs_in_mlx():
 
 
 def test_the_file_tree_names_every_file():
-    tree = README.read_text().split("## Files")[1].split("```")[1]
+    trees = [page.read_text().split("## Files")[1].split("```")[1] for page in PAGES if "## Files" in page.read_text()]
+    tree = "\n".join(trees)
     named = set(re.findall(r"^ *([\w./]+)", tree, re.MULTILINE))
     files = [
         p.name
@@ -54,14 +60,24 @@ def test_the_file_tree_names_every_file():
 
 def test_torchrun_looks_up_no_name():
     """A laptop's own name often does not resolve: torchrun --standalone alone waits for it in vain."""
-    written = [README, ROOT / "Makefile", ROOT / "train_gpt.py", *ROOT.glob("records/*.md"), *ROOT.glob("records/*.py")]
+    others = [ROOT / "Makefile", ROOT / "train_gpt.py", ROOT / "records/README.md", *ROOT.glob("records/*.py")]
+    written = [*PAGES, *others]
     commands = [line for path in written for line in path.read_text().splitlines() if "torchrun --s" in line]
     assert len(commands) == 5 and all("--standalone --local-addr 127.0.0.1 " in line for line in commands), commands
 
 
 def test_no_place_was_left_to_fill():
-    assert not re.search(r"<!-- (?!settings|end of settings)", README.read_text())
+    for page in PAGES:
+        assert not re.search(r"<!-- (?!settings|end of settings)", page.read_text())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_is_short_and_its_links_lead_somewhere(page):
+    text = page.read_text()
+    assert text.count("\n") <= (README_LINES if page == PAGES[0] else PAGE_LINES)
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)\)", re.sub(r"`[^`\n]*`", "", text))
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text()))
+    SETTINGS.write_text(with_table(SETTINGS.read_text()))
