@@ -218,6 +218,7 @@ class Muon:
             self.groups.setdefault(p.shape, {})[name] = p
         self.shares = [(-(-len(group) // world_size), *shape) for shape, group in self.groups.items()]
         self.momentum = p.new_zeros(sum(map(math.prod, self.shares)))
+        self.zeros = p.new_zeros(max(map(math.prod, self.groups)))  # where a share is not full
         self.weights = p.new_zeros(world_size, len(self.momentum))
         for name, row in self.by_name(self.weights).items():
             params[name].data = row.copy_(params[name].detach())  # so few kernels update all
@@ -243,7 +244,7 @@ class Muon:
         for rank in range(self.world_size):
             for group, (share, *shape) in zip(self.groups.values(), self.shares):
                 grads = [p.grad.flatten() for p in group.values()][rank * share:(rank + 1) * share]
-                parts += grads + [self.momentum.new_zeros(math.prod(shape))] * (share - len(grads))
+                parts += grads + [self.zeros[:math.prod(shape)]] * (share - len(grads))
         flat = torch.cat(parts)
         if self.world_size == 1:
             return flat
