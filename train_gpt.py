@@ -29,7 +29,7 @@ except ModuleNotFoundError as missing:
     sys.exit(2)
 import numpy as np
 
-from common.batches import micro_batch_rows, rank_rows
+from common.batches import micro_batch_rows, rank_rows, step_parts
 from common.machine import host_memory, host_peak_memory
 from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
@@ -314,10 +314,11 @@ class TorchTrainer:
             self.running.record()
         return torch.where(self.finite, loss, loss + norm)
 
-    def backward(self, tokens, alone=False):
-        """Gradients of the global mean loss into .grad, and that loss; alone: of the mean over this rank's rows."""
+    def backward(self, tokens, alone=False, parts=None):
+        """Gradients of the global mean loss into .grad, and that loss; alone: of the mean over this rank's rows. parts:
+        rows of each pass; None: equal ones."""
         tokens, ranks = self.to_device(tokens), 1 if alone else self.world_size
-        micro = tokens.split(micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1))
+        micro = tokens.split(parts or micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1))
         scale = 1.0 / (tokens[:, 1:].numel() * ranks)
         total = torch.zeros((), dtype=wide(self.dtype), device=self.device)
         for p in self.params.values():
@@ -460,7 +461,7 @@ class TorchTrainer:
         params = list(self.params.values())
         if self.before_sgd is None:
             self.before_sgd = [p.detach().clone() for p in params]
-        self.backward(tokens, alone=True)
+        self.backward(tokens, alone=True, parts=step_parts(self.s, len(tokens), tokens.shape[1] - 1))
         with torch.no_grad():
             torch._foreach_add_(params, [p.grad for p in params], alpha=-lr)
 

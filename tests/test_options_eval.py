@@ -103,15 +103,35 @@ def test_steps_on_scored_tokens_change_what_follows(backend, monkeypatch):
     assert set(range(17, 61)) <= set(felt["documents"]) and felt["documents"].max() == 60
 
 
-def test_a_step_is_plain_sgd_on_the_mean(backend):
-    trainer, _ = build(backend, "", **SMALL, eval_seq_len=12)
-    tokens = np.random.Generator(np.random.Philox(13)).integers(0, 10, (4, 13)).astype(np.int32)
-    before = trainer.weights()
-    _, grads = trainer.gradients(tokens)
-    trainer.sgd_step(tokens, 0.25)
-    after = trainer.weights()
-    assert all(np.abs(after[name] - (before[name] - 0.25 * grads[name])).max() < 1e-14 for name in before)
-    assert any(np.abs(g).max() > 1e-3 for g in grads.values())
+def passes(trainer, monkeypatch):
+    """The set to which each forward pass adds its kind and the shape of its tokens: what is compiled once."""
+    seen = set()
+    for way in ("forward", "loss_and_grads"):
+        def call(*given, way=way, make=getattr(trainer, way, None)):
+            tokens = given[0] if trainer.backend == "torch" else given[1]
+            seen.add((way, tuple(tokens.shape)))
+            return make(*given)
+        if hasattr(trainer, way):
+            monkeypatch.setattr(trainer, way, call)
+    return seen
+
+
+def test_a_step_is_plain_sgd_on_the_mean(backend, monkeypatch):
+    """Of any number of rows, in passes of at most three shapes: PyTorch gives up at the ninth that it compiles."""
+    trainer, _ = build(backend, "", **SMALL | {"micro_batch_tokens": 240, "ttt_chunk": "355d"}, eval_seq_len=12)
+    tokens = np.random.Generator(np.random.Philox(13)).integers(0, 10, (32, 13)).astype(np.int32)
+    before, seen = trainer.weights(), set()
+    for rows in (1, 2, 5, 14, 30, 31, 32):
+        _, grads = trainer.gradients(tokens[:rows])
+        with monkeypatch.context() as patch:
+            shapes = passes(trainer, patch)
+            trainer.sgd_step(tokens[:rows], 0.25)
+            seen |= shapes
+        after = trainer.weights()
+        assert all(np.abs(after[name] - (before[name] - 0.25 * grads[name])).max() < 1e-14 for name in before)
+        assert any(np.abs(g).max() > 1e-3 for g in grads.values())
+        trainer.undo_sgd()
+    assert {shape for _, shape in seen} == {(15, 13), (3, 13), (1, 13)} and len(seen) == 3
 
 
 # equal ----------------------------------------------------------------------------------------------------------------
