@@ -7,7 +7,9 @@ import pytest
 from common import bpb
 from common.batches import TokenStream, step_rows
 from common.dataset import open_data
+from common.loop import Run, warm_up
 from common.params import initial_weights
+from common.ranks import Interrupt, RankWatch
 from common.readlog import parse_log
 from common.settings import Settings, settings_of
 from parity.options import OPTIONS, option_settings
@@ -108,8 +110,11 @@ def passes(trainer, monkeypatch):
     seen = set()
     for way in ("forward", "loss_and_grads"):
         def call(*given, way=way, make=getattr(trainer, way, None)):
-            tokens = given[0] if trainer.backend == "torch" else given[1]
-            seen.add((way, tuple(tokens.shape)))
+            if trainer.backend == "torch":
+                import torch
+                seen.add((way, tuple(given[0].shape), torch.is_grad_enabled()))
+            else:
+                seen.add((way, tuple(given[1].shape), None))
             return make(*given)
         if hasattr(trainer, way):
             monkeypatch.setattr(trainer, way, call)
@@ -131,7 +136,7 @@ def test_a_step_is_plain_sgd_on_the_mean(backend, monkeypatch):
         assert all(np.abs(after[name] - (before[name] - 0.25 * grads[name])).max() < 1e-14 for name in before)
         assert any(np.abs(g).max() > 1e-3 for g in grads.values())
         trainer.undo_sgd()
-    assert {shape for _, shape in seen} == {(15, 13), (3, 13), (1, 13)} and len(seen) == 3
+    assert {shape for _, shape, _ in seen} == {(15, 13), (3, 13), (1, 13)} and len(seen) == 3
 
 
 # equal ----------------------------------------------------------------------------------------------------------------
@@ -171,6 +176,26 @@ def test_context_and_steps_help_a_trained_model(backend, documents):
     for values in ({"ttt_chunk": "64"}, {"ttt_chunk": "32d"}, {"ttt_chunk": "64", "eval_stride": 8}):
         assert score(other, ttt_lr=0.1, **values) < score(other, **values) - 0.1
     assert all((trained[name] == w).all() for name, w in trainer.weights().items())
+
+
+@pytest.mark.parametrize("changes", [{}, ALL, WAYS["test-time training"] | {"ttt_chunk": "224"}],
+                         ids=["plain", "all", "chunks of 7 rows"])
+def test_the_warm_up_compiles_all_that_a_run_uses(changes, backend, documents, tmp_path, monkeypatch):
+    """Steps with all options, validations and the final evaluation meet no other shape; and it leaves no trace."""
+    sizes = {"micro_batch_tokens": 128, "ema_decay": 0.9, "qat_start": 0.5}
+    trainer, settings = build(backend, documents, **sizes | changes)
+    data, before = open_data(settings), trainer.state()
+    with monkeypatch.context() as patch:
+        warmed = passes(trainer, patch)
+        warm_up(Run(settings, data, trainer, None, None, RankWatch(tmp_path, 0, 1, 60), Interrupt()))
+    after = trainer.state()
+    assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
+    used = passes(trainer, monkeypatch)
+    for rounding in (False, True):
+        trainer.train_step(step_rows(data.train, settings, 0), 1.0, 0.9, rounding)
+    for final in (False, True):
+        bpb.evaluate(trainer, settings, data.val, data.tokenizer, data.val_tokens, final=final)
+    assert used == warmed
 
 
 # whole runs -----------------------------------------------------------------------------------------------------------
