@@ -108,16 +108,19 @@ def test_steps_on_scored_tokens_change_what_follows(backend, monkeypatch):
 def passes(trainer, monkeypatch):
     """The set to which each forward pass adds its kind and the shape of its tokens: what is compiled once."""
     seen = set()
-    for way in ("forward", "loss_and_grads"):
-        def call(*given, way=way, make=getattr(trainer, way, None)):
+
+    def noted(way, make):
+        def call(*given):
             if trainer.backend == "torch":
                 import torch
                 seen.add((way, tuple(given[0].shape), torch.is_grad_enabled()))
             else:
                 seen.add((way, tuple(given[1].shape), None))
             return make(*given)
-        if hasattr(trainer, way):
-            monkeypatch.setattr(trainer, way, call)
+        return call
+
+    for way in {"forward", "loss_and_grads"} & vars(trainer).keys():
+        monkeypatch.setattr(trainer, way, noted(way, getattr(trainer, way)))
     return seen
 
 
