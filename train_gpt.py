@@ -475,7 +475,7 @@ def round_rows(w, levels):
     """float32 (rows, columns) as common/quantize.py stores and reads it."""
     if levels == "fp16":
         return w.half().float()
-    number = torch.tensor(float(levels), device=w.device)  # CUDA multiplies by the reciprocal of a Python number
+    number = w.new_full((), levels)  # CUDA multiplies by the reciprocal of a Python number; a copy of it would wait
     step = (w.abs().amax(dim=1, keepdim=True) / number).half().float()
     return torch.where(step > 0, w / step, 0.0).round().clamp(-round(levels), round(levels)) * step
 

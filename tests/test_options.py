@@ -63,26 +63,36 @@ def test_the_decay_grows_to_the_one_that_is_set():
     assert [ema_decay(s, step) for step in (0, 10, 10_000)] == [0.1, 11 / 20, 0.99]
 
 
+@pytest.mark.parametrize("device", [
+    "torch on cpu", "mlx on cpu", pytest.param("torch on cuda", marks=pytest.mark.cuda),
+    pytest.param("mlx on gpu", marks=pytest.mark.metal)])
 @pytest.mark.parametrize("levels", [2, 7, 31, 127, "fp16"])
-def test_training_rounds_as_the_model_file_does(levels, backend):
+def test_training_rounds_as_the_model_file_does(levels, device):
     """Bit for bit, with rows of zeros, rows whose scale is a subnormal float16 or 0, and values halfway between two
-    codes."""
+    codes; on CUDA without a copy that the CPU waits for."""
     random = np.random.Generator(np.random.Philox(0))
     weights = random.standard_normal((64, 96)).astype(np.float32)
     weights *= np.float32(10.0) ** random.integers(-7, 3, (64, 1)).astype(np.float32)
     weights[3] = 0
     weights[4] = np.arange(96) - 47.5 if levels == "fp16" else np.arange(96) % (2 * levels) - levels + 0.5
     weights[4, 0] = 2**-25 if levels == "fp16" else levels  # half of the smallest float16; a step of 1
+    backend, _, device = device.split()
     if backend == "torch":
         import torch
 
         from train_gpt import round_rows
-        rounded = round_rows(torch.from_numpy(weights), levels).numpy()
+        given = torch.from_numpy(weights).to(device)
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            rounded = round_rows(given, levels)
+        finally:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+        rounded = rounded.cpu().numpy()
     else:
-        import mlx.core as mx
-
-        from train_gpt_mlx import round_rows
-        with mx.stream(mx.cpu):
+        from train_gpt_mlx import mx, round_rows
+        with mx.stream(getattr(mx, device)):
             rounded = np.array(round_rows(mx.array(weights), levels))
     if levels == "fp16":
         expected = weights.astype(np.float16).astype(np.float32)
