@@ -512,7 +512,14 @@ def pick_device(s):
 def pick_dtype(s, device):
     if s.compute_dtype != "auto":
         return getattr(torch, s.compute_dtype)
-    native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "mps":
+        native = torch.backends.mps.is_macos_or_newer(14, 0)
+    else:
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    if not native and not device.index:  # once per machine
+        print("warning: this GPU computes no bfloat16, so the run computes in float32, more slowly", file=sys.stderr)
     return torch.bfloat16 if native else torch.float32
 
 

@@ -160,6 +160,18 @@ def test_a_rank_for_which_there_is_no_gpu(number, seen, monkeypatch, data_path):
         assert str(train_gpt.pick_device(s)) == seen
 
 
+@pytest.mark.parametrize("device, asked, has", [
+    ("cuda", "torch.cuda.is_bf16_supported", True), ("cuda", "torch.cuda.is_bf16_supported", False),
+    ("mps", "torch.backends.mps.is_macos_or_newer", True), ("mps", "torch.backends.mps.is_macos_or_newer", False),
+    ("cpu", "torch.cpu._is_avx512_bf16_supported", True), ("cpu", "torch.cpu._is_avx512_bf16_supported", False)])
+def test_bfloat16_where_the_device_computes_it(device, asked, has, monkeypatch, data_path, capsys):
+    import torch
+    monkeypatch.setattr(asked, lambda *given, **named: has)
+    found = train_gpt.pick_dtype(tiny_settings("torch", data_path), torch.device(device))
+    assert found == (torch.bfloat16 if has else torch.float32)
+    assert ("warning: this GPU computes no bfloat16" in capsys.readouterr().err) == (device != "cpu" and not has)
+
+
 # compilers
 
 
