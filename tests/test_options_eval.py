@@ -15,7 +15,7 @@ from common.settings import Settings, settings_of
 from parity.options import OPTIONS, option_settings
 from parity.problem import full_weights
 from tests import faults
-from tests.conftest import BACKENDS, ROOT, TINY, environment, run_script, tiny_settings, trainer_class
+from tests.conftest import BACKENDS, DEVICES, ROOT, TINY, environment, run_script, tiny_settings, trainer_class
 
 BOS = 1
 NAMES = [name for name in OPTIONS if OPTIONS[name].keys() <= settings_of("evaluation").keys() - {"quant_levels"}]
@@ -26,7 +26,7 @@ WAYS |= {"all": ALL, "all, in chunks": option_settings(Settings(**TINY), NAMES)}
 
 def build(backend, data_path, weights=None, **changes):
     """(trainer, settings) in reference mode; the weights are such that everything in the model counts."""
-    settings = tiny_settings(backend, data_path, compute_dtype="float64", **changes)
+    settings = tiny_settings(backend, data_path, **{"compute_dtype": "float64"} | changes)
     return trainer_class(backend)(settings, weights or full_weights(settings)), settings
 
 
@@ -181,11 +181,13 @@ def test_context_and_steps_help_a_trained_model(backend, documents):
     assert all((trained[name] == w).all() for name, w in trainer.weights().items())
 
 
+@pytest.mark.parametrize("backend, device", DEVICES)
 @pytest.mark.parametrize("changes", [{}, ALL, WAYS["test-time training"] | {"ttt_chunk": "224"}],
                          ids=["plain", "all", "chunks of 7 rows"])
-def test_the_warm_up_compiles_all_that_a_run_uses(changes, backend, documents, tmp_path, monkeypatch):
+def test_the_warm_up_compiles_all_that_a_run_uses(changes, backend, device, documents, tmp_path, monkeypatch):
     """Steps with all options, validations and the final evaluation meet no other shape; and it leaves no trace."""
-    sizes = {"micro_batch_tokens": 128, "ema_decay": 0.9, "qat_start": 0.5}
+    sizes = {"micro_batch_tokens": 128, "ema_decay": 0.9, "qat_start": 0.5, "device": device}
+    sizes |= {"compute_dtype": "auto"} if device == "gpu" else {}
     trainer, settings = build(backend, documents, **sizes | changes)
     data, before = open_data(settings), trainer.state()
     with monkeypatch.context() as patch:
