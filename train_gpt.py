@@ -295,9 +295,10 @@ class TorchTrainer:
         with self.rounded_weights() if rounding else contextlib.nullcontext():
             loss = self.backward(tokens)
         norm = nn.utils.get_total_norm([p.grad for p in self.params.values()])
-        self.finite &= torch.isfinite(loss + norm)  # stays on the device: the CPU may be a step ahead
+        both = loss + norm  # without clipping too: to find what is not finite, any way reads all gradients once
+        self.finite &= both.abs() < float("inf")  # stays on the device: the CPU may be a step ahead
         if self.device.type == "mps" and not self.finite:  # Adam on MPS has no found_inf
-            return loss + norm
+            return both
         if self.s.grad_clip_norm > 0:
             nn.utils.clip_grads_with_norm_(self.params.values(), self.s.grad_clip_norm, norm)
         with torch.no_grad():
@@ -312,7 +313,7 @@ class TorchTrainer:
                 self.running.synchronize()
             self.running = torch.cuda.Event()
             self.running.record()
-        return torch.where(self.finite, loss, loss + norm)
+        return torch.where(self.finite, loss, both)
 
     def backward(self, tokens, alone=False, parts=None):
         """Gradients of the global mean loss into .grad, and that loss; alone: of the mean over this rank's rows. parts:
