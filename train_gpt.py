@@ -11,7 +11,6 @@ import math
 import os
 import sys
 import time
-from importlib.util import find_spec
 
 if sys.platform == "win32":
     sys.stderr.write("error: Windows is not supported: use WSL\n")
@@ -580,9 +579,10 @@ def pick_device(s):
                 raise UserError(f"LOCAL_RANK={number}, but PyTorch sees {count} GPUs here: start {count} ranks")
             device = torch.device("cuda", number)
             torch.cuda.set_device(device)
-            if find_spec("flash_attn_interface") and torch.cuda.get_device_capability() == (9, 0) and not s.deterministic:
-                torch.nn.attention.activate_flash_attention_impl("FA3")
-                ATTENTION.sort(key=lambda kernel: kernel != SDPBackend.FLASH_ATTENTION)
+            if torch.cuda.get_device_capability() == (9, 0) and not s.deterministic:
+                with contextlib.suppress(ImportError, AttributeError, RuntimeError):  # it is not here, or too old
+                    torch.nn.attention.activate_flash_attention_impl("FA3")
+                    ATTENTION.sort(key=lambda kernel: kernel != SDPBackend.FLASH_ATTENTION)
             return device
         if torch.backends.mps.is_available():
             return torch.device("mps")
