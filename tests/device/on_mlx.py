@@ -1,6 +1,7 @@
 """What the device check measures with MLX on Metal: `python -m tests.device.on_mlx PART [--rehearse]`."""
 import os
 import platform
+import sys
 import time
 
 import train_gpt_mlx
@@ -103,4 +104,4 @@ def step(options):
 PARTS = {"machine": machine, "ceilings": ceilings, "attention": attention, "step": step}
 
 if __name__ == "__main__":
-    part.run(PARTS)
+    sys.exit(part.main(PARTS))

@@ -6,6 +6,7 @@ import shutil
 import socket
 import statistics
 import subprocess
+import sys
 import time
 
 import torch
@@ -146,9 +147,9 @@ def step(options):
     def call():
         trainer.train_step(tokens, 0.1, 0.95)
 
-    ms = step_rows("step", call, trainer, options)
+    step_rows("step", call, trainer, options)
     part.check_memory(trainer)
-    kernels = kernel_table(call, options)
+    kernel_table(call, options)
     hidden_syncs(call, options)
 
 
@@ -217,4 +218,4 @@ def reduction(options):
 PARTS = {"machine": machine, "ceilings": ceilings, "attention": attention, "step": step, "reduction": reduction}
 
 if __name__ == "__main__":
-    part.run(PARTS)
+    sys.exit(part.main(PARTS))

@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import math
 import statistics
-import sys
 import time
 
 import numpy as np
@@ -35,14 +34,14 @@ def row(name, **values):
     print(f"{name:<34} {', '.join(shown)}", flush=True)
 
 
-def main(parts):
+def main(parts, arguments=None):
     """Exit code of the part that the command line names; parts: dict name -> function of the options."""
     parser = argparse.ArgumentParser(description="One part of `python -m tests.device.check`.")
     parser.add_argument("part", choices=parts)
     parser.add_argument("--backend", choices=("torch", "mlx"), default="torch")
     parser.add_argument("--data", help="data folder")
     parser.add_argument("--rehearse", action="store_true", help="at a tiny size, on the CPU")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         parts[options.part](options)
     except (UserError, ModuleNotFoundError) as error:
@@ -98,7 +97,3 @@ def check_memory(trainer):
         row("peak memory", MiB=peak)
     else:
         predicted("peak memory", f"at most {need:,} MiB (preflight)", f"{peak:,} MiB", peak <= need)
-
-
-def run(parts):
-    sys.exit(main(parts))

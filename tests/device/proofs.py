@@ -120,4 +120,4 @@ PARTS = {"ladder-float32": functools.partial(ladder, dtype="float32"),
          "determinism": determinism, "run": whole_run, "tests": tests}
 
 if __name__ == "__main__":
-    part.run(PARTS)
+    sys.exit(part.main(PARTS))
