@@ -8,6 +8,7 @@ follows, side by side. Each part is a process of its own with a limit of time. T
 issue. Exit code 0: all that was tried held; 1: something did not; 2: there is no device.
 """
 import argparse
+import contextlib
 import dataclasses
 import os
 import platform
@@ -46,7 +47,7 @@ class Check:
 
     def __init__(self, backend, work, options):
         self.backend, self.work, self.options = backend, work, options
-        self.end = time.monotonic() + options.limit
+        self.end, self.started = time.monotonic() + options.limit, []
         self.flags = ["--backend", backend, *["--rehearse"] * options.rehearse]
 
     def part(self, name, limit):
@@ -63,6 +64,7 @@ class Check:
             process = subprocess.Popen([sys.executable, "-m", f"tests.device.{module}", name, *self.flags], cwd=folder,
                                        env=environment(self.work), stdout=out, stderr=subprocess.STDOUT,
                                        start_new_session=True)
+            self.started.append(process)
             try:
                 code = process.wait(min(limit, left))
                 verdict = {0: "ok", 2: "left out"}.get(code, "FAILED")
@@ -78,20 +80,25 @@ class Check:
         """list of Done; found: that of the part that found the device."""
         self.flags += ["--data", str(self.options.data or corpus(self.work, self.options.rehearse))]
         at_once = len(PROOFS) if os.cpu_count() >= 2 * len(PROOFS) else 2
-        done = [found]
-        with ThreadPoolExecutor(at_once if self.options.rehearse else 1) as pool:
-            done += pool.map(self.part, TIMED, TIMED.values())
+        timed = self.several(TIMED, at_once if self.options.rehearse else 1)
+        return [found, *timed, *self.several(PROOFS, at_once)]
+
+    def several(self, parts, at_once):
+        """list of Done of the parts, so many side by side."""
         with ThreadPoolExecutor(at_once) as pool:
-            done += pool.map(self.part, PROOFS, PROOFS.values())
-        return done
+            try:
+                return list(pool.map(self.part, parts, parts.values()))
+            except KeyboardInterrupt:
+                self.end = 0.0  # none is started any more
+                for process in self.started:
+                    kill_group(process)
+                raise
 
 
 def kill_group(process):
     """End what is left of a part: it, or a compiler that it started."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: only dead ones are left
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
     process.wait()
 
 
@@ -155,19 +162,27 @@ def main(arguments=None):
     parser.add_argument("--rehearse", action="store_true", help="every part at a tiny size, on the CPU")
     parser.add_argument("-o", "--output", type=Path, default=Path("device_report.txt"), help="the report's file")
     options = parser.parse_args(arguments)
+    try:
+        return check_first_found((options.backend,) if options.backend else first, options)
+    except KeyboardInterrupt:
+        print("error: interrupted: there is no report", file=sys.stderr)
+        return 1
+
+
+def check_first_found(backends, options):
+    """Exit code of the check of the first backend that sees a device."""
     start, problems = time.monotonic(), []
-    for backend in (options.backend,) if options.backend else first:
+    for backend in backends:
         with tempfile.TemporaryDirectory() as work:
             check = Check(backend, Path(work), options)
             found = check.part("machine", PROBE)
-            if found.verdict != "ok":
-                last = (found.text.strip().splitlines() or [found.verdict])[-1]
-                problems.append(f"{backend}: {last.removeprefix('left out: ')}")
-                continue
-            done = check.all_parts(found)
-            options.output.write_text(text := report(done, time.monotonic() - start), "utf-8")
-            print(text.partition("########")[0], f"{options.output} is the report: attach it to an issue", sep="\n")
-            return 1 if {part.verdict for part in done} & {"FAILED", "out of time"} else 0
+            if found.verdict == "ok":
+                done = check.all_parts(found)
+                options.output.write_text(text := report(done, time.monotonic() - start), "utf-8")
+                print(text.partition("########")[0], f"{options.output} is the report: attach it to an issue", sep="\n")
+                return 1 if {part.verdict for part in done} & {"FAILED", "out of time"} else 0
+        last = (found.text.strip().splitlines() or [found.verdict])[-1]
+        problems.append(f"{backend}: {last.removeprefix('left out: ')}")
     print("error: there is no device to check (`make install BACKEND=torch` or BACKEND=mlx installs a framework):",
           *problems, sep="\n  ", file=sys.stderr)
     return 2

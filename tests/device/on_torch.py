@@ -99,7 +99,7 @@ def ceilings(options):
 
 def attention(options):
     """Each backend of F.scaled_dot_product_attention at the model's shapes, from both layouts in memory."""
-    s, device = part.step_settings(train_gpt.Settings, options), device_of(options)
+    s, device = settings(options), device_of(options)
     rows, T, D = s.train_batch_tokens // s.train_seq_len, s.train_seq_len, s.model_dim // s.num_heads
     for layout in ("(B, T, H, D)", "(B, H, T, D)"):
         q, k, v = (heads_first(layout, torch.randn(rows, T, heads, D, device=device, dtype=torch.bfloat16))
@@ -131,8 +131,14 @@ def attention_ms(q, k, v, options):
             tuple(y.stride()))
 
 
-def trainer_and_tokens(options, **changes):
-    s = part.step_settings(train_gpt.Settings, options, **changes)
+def settings(options):
+    """Of the step that is timed."""
+    s = part.step_settings(train_gpt.Settings, options)
+    return s if options.rehearse else part.fitting(s, torch.cuda.mem_get_info()[0])
+
+
+def trainer_and_tokens(options):
+    s = settings(options)
     return train_gpt.TorchTrainer(s, initial_weights(s)), part.step_tokens(s)
 
 
@@ -147,9 +153,12 @@ def step(options):
     def call():
         trainer.train_step(tokens, 0.1, 0.95)
 
-    step_rows("step", call, trainer, options)
+    ms = step_rows("step", call, trainer, options)
     part.check_memory(trainer)
-    kernel_table(call, options)
+    kernels = kernel_table(call, options)
+    if not options.rehearse and trainer.s.train_batch_tokens == train_gpt.Settings().micro_batch_tokens:
+        seen = {"launches": kernels, "peak": trainer.peak_memory(), "ms": ms}
+        part.check_counts(torch.cuda.get_device_name(), seen)
     hidden_syncs(call, options)
 
 

@@ -6,12 +6,15 @@ why.
 """
 import argparse
 import dataclasses
+import json
 import math
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 
+from common.params import training_bytes
 from common.settings import UserError
 
 PREDICTED = "predicted: "
@@ -19,6 +22,10 @@ HELD, DIFFERS = "held", "DIFFERS"
 # The size of a rehearsal: settings of a trainer
 TINY = {"num_layers": 2, "model_dim": 32, "num_heads": 4, "num_kv_heads": 2, "train_seq_len": 32,
         "train_batch_tokens": 256, "micro_batch_tokens": 256, "compile": False}
+COSTS, COUNTED = Path(__file__).with_name("costs.json"), "default, 1 ranks"
+# column of COSTS: (what it is, what it is divided by where it is shown, how often as much may be seen)
+COUNTS = {"launches": ("launches of a step", 1, 1.15), "peak": ("peak memory of a step in GiB", 1 << 30, 1.1),
+          "ms": ("milliseconds of a step", 1, 1.15)}
 verdicts = []  # of the predictions of this process
 
 
@@ -63,6 +70,14 @@ def step_settings(kind, options, **changes):
     return dataclasses.replace(s, train_batch_tokens=s.micro_batch_tokens)
 
 
+def fitting(s, memory):
+    """The settings with a batch, and its one micro-batch, that a device of so many bytes can hold."""
+    while training_bytes(s, s.train_batch_tokens // s.train_seq_len, 2) > memory and s.train_batch_tokens > 8192:
+        half = s.train_batch_tokens // 2
+        s = dataclasses.replace(s, train_batch_tokens=half, micro_batch_tokens=half)
+    return s
+
+
 def step_tokens(s):
     """int32 (rows, T + 1) random tokens of one batch."""
     shape = s.train_batch_tokens // s.train_seq_len, s.train_seq_len + 1
@@ -88,6 +103,23 @@ def check_first_loss(loss, s):
     """The first loss is that of a model that knows nothing."""
     predicted("loss of the first step", f"ln {s.vocab_size} = {math.log(s.vocab_size):.2f} within 0.05", f"{loss:.4f}",
               abs(loss - math.log(s.vocab_size)) < 0.05)
+
+
+def check_counts(device, seen):
+    """Against what `python -m tests.device.cost` counted for this step on a fake H100. It compiled the step and ran no
+    kernel: a library may launch several for one call, and takes memory of its own. device: name; seen: dict column ->
+    number."""
+    if "H100" not in device or not COSTS.exists():
+        print(f"{COSTS.name} is not there, or not for {device}: launches and time are not compared")
+        return
+    table = json.loads(COSTS.read_text("utf-8"))
+    case = table["cases"][COUNTED]
+    print(f"counted with torch {table['torch']}: {case}")
+    for column, number in seen.items():
+        what, unit, factor = COUNTS[column]
+        if column in case:
+            predicted(f"{what}, as counted for an H100", f"{case[column] / unit:,.4g}, at most {factor} times",
+                      f"{number / unit:,.4g}", number <= factor * case[column])
 
 
 def check_memory(trainer):
