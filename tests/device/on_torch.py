@@ -10,6 +10,7 @@ import sys
 import time
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
@@ -33,6 +34,9 @@ class Several(int):
 
     def __eq__(self, other):
         return other != 1 and int(self) == other
+
+    def __ne__(self, other):
+        return not self == other
 
     __hash__ = int.__hash__
 
@@ -218,6 +222,8 @@ def reduction(options):
     worst = max(abs(a - b) for a, b in zip(losses, found))
     dtype = str(trainer.dtype).removeprefix("torch.")
     bound = BOUNDS["training losses"][1][dtype][0]
+    predicted("one rank takes the way of several", "a process group", dist.is_initialized() and dist.get_backend(),
+              dist.is_initialized())
     predicted("losses with one rank that reduces, against none", f"equal within {bound}", f"{worst:.2g}",
               worst <= bound)
     step_rows("step with reduction, one rank", lambda: trainer.train_step(tokens, 0.1, 0.95), trainer, options)

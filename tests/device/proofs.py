@@ -56,7 +56,7 @@ def start(options, name, *more, **changes):
 
 
 def ended(process, name):
-    """Waits for a run to end well. Raises UserError with the end of what it printed."""
+    """Waits for a run to end well. Exits with the end of what it printed, where it does not."""
     if process.wait():
         text = Path(f"{name}.out").read_text()
         raise SystemExit(f"{text[-3000:]}\nthe run {name} ended with exit code {process.returncode}")
@@ -86,16 +86,19 @@ def whole_run(options):
     while not list(folder.glob("*.checkpoint")) and first.poll() is None:
         time.sleep(0.1)
     time.sleep(every / 2)
+    if first.poll() is not None:
+        raise SystemExit(f"{Path('run.out').read_text()[-3000:]}\nthe run ended before it could be killed")
     first.kill()
-    predicted("a run that is killed", "exit code -9", f"exit code {first.wait()}", first.returncode == -9)
+    first.wait()
     ended(start(options, "run", "--resume", str(folder)), "run")
     log = (folder / "train.log").read_text()
     print(log[-4000:])
     losses = [values["train_loss"] for kind, values in parse_log(log) if kind == "step"]
     last = dict(parse_log(log))  # of each kind
     status = json.loads((folder / "status.json").read_text())["status"]
-    predicted("the same run, resumed", "capped, from a step above 0", f"{status}, from step {last['resume']['step']}",
-              status == "capped" and last["resume"]["step"] > 0)
+    step = last["resume"]["step"]
+    predicted("a run that was killed, and is resumed", "capped, from a step above 0", f"{status}, from step {step}",
+              status == "capped" and step > 0)
     predicted("its training loss", f"at least 0.5 below {losses[0]:.3f}", f"{losses[-1]:.3f}",
               losses[-1] < losses[0] - 0.5)
     bpb, before = last["final_exact"]["val_bpb"], last["val"]["val_bpb"]
