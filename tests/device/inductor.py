@@ -73,7 +73,7 @@ def install():
     triton.runtime.driver.set_active(Driver())
     triton_helpers.set_driver_to_gpu = constant(None)
     config.compile_threads = 1
-    config.fx_graph_cache = config.fx_graph_remote_cache = config.autotune_local_cache = False
+    config.fx_graph_remote_cache = config.autotune_local_cache = False
     async_compile.AsyncCompile.triton = lambda self, name, source, device_str="cuda": Kernel(name, source)
     guards = torch._C._dynamo.guards  # what generated code calls in place of PyTorch's slower functions
     guards._empty_strided_cuda = lambda size, stride, dtype: torch.empty_strided(
