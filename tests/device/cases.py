@@ -10,7 +10,7 @@ import torch
 from common.recipes import CPU_DEMO
 from common.settings import Settings
 from parity.options import OPTIONS, with_options
-from tests.device import inductor, sm90
+from tests.device import inductor, roofline, sm90
 from tests.device.step import Rank, count_step, start
 
 WORLD_SIZES = 1, 8
@@ -62,7 +62,8 @@ def all_cases(meter):
 def totals(case):
     """What the table of costs keeps of a case."""
     return {"launches": len(case["launches"]), "bytes": sum(launch["bytes"] for launch in case["launches"]),
-            "peak": case["peak"], "collectives": sum(size for _, size, _ in case["collectives"])}
+            "peak": case["peak"], "collectives": sum(size for _, size, _ in case["collectives"]),
+            "ms": round(sum(ms for *_, ms in roofline.table(case["launches"]).values()), 1)}
 
 
 def main():

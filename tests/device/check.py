@@ -106,7 +106,8 @@ def environment(work):
     """Environment of a part: without settings, with this repository on the path and caches that begin empty."""
     settings = {name for _, name, *_ in settings_table(Settings)}
     clean = {name: value for name, value in os.environ.items() if name not in settings}
-    return clean | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
+    path = os.pathsep.join([str(ROOT), *filter(None, [clean.get("PYTHONPATH")])])
+    return clean | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
                     "TRITON_CACHE_DIR": str(work / "triton")}
 
 
