@@ -1,6 +1,6 @@
 # make train   a language model from nothing: environment, data, training, compression, score
 # make test    lint and every test, in the same environment
-# make gpu-check      on one GPU, make device-check on a Mac: speed, parity and tests, in device_report.txt; installs nothing
+# make gpu-check, on a Mac make device-check   speed, parity and tests on one GPU: device_report.txt; installs nothing
 # Any setting can be given: make train ITERATIONS=50 NUM_LAYERS=6     BACKEND=mlx|torch chooses the trainer
 
 PYTHON ?= python3

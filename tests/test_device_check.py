@@ -1,4 +1,5 @@
 """The check of a device, rehearsed from end to end: `python -m pytest tests/test_device_check.py`."""
+import json
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import types
 
 import pytest
 
+from common.settings import Settings
 from tests.conftest import ROOT
 from tests.device import check, part
 from tests.device.check import Check, Done
@@ -103,6 +105,27 @@ def test_the_report_begins_with_what_did_not_hold(capsys, monkeypatch):
     assert "a GPU" in head and "step             FAILED       2" in head
     assert head[-4:-1] == ["what this repository predicts: 1 held, 1 differ", "DIFFERS: one: 1 ms; seen: 2 ms",
                            "held: other: none; seen: none"]
+
+
+def test_what_was_counted_for_an_h100_is_compared_on_an_h100(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(part, "verdicts", [])
+    monkeypatch.setattr(part, "COSTS", tmp_path / "costs.json")
+    case = {"launches": 100, "peak": 2 << 30, "ms": 10.0, "bytes": 5}
+    part.COSTS.write_text(json.dumps({"torch": "2.13.0", "cases": {part.COUNTED: case}}))
+    seen = {"launches": 114, "peak": 3 << 30, "ms": 11.4}
+    part.check_counts("NVIDIA A10", seen)
+    assert part.verdicts == [] and "not for NVIDIA A10" in capsys.readouterr().out
+    part.check_counts("NVIDIA H100 80GB HBM3", seen)
+    assert part.verdicts == [True, False, True]
+    assert "peak memory of a step in GiB, as counted for an H100: 2, at most 1.1 times; seen: 3" in capsys.readouterr().out
+
+
+def test_a_small_card_gets_a_smaller_batch():
+    s = Settings(vocab_size=1024, train_batch_tokens=65536)
+    assert part.fitting(s, 80 << 30) == s
+    small = part.fitting(s, 6 << 30)
+    assert small.train_batch_tokens == small.micro_batch_tokens == 32768
+    assert part.fitting(s, 0).train_batch_tokens == 8192
 
 
 def test_make_starts_it():
