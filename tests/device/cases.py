@@ -48,14 +48,14 @@ def all_cases(meter):
     found = {}
     for world_size in WORLD_SIZES:
         for name, s in STEPS.items():
-            found[f"{name}, {world_size} ranks"] = count_step(
+            found[f"{name}, world size {world_size}"] = count_step(
                 meter, s if name == "default" else short(s, world_size), world_size, rounding=s.qat_start < 1)
         rank = Rank(meter, short(with_options(SMALL, ["average"]), world_size), world_size)
         rank.measured(rank.step)
         with rank.mode, meter:
             calls = method_calls(rank.trainer, rank.tokens[:32])
         for name, call in calls.items():
-            found[f"{name}(), {world_size} ranks"] = dataclasses.asdict(rank.measured(call))
+            found[f"{name}(), world size {world_size}"] = dataclasses.asdict(rank.measured(call))
     return found
 
 
@@ -68,7 +68,7 @@ def totals(case):
 
 def main():
     cases = {name: case | totals(case) for name, case in all_cases(start()).items()}
-    kernels = {name: sm90.compiled(source) for name, source in sm90.unique(inductor.Kernel.sources).items()}
+    kernels = {name: sm90.compiled(name, source) for name, source in sm90.unique(inductor.Kernel.sources).items()}
     print(json.dumps({"torch": torch.__version__.split("+")[0], "cases": cases, "kernels": kernels}))
 
 

@@ -80,8 +80,8 @@ def main():
         print(f"{name:40}{size / 1e6:11,.2f} MB {dtype}")
     launches, moved = len(step["launches"]), sum(launch["bytes"] for launch in step["launches"])
     print(f"\nrank 0 of {given.world_size}: {launches} launches, {moved / 1e9:.2f} GB, "
-          f"peak {step['peak'] / 2**30:.2f} GiB; {step['graphs']} graphs, breaks {step['graph_breaks']}; the first step "
-          f"took {step['seconds']:.0f} CPU s")
+          f"peak {step['peak'] / 2**30:.2f} GiB; {step['graphs']} graphs, breaks {step['graph_breaks']}")
+    print(f"the first step took {step['seconds']:.0f} CPU s here, without compiling its Triton kernels")
     print(f"the host waits: {step['waits']}, reads {step['host_reads']}, sends and waits {step['host_numbers']}")
     print(f"dtypes: {step['dtypes']}")
     print(f"\n{roofline.__doc__}\n{roofline.assumptions()}")

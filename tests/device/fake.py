@@ -95,7 +95,10 @@ CUDA = {
 
 def install():
     warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-    CppCodeCache.load(GUARD.read_text())
+    if torch.cuda._is_compiled():  # a build for GPUs brings a guard for machines without one
+        torch._C._ensureCUDADeviceGuardSet()
+    else:
+        CppCodeCache.load(GUARD.read_text())
     Stream.device = torch.device("cuda", 0)
     for name, value in CUDA.items():
         if hasattr(torch.cuda, name):

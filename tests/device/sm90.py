@@ -14,16 +14,15 @@ def unique(kernels):
     """dict name -> source of kernels that differ in more than their names."""
     found = {}
     for name, source in kernels.items():
-        written = re.search(r"\bdef (triton_\w+)\(", source)[1]
-        found.setdefault(source.replace(written, "kernel"), name)
+        found.setdefault(source.replace(name.rstrip("+"), "kernel"), name)
     return {name: kernels[name] for name in found.values()}
 
 
-def compiled(source):
+def compiled(name, source):
     """list of (configuration, registers per thread, bytes on the stack per thread) of one kernel, one for each
     configuration that Inductor would time on the device."""
     config.use_static_triton_launcher = False
-    tuner = getattr(PyCodeCache.load(source), re.search(r"\bdef (triton_\w+)\(", source)[1])
+    tuner = getattr(PyCodeCache.load(source), name.rstrip("+"))
     tuner._precompile_worker()
     return [(str(result.config), *usage(result.kernel.asm["cubin"])) for result in tuner.compile_results]
 
