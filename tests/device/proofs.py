@@ -108,12 +108,10 @@ def whole_run(options):
 
 def tests(options):
     """The tests that are marked for the device."""
-    if not util.find_spec("pytest"):
-        raise UserError("pytest is not installed: `pip install pytest hypothesis` provides what the tests need")
-    mark = MARKS[options.backend]
-    files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if f"mark.{mark}" in path.read_text("utf-8")]
-    files = [ROOT / "tests/test_repeatable.py"] if options.rehearse else files
-    done = subprocess.run([sys.executable, "-m", "pytest", "-m", mark, "-q", "-p", "no:cacheprovider", "-rs", *files],
+    if missing := [name for name in ("pytest", "hypothesis") if not util.find_spec(name)]:
+        raise UserError(f"`pip install {' '.join(missing)}` provides what the tests need")
+    mark, which = MARKS[options.backend], "tests/test_repeatable.py" if options.rehearse else "tests"
+    done = subprocess.run([sys.executable, "-m", "pytest", "-m", mark, "-q", "-p", "no:cacheprovider", "-rs", which],
                           cwd=ROOT, check=False)
     predicted(f"tests marked {mark}", "all pass", f"exit code {done.returncode}", done.returncode == 0)
 
