@@ -4,6 +4,7 @@ Prints one line of JSON. ATTENTION: cudnn or flash, where the trainer allows bot
 is the default.
 """
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -48,6 +49,8 @@ class Rank:
         import train_gpt  # with the process group that it is to find
         torch._dynamo.reset()
         counters.clear()
+        gc.collect()
+        meter.forget()
         self.meter, weights = meter, initial_weights(s)
         self.tokens = np.zeros((rank_rows(s, 0, world_size)[1], s.train_seq_len + 1), np.int32)
         with FakeTensorMode(allow_non_fake_inputs=True) as self.mode, meter:
