@@ -45,7 +45,7 @@ class Rank:
 
     def __init__(self, meter, s, world_size):
         if world_size > 1:
-            ranks.join(world_size, lambda bucket: meter.collective("c10d.ddp_bucket", [bucket]))
+            ranks.join(world_size)
         import train_gpt  # with the process group that it is to find
         torch._dynamo.reset()
         counters.clear()
