@@ -26,7 +26,7 @@ def main():
     on_torch.gpu_ms = functools.partial(on_torch.gpu_ms, count=2, warm=0)
     on_torch.profile = profiler
     meter = Meter()
-    ranks.join(1, lambda bucket: meter.collective("c10d.ddp_bucket", [bucket]))
+    ranks.join(1)
     with FakeTensorMode(allow_non_fake_inputs=True), meter:
         for name, run in on_torch.PARTS.items():
             print(f"######## {name}")
