@@ -1,5 +1,6 @@
 # make train   a language model from nothing: environment, data, training, compression, score
 # make test    lint and every test, in the same environment
+# make gpu-check, on a Mac make device-check   speed, parity and tests on one GPU: device_report.txt; installs nothing
 # Any setting can be given: make train ITERATIONS=50 NUM_LAYERS=6     BACKEND=mlx|torch chooses the trainer
 
 PYTHON ?= python3
@@ -38,7 +39,7 @@ else
 RUN := $(BIN)/python train_gpt.py
 endif
 
-.PHONY: train run test lint install data clean
+.PHONY: train run test lint install data clean gpu-check device-check
 
 train: install
 	@gpus=$(or $(GPUS),`$(BIN)/python -c '$(COUNT)'`) && $(MAKE) --no-print-directory run GPUS=$$gpus
@@ -56,6 +57,9 @@ test: .venv/.torch .venv/.mlx .venv/.data .venv/.records .venv/.dev lint
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
+
+gpu-check device-check:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m tests.device.check
 
 # One stamp for each extra that is installed. The name of the extra is the stamp's.
 .venv/.%: pyproject.toml constraints.txt

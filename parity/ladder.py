@@ -158,6 +158,27 @@ def table(rows, left_out=None):
     return "\n".join(line.rstrip().encode("ascii", "backslashreplace").decode() for line in lines)
 
 
+def entries(rows, dtype):
+    """dict rung -> (bound, measured), as an entry of BOUNDS would be with what these rows showed as all that was
+    measured. A rung that is exact has none: a difference there is a defect."""
+    shown = {row.rung: row.worst for row in rows if row.worst and dtype in BOUNDS.get(row.rung, ("", {}))[1]}
+    return {rung: (float(f"{3.5 * worst:.1e}"), float(f"{worst:.1e}")) for rung, worst in shown.items()}
+
+
+def unmeasured(rows, dtype):
+    """Text about the rows of a device that BOUNDS were not measured on: what was seen, and new entries where it is
+    beyond a bound."""
+    lines = ["The bounds were measured on CPUs only. Please report this table, whether it holds or not."]
+    for rung, entry in entries(rows, dtype).items():
+        bound, measured = BOUNDS[rung][1][dtype]
+        if entry[1] > bound:
+            lines.append(f"  {rung}: {entry[1]} is beyond the bound {bound} (CPUs: {measured}); if it is rounding and "
+                         f"not a defect, the entry for {dtype} in parity/ladder.py would be {entry}")
+    if len(lines) == 1 and (shares := [row.worst / row.bound for row in rows if row.bound]):
+        lines.append(f"  every rung that has a bound is at {max(shares):.0%} of its bound or less")
+    return "\n".join(lines)
+
+
 def report(title, rows, as_json, started, left_out, **more):
     """Prints one ladder; whether it holds. left_out: dict rung -> reason; more: dict name -> text."""
     if as_json:

@@ -82,7 +82,14 @@ def compare_file(options):
     title = f"{sides[0]} against {sides[1]}, {meta['dtype']}, {task.steps} steps"
     here = described(device, options.compile)
     held = ladder.report(title, rows, options.json, started, left_out, file=meta["machine"], here=here)
+    if not options.json and not on_cpu(meta["machine"], here):
+        print(ladder.unmeasured(rows, meta["dtype"]))
     return 0 if held else 1
+
+
+def on_cpu(*devices):
+    """Whether the trainers of these descriptions, "1 x cpu (OpenBLAS), float32, ...", ran on CPUs."""
+    return all(device.partition(" x ")[2].startswith("cpu") for device in devices)
 
 
 def described(device, compiled):

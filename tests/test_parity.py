@@ -341,6 +341,29 @@ def test_a_file_compares_as_the_live_side_does(fixture_file, shown, capsys):
     assert "FAILED" not in text and "left out" not in text
 
 
+@pytest.mark.parametrize("factor, says", [
+    (0.5, ["every rung that has a bound is at 50% of its bound or less"]),
+    (2.0, ["loss: 8e-06 is beyond the bound 4e-06 (CPUs: 1.4e-06)", "float32 in parity/ladder.py would be (2.8e-05, "]),
+])
+def test_what_a_gpu_shows_is_proposed_for_the_bounds(factor, says):
+    """An exact rung has no bound to propose, nor has one without a difference."""
+    exact = ladder.compare("batches", "float32", {"x": np.zeros(2)}, {"x": np.ones(2)}, ("a", "b"))
+    bound = ladder.BOUNDS["loss"][1]["float32"][0]
+    loss = ladder.compare("loss", "float32", {"x": np.zeros(2)}, {"x": np.full(2, factor * bound)}, ("a", "b"))
+    equal = ladder.compare("logits", "float32", {"x": np.ones(2)}, {"x": np.ones(2)}, ("a", "b"))
+    text = ladder.unmeasured([exact, loss, equal], "float32")
+    assert text.startswith("The bounds were measured on CPUs only.") and all(words in text for words in says)
+    [(rung, (proposed, measured))] = ladder.entries([exact, loss, equal], "float32").items()
+    assert rung == "loss" and measured < proposed <= 4 * measured
+
+
+def test_compare_says_that_the_bounds_are_of_cpus_where_a_side_is_not(task, shown, tmp_path, capsys):
+    for device, says in {"1 x NVIDIA H100, float32": 1, "1 x mps, float32": 1, "2 x cpu, float32": 0}.items():
+        portable.write_fixture(tmp_path / "f", task, shown["mlx", "float32"], "mlx", "float32", device)
+        assert main(["compare", str(tmp_path / "f"), "--backend", "torch", "--device", "cpu"]) == 0
+        assert capsys.readouterr().out.count("measured on CPUs only") == says
+
+
 def test_an_older_file_with_other_options_compares_in_every_other_rung(task, shown, tmp_path, monkeypatch, capsys):
     older = OPTIONS | {"average": {"ema_decay": 0.5}}
     monkeypatch.setattr(parity.options, "OPTIONS", older)

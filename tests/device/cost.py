@@ -27,8 +27,8 @@ def counted(module, *arguments):
 
 
 def write_costs(found):
-    """One line for each case, so that a difference shows what a change costs."""
-    rows = [f"    {json.dumps(name)}: {json.dumps({column: case[column] for column in COLUMNS})}"
+    """One line for each case, so that a difference shows what a change costs. ms: of the roofline."""
+    rows = [f"    {json.dumps(name)}: {json.dumps({column: case[column] for column in (*COLUMNS, 'ms')})}"
             for name, case in found["cases"].items()]
     cases = ",\n".join(rows)
     COSTS.write_text(f'{{\n  "torch": "{found["torch"]}",\n  "cases": {{\n{cases}\n  }}\n}}\n')
