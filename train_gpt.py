@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+from importlib.util import find_spec
 
 if sys.platform == "win32":
     sys.stderr.write("error: Windows is not supported: use WSL\n")
@@ -30,7 +31,7 @@ except ModuleNotFoundError as missing:
     sys.exit(2)
 import numpy as np
 
-from common.batches import micro_batch_rows, rank_rows
+from common.batches import micro_batch_rows, rank_rows, step_parts
 from common.machine import host_memory, host_peak_memory
 from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
@@ -163,7 +164,7 @@ def rotate(x, cos, sin):
     return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1).to(x.dtype)
 
 
-# Fastest first on an H100. Where the package of FlashAttention 3 is installed, pick_device puts it before cuDNN's.
+# Fastest first on an H100. FlashAttention 3, where it is installed, comes before cuDNN's: see pick_device.
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -218,6 +219,7 @@ class Muon:
             self.groups.setdefault(p.shape, {})[name] = p
         self.shares = [(-(-len(group) // world_size), *shape) for shape, group in self.groups.items()]
         self.momentum = p.new_zeros(sum(map(math.prod, self.shares)))
+        self.zeros = p.new_zeros(max(map(math.prod, self.groups)))  # where a share is not full
         self.weights = p.new_zeros(world_size, len(self.momentum))
         for name, row in self.by_name(self.weights).items():
             params[name].data = row.copy_(params[name].detach())  # so few kernels update all
@@ -243,7 +245,7 @@ class Muon:
         for rank in range(self.world_size):
             for group, (share, *shape) in zip(self.groups.values(), self.shares):
                 grads = [p.grad.flatten() for p in group.values()][rank * share:(rank + 1) * share]
-                parts += grads + [self.momentum.new_zeros(math.prod(shape))] * (share - len(grads))
+                parts += grads + [self.zeros[:math.prod(shape)]] * (share - len(grads))
         flat = torch.cat(parts)
         if self.world_size == 1:
             return flat
@@ -279,6 +281,18 @@ class Muon:
 # ----------------------------------------------------------------------------------------------------------------------
 # Trainer: what common/run.py drives
 # ----------------------------------------------------------------------------------------------------------------------
+
+
+class LossOnItsWay:
+    """A loss that is being copied to the host. float() waits for its step, but not for one that was launched since."""
+
+    def __init__(self, loss):
+        self.value, self.copied = loss.to("cpu", non_blocking=True), torch.cuda.Event()
+        self.copied.record()
+
+    def __float__(self):
+        self.copied.synchronize()
+        return float(self.value)
 
 
 class TorchTrainer:
@@ -337,8 +351,9 @@ class TorchTrainer:
         with self.rounded_weights() if rounding else contextlib.nullcontext():
             loss = self.backward(tokens)
         matrices, loss, norm = self.sum_gradients(loss)
-        self.finite &= torch.isfinite(loss + norm)  # stays on the device: the CPU may be a step ahead
-        loss = torch.where(self.finite, loss, loss + norm)
+        both = loss + norm
+        self.finite &= both.abs() < float("inf")  # stays on the device: the CPU may be a step ahead
+        loss = torch.where(self.finite, loss, both)
         if self.device.type == "mps" and not self.finite:  # Adam on MPS has no found_inf
             return loss
         if self.s.grad_clip_norm > 0:
@@ -361,15 +376,15 @@ class TorchTrainer:
             before.copied.synchronize()  # so that the clock stays honest
         return self.running
 
-    def backward(self, tokens, alone=False):
+    def backward(self, tokens, alone=False, parts=None):
         """Gradients of this rank's part of the global mean loss into .grad, and that part; alone: of the mean over this
-        rank's rows."""
+        rank's rows. parts: rows of each pass; None: equal ones."""
         tokens, ranks = self.to_device(tokens), 1 if alone else self.world_size
         scale = 1.0 / (tokens[:, 1:].numel() * ranks)
         total = torch.zeros((), dtype=wide(self.dtype), device=self.device)
         for p in self.params.values():
             p.grad = None
-        for rows in tokens.split(micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1)):
+        for rows in tokens.split(parts or micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1)):
             loss = self.forward(rows).sum() * scale
             loss.backward()
             total += loss.detach()
@@ -525,7 +540,7 @@ class TorchTrainer:
         params = list(self.params.values())
         if self.before_sgd is None:
             self.before_sgd = [p.detach().clone() for p in params]
-        self.backward(tokens, alone=True)
+        self.backward(tokens, alone=True, parts=step_parts(self.s, len(tokens), tokens.shape[1] - 1))
         with torch.no_grad():
             torch._foreach_add_(params, [p.grad for p in params], alpha=-lr)
 
@@ -535,23 +550,11 @@ class TorchTrainer:
             torch._foreach_copy_(list(self.params.values()), self.before_sgd)
 
 
-class LossOnItsWay:
-    """A loss that is being copied to the host. float() waits for its step, but not for one that was launched since."""
-
-    def __init__(self, loss):
-        self.value, self.copied = loss.to("cpu", non_blocking=True), torch.cuda.Event()
-        self.copied.record()
-
-    def __float__(self):
-        self.copied.synchronize()
-        return float(self.value)
-
-
 def round_rows(w, levels):
     """float32 (rows, columns) as common/quantize.py stores and reads it."""
     if levels == "fp16":
         return w.half().float()
-    number = torch.tensor(float(levels), device=w.device)  # CUDA multiplies by the reciprocal of a Python number
+    number = w.new_full((), levels)  # CUDA multiplies by the reciprocal of a Python number; a copy of it would wait
     step = (w.abs().amax(dim=1, keepdim=True) / number).half().float()
     return torch.where(step > 0, w / step, 0.0).round().clamp(-round(levels), round(levels)) * step
 
@@ -577,6 +580,9 @@ def pick_device(s):
                 raise UserError(f"LOCAL_RANK={number}, but PyTorch sees {count} GPUs here: start {count} ranks")
             device = torch.device("cuda", number)
             torch.cuda.set_device(device)
+            if find_spec("flash_attn_interface") and torch.cuda.get_device_capability() == (9, 0) and not s.deterministic:
+                torch.nn.attention.activate_flash_attention_impl("FA3")
+                ATTENTION.sort(key=lambda kernel: kernel != SDPBackend.FLASH_ATTENTION)
             return device
         if torch.backends.mps.is_available():
             return torch.device("mps")
@@ -588,7 +594,14 @@ def pick_device(s):
 def pick_dtype(s, device):
     if s.compute_dtype != "auto":
         return getattr(torch, s.compute_dtype)
-    native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "mps":
+        native = torch.backends.mps.is_macos_or_newer(14, 0)
+    else:
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    if not native and not device.index:  # once per machine
+        print("warning: this GPU computes no bfloat16, so the run computes in float32, more slowly", file=sys.stderr)
     return torch.bfloat16 if native else torch.float32
 
 

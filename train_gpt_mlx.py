@@ -34,7 +34,7 @@ except ModuleNotFoundError as missing:
 sys.setdlopenflags(flags)
 import numpy as np
 
-from common.batches import micro_batch_rows, rank_rows
+from common.batches import micro_batch_rows, rank_rows, step_parts
 from common.machine import host_memory, host_peak_memory
 from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
@@ -372,17 +372,19 @@ class MlxTrainer:
         params, moments = self.adam.step(params, grads, moments, lr_scale, correction1, correction2)
         return params, momenta, moments
 
-    def backward(self, tokens, params, alone=False):
-        """(loss, gradients) of the global mean loss; alone: of the mean over this rank's rows."""
+    def backward(self, tokens, params, alone=False, parts=None):
+        """(loss, gradients) of the global mean loss; alone: of the mean over this rank's rows. parts: rows of each
+        pass; None: equal ones."""
         ranks = 1 if alone else self.world_size
         scale = self.scalar(1 / (tokens[:, 1:].size * ranks))
         rows = micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1)
+        parts = parts or [rows] * (len(tokens) // rows)
         loss, grads = None, {}
-        for first in range(0, len(tokens), rows):
-            part, more = self.loss_and_grads(params, mx.array(tokens[first:first + rows]), scale)
+        for rows, end in zip(parts, itertools.accumulate(parts)):
+            part, more = self.loss_and_grads(params, mx.array(tokens[end - rows:end]), scale)
             loss = part if loss is None else loss + part
             grads = {name: g + grads[name] if grads else g for name, g in more.items()}
-            if len(tokens) > rows:
+            if len(parts) > 1:
                 mx.eval(loss, grads)  # or all would be in memory at once
         if ranks > 1:
             parts, short = {"loss": loss} | grads, {}
@@ -519,7 +521,8 @@ class MlxTrainer:
     def sgd_step(self, tokens, lr):
         if self.before_sgd is None:
             self.before_sgd = self.params  # arrays do not change in place
-        _, grads = self.backward(tokens, self.params, alone=True)
+        parts = step_parts(self.s, len(tokens), tokens.shape[1] - 1)
+        _, grads = self.backward(tokens, self.params, alone=True, parts=parts)
         self.params = {name: p - self.scalar(lr) * grads[name] for name, p in self.params.items()}
         mx.eval(self.params)
 

@@ -4,6 +4,7 @@ Step s takes tokens [s*G, (s+1)*G], both ends included, of the endless train str
 again), where G is train_batch_tokens. Ranks and micro-batches only split the G / train_seq_len rows of a step.
 """
 import bisect
+import math
 
 import numpy as np
 
@@ -58,3 +59,15 @@ def micro_batch_rows(settings, rows, seq_len=0):
     allows. seq_len: tokens per row; 0: train_seq_len."""
     most = max(1, settings.micro_batch_tokens // (seq_len or settings.train_seq_len))
     return max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)
+
+
+def step_parts(settings, rows, seq_len):
+    """Rows of each forward and backward pass of a test-time step on `rows` rows: three sizes at most, however many rows
+    a step has, as each size is compiled. A step on a whole chunk takes the largest."""
+    whole = math.ceil(settings.ttt_chunk.tokens / seq_len)
+    passes = math.ceil(whole / max(1, settings.micro_batch_tokens // seq_len))
+    parts, largest = [], math.ceil(whole / passes)
+    for size in (largest, math.isqrt(largest), 1):
+        parts += [size] * (rows // size)
+        rows %= size
+    return parts

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from common.batches import micro_batch_rows, rank_rows
+from common.batches import micro_batch_rows, rank_rows, step_parts
 from common.tokenizer import count_bytes
 
 
@@ -73,20 +73,38 @@ def eval_lengths(settings):
     return seq_len, settings.eval_stride or seq_len
 
 
+def eval_shape(trainer, settings, final):
+    """(rows, tokens of a window) of the batches of an evaluation: those of training where that is possible, so that no
+    other shape is compiled."""
+    seq_len, stride = eval_lengths(settings) if final else (settings.train_seq_len, settings.train_seq_len)
+    rows = micro_batch_rows(settings, rank_rows(settings, trainer.rank, trainer.world_size)[1])
+    if seq_len != settings.train_seq_len:
+        rows = max(1, rows * settings.train_seq_len // seq_len)
+    if final and settings.ttt_lr:
+        rows = min(rows, math.ceil(math.ceil(settings.ttt_chunk.tokens / stride) / trainer.world_size))
+    return rows, seq_len
+
+
+def rehearse(trainer, settings):
+    """Run whatever evaluations will, once in each shape, so that it is compiled. The weights stay as they are."""
+    for rows, seq_len in {eval_shape(trainer, settings, final) for final in (False, True)}:
+        trainer.token_nats(np.zeros((rows, seq_len + 1), np.int32))
+    if settings.ttt_lr:
+        seq_len = eval_lengths(settings)[0]
+        parts = step_parts(settings, math.ceil(settings.ttt_chunk.tokens / seq_len), seq_len)
+        trainer.sgd_step(np.zeros((sum({*parts}), seq_len + 1), np.int32), 0.0)
+        trainer.undo_sgd()
+
+
 def evaluate(trainer, settings, stream, tokenizer, num_tokens, each=iter, final=False):
     """(nats per token, bits per byte, tokens scored, bytes) over the first num_tokens of a stream. each: passes on the
     parts of the work. final: as EVAL_SEQ_LEN, EVAL_STRIDE, TTT_LR and TTT_CHUNK say. Every rank makes all test-time
     steps (GPUs sum in any order, so their last digits may differ), which are undone at the end."""
     seq_len, stride = eval_lengths(settings) if final else (settings.train_seq_len, settings.train_seq_len)
-    chunk, bos_id = 0, None
-    # as in training, so that no other shape is compiled
-    rows = micro_batch_rows(settings, rank_rows(settings, trainer.rank, trainer.world_size)[1])
-    if seq_len != settings.train_seq_len:
-        rows = max(1, rows * settings.train_seq_len // seq_len)
+    rows, chunk, bos_id = eval_shape(trainer, settings, final)[0], 0, None
     if final and settings.ttt_lr:
         chunk = settings.ttt_chunk.tokens
         bos_id = tokenizer.bos_id if settings.ttt_chunk.per_document else None
-        rows = min(rows, math.ceil(math.ceil(chunk / stride) / trainer.world_size))
     total = np.zeros(3)  # nats, tokens, bytes
     plan = eval_plan(stream, num_tokens, seq_len, stride, chunk, bos_id)
     for act, what in each(own_part(plan, trainer.rank, trainer.world_size, rows)):

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.batches import rank_rows, step_rows
-from common.bpb import evaluate
+from common.bpb import evaluate, rehearse
 from common.checkpoint import Saver
 from common.dataset import Data
 from common.folder import RunFolder
@@ -83,12 +83,15 @@ class Run:
 
 
 def warm_up(run):
-    """Compile what the run will use, without a trace in its state or clock."""
-    steps, trainer = run.settings.warmup_steps, run.trainer
-    if steps:
+    """Compile what the run will use, up to the final evaluation, without a trace in its state or clock."""
+    s, trainer = run.settings, run.trainer
+    if s.warmup_steps:
         state, tokens = trainer.state(), run.batch()
-        for _ in run.watch.each([-1], "the warm-up", PATIENCE)(range(steps)):
-            trainer.train_step(tokens, 1.0, run.settings.muon_momentum)
+        for _ in run.watch.each([-1], "the warm-up", PATIENCE)(range(s.warmup_steps)):
+            trainer.train_step(tokens, 1.0, s.muon_momentum, s.qat_start < 1)
+            if s.ema_decay:
+                trainer.update_average(s.ema_decay)
+        rehearse(trainer, s)
         trainer.load_state(state)
     trainer.wait()
 

@@ -1,4 +1,5 @@
 """Data and settings that the tests share: a small text in byte tokens, and a model that trains on it in a second."""
+import contextlib
 import hashlib
 import json
 import os
@@ -9,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# before any plain `import mlx`, which would tie MLX to its own slow BLAS; pytest imports this file first
-import train_gpt_mlx
 from common.data.folder import write_shard
 from tests.browser import Browser
 
@@ -33,6 +32,10 @@ TINY = {
     "device": "cpu",
 }
 BACKENDS = {"torch": "train_gpt.py", "mlx": "train_gpt_mlx.py"}
+GPUS = [pytest.param("torch", marks=pytest.mark.cuda), pytest.param("mlx", marks=pytest.mark.metal)]
+DEVICES = [  # values of (backend, device)
+    ("torch", "cpu"), ("mlx", "cpu"),
+    pytest.param("torch", "gpu", marks=pytest.mark.cuda), pytest.param("mlx", "gpu", marks=pytest.mark.metal)]
 
 
 @pytest.fixture(scope="session")
@@ -78,12 +81,19 @@ def documents(tmp_path_factory):
 
 
 def pytest_runtest_setup(item):
-    """Tests marked `cuda` and `metal` run wherever there is such a device."""
-    import torch
-    here = {"cuda": torch.cuda.is_available(), "metal": train_gpt_mlx.mx.metal.is_available()}
-    for name, found in here.items():
-        if item.get_closest_marker(name) and not found:
+    """Tests marked `cuda` and `metal` run wherever there is such a device; they fail where their framework is not
+    installed."""
+    for name in ("cuda", "metal"):
+        if item.get_closest_marker(name) and not has_device(name):
             pytest.skip(f"no {name} device")
+
+
+def has_device(name):
+    if name == "cuda":
+        import torch
+        return torch.cuda.is_available()
+    import mlx.core as mx
+    return mx.metal.is_available()
 
 
 @pytest.fixture(params=BACKENDS)
@@ -94,9 +104,15 @@ def backend(request):
 
 def trainer_class(name):
     if name == "mlx":
+        import train_gpt_mlx
         return train_gpt_mlx.MlxTrainer
     import train_gpt
     return train_gpt.TorchTrainer
+
+
+with contextlib.suppress(ModuleNotFoundError):  # tests of MLX fail where it is not installed
+    # before any plain `import mlx`, which would tie MLX to its own slow BLAS; pytest imports this file first
+    trainer_class("mlx")
 
 
 def tiny_settings(backend, data_path, **changes):

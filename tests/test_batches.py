@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.batches import TokenStream, micro_batch_rows, rank_rows, step_rows
+from common.batches import TokenStream, micro_batch_rows, rank_rows, step_parts, step_rows
 from common.settings import Settings, UserError
 
 TOKENS = (np.arange(150) * 60_013 % 65_536).astype(np.uint16)  # all different, half of them above 2**15
@@ -69,3 +69,23 @@ def test_micro_batches_have_one_shape_and_fit(rows, tokens):
 
 def test_a_micro_batch_has_at_least_a_row():
     assert micro_batch_rows(Settings(train_seq_len=1024, micro_batch_tokens=1), 6) == 1
+
+
+@settings(deadline=None, database=None, derandomize=True)
+@given(st.integers(1, 300), st.integers(1, 3000), st.integers(1, 40))
+def test_test_time_steps_have_three_sizes_that_fit(micro, chunk, seq_len):
+    run = Settings(train_seq_len=8, micro_batch_tokens=8 * micro, ttt_chunk=str(chunk))
+    whole, fits = -(-chunk // seq_len), max(1, 8 * micro // seq_len)
+    steps = {rows: step_parts(run, rows, seq_len) for rows in {*range(1, 33), whole}}
+    assert all(sum(parts) == rows for rows, parts in steps.items())
+    sizes = {size for parts in steps.values() for size in parts}
+    assert len(sizes) <= 3 and max(sizes) <= fits
+    assert steps[whole][0] == -(-whole // -(-whole // fits))  # as few passes as fit, of one size but for the last
+
+
+def test_a_whole_chunk_takes_few_passes():
+    """32 rows at once, or what fits; a row more or less is not 31 passes of one row."""
+    run = Settings(train_seq_len=1024, micro_batch_tokens=65_536, ttt_chunk="32768d")
+    assert [step_parts(run, rows, 1024) for rows in (32, 31, 1)] == [[32], [5] * 6 + [1], [1]]
+    assert step_parts(run, 16, 2048) == [16]
+    assert step_parts(Settings(micro_batch_tokens=16_384, ttt_chunk="31744"), 31, 1024) == [16, 4, 4, 4, 1, 1, 1]

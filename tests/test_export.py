@@ -15,9 +15,7 @@ import time
 from argparse import Namespace
 
 import numpy as np
-import pyarrow
 import pytest
-from pyarrow import parquet
 
 from common.data import __main__ as command
 from common.data import documents, export
@@ -103,6 +101,8 @@ def test_every_document_in_order_whatever_the_workers(small_blocks, tmp_path, to
 
 
 def test_formats_give_the_same_documents(small_blocks, tmp_path):
+    import pyarrow
+    from pyarrow import parquet
     corpus = texts(120)
     lines = write_jsonl(tmp_path / "a.jsonl", corpus[:50])
     (tmp_path / "folder" / "deeper").mkdir(parents=True)
@@ -181,6 +181,8 @@ def test_files_that_cannot_be_read(tmp_path, capsys, name, data, message):
 
 
 def test_parquet_columns(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
     path = tmp_path / "a.parquet"
     column = pyarrow.array([b"a", None, b"\xff", b""], pyarrow.binary())
     parquet.write_table(pyarrow.table({"text": column, "n": [1, 2, 3, 4]}), path)
@@ -253,6 +255,8 @@ def test_documents_that_are_too_long_are_left_out_if_wanted(monkeypatch, tmp_pat
     if name == "a.jsonl":
         write_jsonl(path, corpus)
     elif name == "a.parquet":
+        import pyarrow
+        from pyarrow import parquet
         parquet.write_table(pyarrow.table({"text": corpus}), path)
     else:
         path.write_text("<end>".join(corpus))
@@ -270,11 +274,13 @@ def test_documents_that_are_too_long_are_left_out_if_wanted(monkeypatch, tmp_pat
 
 
 @pytest.mark.parametrize("column", [
-    pyarrow.array([["a", "b"]]), pyarrow.array([{"x": "a"}]), pyarrow.array([1.5]),
-    pyarrow.array([[b"a"]], pyarrow.list_(pyarrow.binary())), pyarrow.array([[("k", "v")]],
-                                                                            pyarrow.map_("string", "string"))])
+    lambda pa: pa.array([["a", "b"]]), lambda pa: pa.array([{"x": "a"}]), lambda pa: pa.array([1.5]),
+    lambda pa: pa.array([[b"a"]], pa.list_(pa.binary())),
+    lambda pa: pa.array([[("k", "v")]], pa.map_("string", "string"))])
 def test_a_column_that_is_not_a_string_is_named_by_its_type(tmp_path, column):
-    parquet.write_table(pyarrow.table({"body": column}), tmp_path / "a.parquet")
+    import pyarrow
+    from pyarrow import parquet
+    parquet.write_table(pyarrow.table({"body": column(pyarrow)}), tmp_path / "a.parquet")
     kind = str(parquet.read_schema(tmp_path / "a.parquet").field("body").type)
     with pytest.raises(UserError) as error:
         read_file(tmp_path / "a.parquet", key="body")
@@ -283,6 +289,8 @@ def test_a_column_that_is_not_a_string_is_named_by_its_type(tmp_path, column):
 
 @pytest.mark.parametrize("kind", ["string", "large_string", "binary", "large_binary", "dictionary"])
 def test_any_column_of_strings_is_read(tmp_path, kind):
+    import pyarrow
+    from pyarrow import parquet
     column = pyarrow.array(["a", None, "\u00e9"])
     column = column.dictionary_encode() if kind == "dictionary" else column.cast(getattr(pyarrow, kind)())
     parquet.write_table(pyarrow.table({"text": column}), tmp_path / "A.PARQUET")
@@ -293,6 +301,7 @@ def test_any_column_of_strings_is_read(tmp_path, kind):
                                   "a.ndjson.xz", "a.Txt", "a.txt.zst"])
 def test_files_are_read_by_their_endings(tmp_path, name):
     """In upper case too, compressed in the usual ways; one that is cut short is refused."""
+    import pyarrow
     path, ending = tmp_path / name, name.lower().rsplit(".", 1)[-1]
     text = "".join(f"text number {i * i}, " for i in range(99))
     data = text.encode() if ".txt" in name.lower() else json.dumps({"text": text}).encode()

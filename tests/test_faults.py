@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.batches import step_rows
 from common.checkpoint import checkpoints
 from common.data.folder import write_shard
+from common.dataset import open_data
+from common.params import initial_weights
 from common.readlog import parse_log
-from tests.faults import Run, ended, flip_bit, small_disk
+from tests.conftest import DEVICES, tiny_settings, trainer_class
+from tests.faults import Run, ended, flip_bit, keeps_weights, small_disk
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +276,18 @@ def test_what_is_not_finite_changes_no_weight(what, backend, tmp_path, data_path
     assert [path.name for path in checkpoints(run.path)] == ["step-00000005.checkpoint"] and not (
         run.path / "model.int8.zlib"
     ).exists()
+
+
+@pytest.mark.parametrize("backend, device", DEVICES)
+@pytest.mark.parametrize("what", ["nan", "inf"])
+def test_the_steps_after_it_change_nothing_either(what, backend, device, tmp_path, monkeypatch, data_path):
+    """On a GPU the CPU may ask for them before it knows."""
+    monkeypatch.chdir(tmp_path)
+    s = tiny_settings(backend, data_path, device=device)
+    trainer = keeps_weights(trainer_class(backend), 0, 0, 3, what)(s, initial_weights(s))
+    for step in range(5):
+        trainer.train_step(step_rows(open_data(s).train, s, step), 1.0, 0.9)
+    assert trainer.made == 5 and all(trainer.same) and not trainer.seen
 
 
 # the disk

@@ -154,3 +154,35 @@ def test_nothing_imports_records(folder):
     assert files and not [
         path for path in files if any(name.split(".")[0] == "records" for name in imported_names(path))
     ]
+
+
+MISSING = """
+import sys
+
+
+class Missing:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in {names}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+
+sys.meta_path.insert(0, Missing)
+"""
+OPTIONAL = ["pyarrow", "huggingface_hub", "matplotlib", "scipy"]
+STATE = ["tests/test_repeatable.py", "-k", "taken_over and cpu"]
+
+
+@pytest.mark.parametrize("missing, arguments, says", [
+    (["torch", "mlx"], ["--collect-only", "-m", "cuda or metal"], "tests collected"),
+    (["torch", "mlx"], ["tests/test_schedule.py"], " passed"),
+    (["mlx"], STATE, "1 failed, 1 passed"),
+    (["torch"], STATE, "1 failed, 1 passed")], ids=["collected", "neither", "torch alone", "mlx alone"])
+def test_the_tests_start_with_what_is_installed(missing, arguments, says, tmp_path):
+    """Those of the backend that is there run, those of the other fail; none is left out."""
+    (tmp_path / "missing.py").write_text(MISSING.format(names=missing + OPTIONAL))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", "-p", "missing", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert says in done.stdout and done.returncode == (" failed" in says), done.stdout + done.stderr
+    assert "failed" not in says or f"No module named '{missing[0]}" in done.stdout

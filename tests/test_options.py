@@ -10,7 +10,7 @@ from common.quantize import dequantize_rows, quantize_rows
 from common.schedule import ema_decay
 from common.settings import Settings, settings_of
 from parity.options import OPTIONS, option_settings
-from tests.conftest import TINY, trainer_class
+from tests.conftest import DEVICES, TINY, trainer_class
 from tests.faults import Run, ended
 
 IN_TRAINING = settings_of("model", "training", "memory").keys() | {"quant_levels"}  # the others: test_options_eval.py
@@ -63,8 +63,9 @@ def test_the_decay_grows_to_the_one_that_is_set():
     assert [ema_decay(s, step) for step in (0, 10, 10_000)] == [0.1, 11 / 20, 0.99]
 
 
+@pytest.mark.parametrize("backend, device", DEVICES)
 @pytest.mark.parametrize("levels", [2, 7, 31, 127, "fp16"])
-def test_training_rounds_as_the_model_file_does(levels, backend):
+def test_training_rounds_as_the_model_file_does(levels, backend, device):
     """Bit for bit, with rows of zeros, rows whose scale is a subnormal float16 or 0, and values halfway between two
     codes."""
     random = np.random.Generator(np.random.Philox(0))
@@ -77,15 +78,27 @@ def test_training_rounds_as_the_model_file_does(levels, backend):
         import torch
 
         from train_gpt import round_rows
-        rounded = round_rows(torch.from_numpy(weights), levels).numpy()
+        given = torch.from_numpy(weights).to("cuda" if device == "gpu" else "cpu")
+        rounded = round_rows(given, levels).cpu().numpy()
     else:
-        import mlx.core as mx
-
-        from train_gpt_mlx import round_rows
-        with mx.stream(mx.cpu):
+        from train_gpt_mlx import mx, round_rows
+        with mx.stream(getattr(mx, device)):
             rounded = np.array(round_rows(mx.array(weights), levels))
     if levels == "fp16":
         expected = weights.astype(np.float16).astype(np.float32)
     else:
         expected = dequantize_rows(*quantize_rows(weights, levels))
     assert np.array_equal(rounded, expected)
+
+
+@pytest.mark.cuda
+def test_rounding_copies_nothing_that_the_cpu_waits_for():
+    import torch
+
+    from train_gpt import round_rows
+    weights = torch.ones(8, 8, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        round_rows(weights, 31)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

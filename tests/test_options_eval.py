@@ -7,13 +7,15 @@ import pytest
 from common import bpb
 from common.batches import TokenStream, step_rows
 from common.dataset import open_data
+from common.loop import Run, warm_up
 from common.params import initial_weights
+from common.ranks import Interrupt, RankWatch
 from common.readlog import parse_log
 from common.settings import Settings, settings_of
 from parity.options import OPTIONS, option_settings
 from parity.problem import full_weights
 from tests import faults
-from tests.conftest import BACKENDS, ROOT, TINY, environment, run_script, tiny_settings, trainer_class
+from tests.conftest import BACKENDS, DEVICES, ROOT, TINY, environment, run_script, tiny_settings, trainer_class
 
 BOS = 1
 NAMES = [name for name in OPTIONS if OPTIONS[name].keys() <= settings_of("evaluation").keys() - {"quant_levels"}]
@@ -24,7 +26,7 @@ WAYS |= {"all": ALL, "all, in chunks": option_settings(Settings(**TINY), NAMES)}
 
 def build(backend, data_path, weights=None, **changes):
     """(trainer, settings) in reference mode; the weights are such that everything in the model counts."""
-    settings = tiny_settings(backend, data_path, compute_dtype="float64", **changes)
+    settings = tiny_settings(backend, data_path, **{"compute_dtype": "float64"} | changes)
     return trainer_class(backend)(settings, weights or full_weights(settings)), settings
 
 
@@ -103,15 +105,41 @@ def test_steps_on_scored_tokens_change_what_follows(backend, monkeypatch):
     assert set(range(17, 61)) <= set(felt["documents"]) and felt["documents"].max() == 60
 
 
-def test_a_step_is_plain_sgd_on_the_mean(backend):
-    trainer, _ = build(backend, "", **SMALL, eval_seq_len=12)
-    tokens = np.random.Generator(np.random.Philox(13)).integers(0, 10, (4, 13)).astype(np.int32)
-    before = trainer.weights()
-    _, grads = trainer.gradients(tokens)
-    trainer.sgd_step(tokens, 0.25)
-    after = trainer.weights()
-    assert all(np.abs(after[name] - (before[name] - 0.25 * grads[name])).max() < 1e-14 for name in before)
-    assert any(np.abs(g).max() > 1e-3 for g in grads.values())
+def passes(trainer, monkeypatch):
+    """The set to which each forward pass adds its kind and the shape of its tokens: what is compiled once."""
+    seen = set()
+
+    def noted(way, make):
+        def call(*given):
+            if trainer.backend == "torch":
+                import torch
+                seen.add((way, tuple(given[0].shape), torch.is_grad_enabled()))
+            else:
+                seen.add((way, tuple(given[1].shape), None))
+            return make(*given)
+        return call
+
+    for way in {"forward", "loss_and_grads"} & vars(trainer).keys():
+        monkeypatch.setattr(trainer, way, noted(way, getattr(trainer, way)))
+    return seen
+
+
+def test_a_step_is_plain_sgd_on_the_mean(backend, monkeypatch):
+    """Of any number of rows, in passes of at most three shapes: PyTorch gives up at the ninth that it compiles."""
+    trainer, _ = build(backend, "", **SMALL | {"micro_batch_tokens": 240, "ttt_chunk": "355d"}, eval_seq_len=12)
+    tokens = np.random.Generator(np.random.Philox(13)).integers(0, 10, (32, 13)).astype(np.int32)
+    before, seen = trainer.weights(), set()
+    for rows in (1, 2, 5, 14, 30, 31, 32):
+        _, grads = trainer.gradients(tokens[:rows])
+        with monkeypatch.context() as patch:
+            shapes = passes(trainer, patch)
+            trainer.sgd_step(tokens[:rows], 0.25)
+            seen |= shapes
+        after = trainer.weights()
+        assert all(np.abs(after[name] - (before[name] - 0.25 * grads[name])).max() < 1e-14 for name in before)
+        assert any(np.abs(g).max() > 1e-3 for g in grads.values())
+        trainer.undo_sgd()
+    assert {shape for _, shape, _ in seen} == {(15, 13), (3, 13), (1, 13)} and len(seen) == 3
 
 
 # equal ----------------------------------------------------------------------------------------------------------------
@@ -151,6 +179,28 @@ def test_context_and_steps_help_a_trained_model(backend, documents):
     for values in ({"ttt_chunk": "64"}, {"ttt_chunk": "32d"}, {"ttt_chunk": "64", "eval_stride": 8}):
         assert score(other, ttt_lr=0.1, **values) < score(other, **values) - 0.1
     assert all((trained[name] == w).all() for name, w in trainer.weights().items())
+
+
+@pytest.mark.parametrize("backend, device", DEVICES)
+@pytest.mark.parametrize("changes", [{}, ALL, WAYS["test-time training"] | {"ttt_chunk": "224"}],
+                         ids=["plain", "all", "chunks of 7 rows"])
+def test_the_warm_up_compiles_all_that_a_run_uses(changes, backend, device, documents, tmp_path, monkeypatch):
+    """Steps with all options, validations and the final evaluation meet no other shape; and it leaves no trace."""
+    sizes = {"micro_batch_tokens": 128, "ema_decay": 0.9, "qat_start": 0.5, "device": device}
+    sizes |= {"compute_dtype": "auto"} if device == "gpu" else {}
+    trainer, settings = build(backend, documents, **sizes | changes)
+    data, before = open_data(settings), trainer.state()
+    with monkeypatch.context() as patch:
+        warmed = passes(trainer, patch)
+        warm_up(Run(settings, data, trainer, None, None, RankWatch(tmp_path, 0, 1, 60), Interrupt()))
+    after = trainer.state()
+    assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
+    used = passes(trainer, monkeypatch)
+    for rounding in (False, True):
+        trainer.train_step(step_rows(data.train, settings, 0), 1.0, 0.9, rounding)
+    for final in (False, True):
+        bpb.evaluate(trainer, settings, data.val, data.tokenizer, data.val_tokens, final=final)
+    assert used == warmed
 
 
 # whole runs -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.params import initial_weights
-from tests.conftest import BACKENDS, ROOT, environment, run_script, tiny_settings, trainer_class
+from tests.conftest import BACKENDS, DEVICES, GPUS, ROOT, environment, run_script, tiny_settings, trainer_class
 from tests.faults import Run, ended
 
 # large enough that the threads share sums, in two micro-batches
@@ -38,9 +38,7 @@ def test_twice_and_resumed_the_same_bytes_with_two_threads(dtype, backend, tmp_p
     assert models[0] == models[1] == again.model()
 
 
-@pytest.mark.parametrize("backend", [
-    pytest.param("torch", marks=pytest.mark.cuda), pytest.param("mlx", marks=pytest.mark.metal)
-])
+@pytest.mark.parametrize("backend", GPUS)
 def test_on_a_gpu_with_deterministic_the_same_bytes(backend, tmp_path, data_path):
     env = environment(data_path, **THREADS | {"device": "gpu", "deterministic": True, "compute_dtype": "bfloat16"})
     models = []
@@ -49,6 +47,24 @@ def test_on_a_gpu_with_deterministic_the_same_bytes(backend, tmp_path, data_path
         assert done.returncode == 0, done.stdout + done.stderr
         models.append((tmp_path / "runs" / name / "model.int8.zlib").read_bytes())
     assert models[0] == models[1]
+
+
+@pytest.mark.parametrize("backend, device", DEVICES)
+def test_a_state_that_is_taken_over_goes_on_the_same(backend, device, data_path):
+    """To the bit, with an average, in the dtype of the device."""
+    s = tiny_settings(backend, data_path, device=device, deterministic=True, ema_decay=0.9, qat_start=0.5)
+    tokens = np.random.Generator(np.random.Philox(4)).integers(0, 260, (8, 33)).astype(np.int32)
+
+    def steps(trainer):
+        for rounding in (False, True, True):
+            trainer.train_step(tokens, 1.0, 0.9, rounding)
+            trainer.update_average(0.9)
+        return trainer.state()
+
+    first, second = (trainer_class(backend)(s, initial_weights(s)) for _ in range(2))
+    second.load_state(steps(first))
+    ends = steps(first), steps(second)
+    assert ends[0].keys() == ends[1].keys() and all(np.array_equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
 def test_deterministic_is_another_way_to_the_same_gradients(backend, data_path):

@@ -2,7 +2,6 @@
 import re
 import shutil
 
-import matplotlib
 import numpy as np
 import pytest
 
@@ -166,6 +165,7 @@ def test_a_table_wider_than_the_page_says_so_and_scrolls_by_keyboard(many, tmp_p
 
 def covered(figure):
     """list of words: what a legend of the figure lies over, or that it leaves the figure."""
+    import matplotlib
     with matplotlib.rc_context(STYLE):
         figure.draw_without_rendering()
     own = {axes.get_legend(): axes for axes in figure.axes if axes.get_legend()}
@@ -183,6 +183,7 @@ def covered(figure):
 
 @pytest.mark.parametrize(("count", "name"), [(1, "made"), (5, "made"), (MOST_RUNS, "made"), (MOST_RUNS, "W" * 150)])
 def test_no_legend_of_the_picture_covers_anything(tmp_path, count, name):
+    import matplotlib
     runs, _ = read_runs(make_runs(tmp_path / "runs", count, name))
     with matplotlib.rc_context(STYLE):
         figure = curves_figure(runs)
@@ -194,6 +195,7 @@ def test_no_legend_of_the_picture_covers_anything(tmp_path, count, name):
 
 
 def test_the_picture_of_a_summary_has_two_panels_for_each_data_set(many, tmp_path):
+    import matplotlib
     runs, _ = read_runs(many)
     with matplotlib.rc_context(STYLE):
         titles = [axes.get_title(loc="left") for axes in summary_figure(runs).axes[::2]]

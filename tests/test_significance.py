@@ -5,7 +5,6 @@ import statistics
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from records.__main__ import main
 from records.rules import SP1024_NATS_PER_BPB
@@ -33,6 +32,7 @@ def test_the_published_fixture():
 
 
 def test_against_scipy():
+    from scipy import stats
     random = np.random.Generator(np.random.Philox(5))
     for a, b in ((3, 3), (3, 7), (12, 4)):
         baseline, candidate = (list(random.normal(mean, sd, n)) for mean, sd, n in ((2.0, 0.001, a), (1.99, 0.003, b)))

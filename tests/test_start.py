@@ -8,7 +8,6 @@ import threading
 
 import pytest
 
-import train_gpt
 from common.folder import make_folder
 from common.machine import compile_problem
 from common.params import initial_weights
@@ -149,6 +148,8 @@ def test_make_starts_as_many_ranks_as_the_framework_sees(counts, flags, runs, tm
 @pytest.mark.parametrize("number, seen", [("3", UserError), ("", "cuda:0"), ("1", "cuda:1")])
 def test_a_rank_for_which_there_is_no_gpu(number, seen, monkeypatch, data_path):
     import torch
+
+    import train_gpt
     monkeypatch.setenv("LOCAL_RANK", number)
     for name, value in {"is_available": True, "device_count": 2, "set_device": None}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *given, value=value: value)
@@ -158,6 +159,20 @@ def test_a_rank_for_which_there_is_no_gpu(number, seen, monkeypatch, data_path):
             train_gpt.pick_device(s)
     else:
         assert str(train_gpt.pick_device(s)) == seen
+
+
+@pytest.mark.parametrize("device, asked, has", [
+    ("cuda", "torch.cuda.is_bf16_supported", True), ("cuda", "torch.cuda.is_bf16_supported", False),
+    ("mps", "torch.backends.mps.is_macos_or_newer", True), ("mps", "torch.backends.mps.is_macos_or_newer", False),
+    ("cpu", "torch.cpu._is_avx512_bf16_supported", True), ("cpu", "torch.cpu._is_avx512_bf16_supported", False)])
+def test_bfloat16_where_the_device_computes_it(device, asked, has, monkeypatch, data_path, capsys):
+    import torch
+
+    import train_gpt
+    monkeypatch.setattr(asked, lambda *given, **named: has)
+    found = train_gpt.pick_dtype(tiny_settings("torch", data_path), torch.device(device))
+    assert found == (torch.bfloat16 if has else torch.float32)
+    assert ("warning: this GPU computes no bfloat16" in capsys.readouterr().err) == (device != "cpu" and not has)
 
 
 # compilers

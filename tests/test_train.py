@@ -26,6 +26,7 @@ from common.params import initial_weights
 from common.ranks import Interrupt, RankWatch
 from common.readlog import parse_log
 from common.run import main
+from common.settings import Settings
 from common.shards import open_shard
 from tests import faults
 from tests.conftest import BACKENDS, ROOT, TINY, environment, run_script, tiny_settings, trainer_class
@@ -52,7 +53,7 @@ def train_alone(backend, folder, data_path, script=None, launch=(), **changes):
 def in_folder(tmp_path, monkeypatch, data_path):
     """Calls a trainer's main in this process with flags, in an empty folder and without settings in the environment."""
     monkeypatch.chdir(tmp_path)
-    for name in set(os.environ) & {name.upper() for name in tiny_settings("mlx", data_path).__dataclass_fields__}:
+    for name in set(os.environ) & {name.upper() for name in Settings.__dataclass_fields__}:
         monkeypatch.delenv(name)
 
     def call(backend, **changes):
