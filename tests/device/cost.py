@@ -38,7 +38,8 @@ def write_costs(found):
             for name, case in found["cases"].items()]
     cases = ",\n".join(rows)
     spills = len(spilling(found))
-    COSTS.write_text(f'{{\n  "torch": "{found["torch"]}",\n  "spilling kernels": {spills},\n  "cases": {{\n{cases}\n  }}\n}}\n')
+    COSTS.write_text(f'{{\n  "torch": "{found["torch"]}",\n  "spilling kernels": {spills},\n'
+                     f'  "cases": {{\n{cases}\n  }}\n}}\n')
 
 
 def print_kernels(launches, top):
