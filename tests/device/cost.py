@@ -26,12 +26,20 @@ def counted(module, *arguments):
     return json.loads(done.stdout)
 
 
+def spilling(found):
+    """Names of kernels that keep registers in memory in each of their configurations. Inductor times these on the
+    device and passes over those that spill, where it has another."""
+    return sorted(name for name, forms in found["kernels"].items() if all(stack for _, _, stack in forms))
+
+
 def write_costs(found):
     """One line for each case, so that a difference shows what a change costs. ms: of the roofline."""
     rows = [f"    {json.dumps(name)}: {json.dumps({column: case[column] for column in (*COLUMNS, 'ms')})}"
             for name, case in found["cases"].items()]
     cases = ",\n".join(rows)
-    COSTS.write_text(f'{{\n  "torch": "{found["torch"]}",\n  "cases": {{\n{cases}\n  }}\n}}\n')
+    spills = len(spilling(found))
+    COSTS.write_text(f'{{\n  "torch": "{found["torch"]}",\n  "spilling kernels": {spills},\n'
+                     f'  "cases": {{\n{cases}\n  }}\n}}\n')
 
 
 def print_kernels(launches, top):
