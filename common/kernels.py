@@ -1,13 +1,12 @@
 """KERNELS=triton: Triton kernels in place of some of PyTorch's operations in train_gpt.py.
 
-    head_nats   product with the head, softcap, softmax, nats; the logits become their own gradient, in one buffer
-    relu2_mlp   relu^2 is done at the end of the product before it, its derivative at the end of that in the backward
-                pass; only relu^2 is kept
+    head_nats   softcap, softmax and nats of the head's product, which becomes its own gradient, in one buffer
+    relu2_mlp   relu^2 at the end of the product before it; its derivative at the end of that of the backward pass
     symmetric   x x^T and its polynomial for Newton-Schulz: half of the blocks are computed, the others mirrored
 
-They are operators (torch.ops.parity_golf.*) once load_kernels() has run, and Inductor sees the kernels in them. Each is
-what the trainer computes without the setting, up to rounding. Sides of matrices are multiples of SIDE; rows and
-vocabulary may be anything. No two programs add into one place, so equal inputs give equal bytes.
+They are operators, torch.ops.parity_golf.*, once load_kernels() has run; Inductor sees the kernels in them. Each is
+what the trainer computes without the setting, up to rounding. Sides of matrices are multiples of SIDE; the number of
+rows and the vocabulary may be anything. No two programs add into one place, so equal inputs give equal bytes.
 """
 import functools
 import types
@@ -20,20 +19,22 @@ tl = types.SimpleNamespace(constexpr="constexpr")  # until load_kernels() puts t
 
 
 def use_kernels(s, device, dtype):
-    """Load the kernels for a run on this device, in this compute dtype. Raises UserError where they cannot serve it."""
+    """Load the kernels. Raises UserError where they cannot serve a run on this device, in this compute dtype."""
+    sides = {side for p in param_table(s).values() if p.group == "matrix" for side in p.shape if side % SIDE}
+    wrong = None
     if device.type != "cuda":
-        raise UserError("KERNELS=triton needs a CUDA device, and this run has none: use KERNELS=none")
-    if dtype.itemsize != 2:
-        raise UserError(f"KERNELS=triton multiplies in bfloat16, and this run in {str(dtype).removeprefix('torch.')}: "
-                        "use KERNELS=none, or COMPUTE_DTYPE=auto on a GPU that has bfloat16")
-    sides = {side for p in param_table(s).values() if p.group == "matrix" for side in p.shape}
-    if odd := [str(side) for side in sorted(sides) if side % SIDE]:
-        raise UserError(f"KERNELS=triton needs matrices whose sides are multiples of {SIDE}, and some here are "
-                        f"{', '.join(odd)}: change MODEL_DIM, NUM_HEADS or NUM_KV_HEADS, or use KERNELS=none")
-    try:
-        load_kernels()
-    except ModuleNotFoundError as missing:
-        raise UserError(f"KERNELS=triton: {missing}: `pip install triton` provides it, or use KERNELS=none") from None
+        wrong = "a CUDA device, and this run has none"
+    elif dtype.itemsize != 2:
+        wrong = f"COMPUTE_DTYPE=auto and a GPU that has bfloat16, and this run is in {dtype}"
+    elif sides:
+        wrong = f"MODEL_DIM and MODEL_DIM * NUM_KV_HEADS / NUM_HEADS that are multiples of {SIDE}, not {sorted(sides)}"
+    else:
+        try:
+            load_kernels()
+        except ModuleNotFoundError as missing:
+            wrong = f"the package triton (`pip install triton`): {missing}"
+    if wrong:
+        raise UserError(f"KERNELS=triton needs {wrong}; or use KERNELS=none")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -47,8 +48,7 @@ def squash(x):
 
 
 def nats_in_place(logits, targets, nats, V: tl.constexpr, cap: tl.constexpr, BLOCK: tl.constexpr):
-    """One program per row of logits (M, V): nats (M,) of targets (M,) after the softcap; the row becomes the gradient
-    of its nats."""
+    """One program per row of logits (M, V): nats (M,) of targets (M,); the row becomes the gradient of its nats."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * V
     target = tl.load(targets + row)
@@ -74,8 +74,8 @@ def relu2_product(a, b, post, out, M, N: tl.constexpr, K: tl.constexpr, SN: tl.c
                   BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     """One program per block (BM, BN) of h = a b^T; a (M, K) is contiguous, b (N, K) has strides SN and SK.
 
-    out (M, N) = relu(h)^2 where post is None; else h is the gradient of post = relu(y)^2, and out = 2 h relu(y) that of
-    y. The root of post is relu(y) to half a unit in the last place."""
+    out (M, N) is relu(h)^2 where post is None. Else h is the gradient of post = relu(y)^2, and out that of y, which is
+    2 h relu(y), with relu(y) as the root of post."""
     m, n = tl.program_id(0) // (N // BN), tl.program_id(0) % (N // BN)
     rows, columns, ks = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN), tl.arange(0, BK)
     inside, rows = rows[:, None] < M, rows[:, None].to(tl.int64)
@@ -96,8 +96,7 @@ def relu2_product(a, b, post, out, M, N: tl.constexpr, K: tl.constexpr, SN: tl.c
 
 def symmetric_product(x, out, alpha, beta, R: tl.constexpr, K: tl.constexpr, SR: tl.constexpr, SK: tl.constexpr,
                       BM: tl.constexpr, BK: tl.constexpr, ADD: tl.constexpr):
-    """Programs (block (BM, BM) of out, matrix): out (n, R, R) = alpha x x^T, with ADD + beta x. x (n, R, K) has strides
-    R K, SR and SK."""
+    """Programs (block of out, matrix): out (n, R, R) = alpha x x^T, ADD: + beta x; x (n, R, K), strides R K, SR, SK."""
     i, j, matrix = tl.program_id(0) // (R // BM), tl.program_id(0) % (R // BM), tl.program_id(1).to(tl.int64)
     if j <= i:
         rows, columns, ks = i * BM + tl.arange(0, BM), j * BM + tl.arange(0, BM), tl.arange(0, BK)
@@ -122,27 +121,27 @@ def symmetric_product(x, out, alpha, beta, R: tl.constexpr, K: tl.constexpr, SR:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+def keep(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:3], output[1])
+    ctx.set_materialize_grads(False)
+
+
 def head_nats(x: "Tensor", head: "Tensor", targets: "Tensor", cap: float) -> "tuple[Tensor, Tensor]":
-    """float32 nats (M,) of targets (M,) with logits cap tanh(x head^T / cap), and the gradient of each row's nats
-    (M, V) for that product; x (..., C), head (V, C)."""
+    """float32 nats (M,) of targets (M,) with logits cap tanh(x head^T / cap), and for the gradient that of the product
+    (M, V), of each row's own nats; x (..., C), head (V, C)."""
     logits, nats = x.flatten(0, -2) @ head.T, x.new_empty(len(targets), dtype=float32)
     wrap_triton(nats_in_place)[len(targets),](logits, targets.contiguous(), nats, len(head), cap, BLOCK=1024)
     return nats, logits
 
 
-def keep_for_head(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:2], output[1])
-    ctx.set_materialize_grads(False)
-
-
 def backward_of_head(ctx, grad, _):
-    x, head, d = ctx.saved_tensors
+    x, head, _, d = ctx.saved_tensors
     rows, grad = x.flatten(0, -2), grad[:, None]
     return ((d @ head) * grad).to(x.dtype).view(x.shape), d.T @ (rows * grad).to(x.dtype), None, None
 
 
 def relu2_mlp(x: "Tensor", fc: "Tensor", proj: "Tensor") -> "tuple[Tensor, Tensor]":
-    """relu(x fc^T)^2 proj^T (..., C), and relu(x fc^T)^2 (M, H) for its gradient; x (..., C), fc (H, C), proj (C, H).
+    """relu(x fc^T)^2 proj^T (..., C), and for the gradient relu(x fc^T)^2 (M, H); x (..., C), fc (H, C), proj (C, H).
     """
     post = launch_product(x.flatten(0, -2), fc, None)
     return (post @ proj.T).view(x.shape), post
@@ -154,17 +153,11 @@ def relu2_mlp_grad(grad: "Tensor", proj: "Tensor", post: "Tensor") -> "Tensor":
 
 
 def launch_product(a, b, post):
-    """out of relu2_product."""
     a, (M, K), N = a.contiguous(), a.shape, len(b)
     BM, BN, out = 128, 256 if N % 256 == 0 else SIDE, a.new_empty(M, N)
     wrap_triton(relu2_product)[-(-M // BM) * (N // BN),](
         a, b, post, out, M, N, K, *b.stride(), BM, BN, SIDE, num_warps=8, num_stages=3)
     return out
-
-
-def keep_for_mlp(ctx, inputs, output):
-    ctx.save_for_backward(*inputs, output[1])
-    ctx.set_materialize_grads(False)
 
 
 def backward_of_mlp(ctx, grad, _):
@@ -195,12 +188,7 @@ def load_kernels():
     from torch.library import triton_op, wrap_triton
     functions = squash, nats_in_place, relu2_product, symmetric_product
     squash, nats_in_place, relu2_product, symmetric_product = map(triton.jit, functions)
-    for operator, *gradient in (
-        (head_nats, backward_of_head, keep_for_head),
-        (relu2_mlp, backward_of_mlp, keep_for_mlp),
-        (relu2_mlp_grad,),
-        (symmetric,),
-    ):
-        registered = triton_op(f"parity_golf::{operator.__name__}", operator, mutates_args=())
-        if gradient:
-            registered.register_autograd(gradient[0], setup_context=gradient[1])
+    made = [triton_op(f"parity_golf::{operator.__name__}", operator, mutates_args=())
+            for operator in (head_nats, relu2_mlp, relu2_mlp_grad, symmetric)]
+    made[0].register_autograd(backward_of_head, setup_context=keep)
+    made[1].register_autograd(backward_of_mlp, setup_context=keep)
