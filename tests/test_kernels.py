@@ -3,6 +3,7 @@
 No GPU is needed: numbers come from Triton's interpreter, machine code from its compiler for an H100, launches from the
 fake device of tests/device/.
 """
+import collections
 import json
 import os
 import re
@@ -21,7 +22,6 @@ from tests.conftest import BACKENDS, ROOT, environment, run_script
 from tests.device.cost import counted
 
 triton_runs = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
-CUDA, BFLOAT16 = torch.device("cuda"), torch.bfloat16
 
 
 # who may use them -----------------------------------------------------------------------------------------------------
@@ -35,9 +35,10 @@ CUDA, BFLOAT16 = torch.device("cuda"), torch.bfloat16
     ({"device": "cuda", "num_kv_heads": 1, "num_heads": 16}, r"that are multiples of 64, not \[32\]"),
 ])
 def test_where_they_cannot_serve_they_are_refused(changes, words):
-    device, dtype = torch.device(changes.pop("device", "cpu")), changes.pop("dtype", BFLOAT16)
+    given = {"device": "cpu", "dtype": torch.bfloat16} | changes
+    device, dtype = torch.device(given.pop("device")), given.pop("dtype")
     with pytest.raises(UserError, match=words):
-        use_kernels(Settings(vocab_size=1024, kernels="triton", **changes), device, dtype)
+        use_kernels(Settings(vocab_size=1024, kernels="triton", **given), device, dtype)
 
 
 @pytest.mark.parametrize("backend, words", [
@@ -78,26 +79,33 @@ def test_in_a_bundle_triton_finds_their_source_and_may_be_missing(tmp_path):
 # what they compute ----------------------------------------------------------------------------------------------------
 
 
+def errors(device, **variables):
+    """Rows of tests/kernel_errors.py."""
+    command = [sys.executable, "-W", "ignore::RuntimeWarning", "-m", "tests.kernel_errors", device]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | variables, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
+
+
 @triton_runs
 def test_in_the_interpreter_they_compute_what_the_trainer_does():
-    command = [sys.executable, "-W", "ignore::RuntimeWarning", "-m", "tests.interpreted"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, check=True,
-                          stdout=subprocess.PIPE, text=True)
-    rows = json.loads(done.stdout)
+    rows = errors("cpu", TRITON_INTERPRET="1")
     assert len(rows) > 90 and [row for row in rows if not row[1] < row[2]] == []
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_they_compute_what_the_trainer_does():
+    rows = errors("cuda")
+    assert len(rows) > 50 and [row for row in rows if not row[1] < row[2]] == []
 
 
 # what becomes of them on an H100 --------------------------------------------------------------------------------------
 
 
 class Launches(list):
-    """In place of wrap_triton: a list of (kernel, arguments, options) that would be launched."""
+    """In place of wrap_triton: a list of (kernel, arguments, options) that would be launched, on whatever grid."""
 
     def __call__(self, kernel):
-        class Launcher:
-            def __getitem__(_, grid):
-                return lambda *arguments, **options: self.append((kernel, arguments, options))
-        return Launcher()
+        return collections.defaultdict(lambda: lambda *given, **options: self.append((kernel, given, options)))
 
 
 TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64", int: "i32", float: "fp32"}
@@ -137,7 +145,7 @@ def test_on_an_h100_they_use_its_matrix_units_and_do_not_spill(operator, shapes,
     launches = Launches()
     monkeypatch.setattr(common.kernels, "wrap_triton", launches)
     sizes = [[SIZES.get(side, side) for side in shape] for shape in shapes]
-    operator(*(torch.empty(size, dtype=BFLOAT16, device="meta") for size in sizes), *more)
+    operator(*(torch.empty(size, dtype=torch.bfloat16, device="meta") for size in sizes), *more)
     [launch] = launches
     resources, sass = machine_code(*launch, tmp_path)
     assert re.search(r"REG:\d+ STACK:0 SHARED:\d+ LOCAL:0 ", resources), resources
