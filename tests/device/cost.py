@@ -1,9 +1,11 @@
 """Counts a training step for an H100 and prints where its bytes and time go: `python -m tests.device.cost`.
 
     python -m tests.device.cost WORLD_SIZE NAME=VALUE...    other ranks than 8, other settings than the default
+    python -m tests.device.cost --update                    write tests/device/costs.json, the table of all cases
 """
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +13,25 @@ from pathlib import Path
 from tests.device import roofline
 
 ROOT = Path(__file__).parents[2]
+COSTS = Path(__file__).with_name("costs.json")
+COLUMNS = "launches", "bytes", "peak", "collectives"  # the last three in bytes
 
 
-def counted(world_size, changes=(), attention="cudnn"):
-    """What tests/device/step.py prints, as a dict, from a process of its own."""
-    command = [sys.executable, "-m", "tests.device.step", str(world_size), attention, *changes]
-    return json.loads(subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout)
+def counted(module, *arguments):
+    """What tests/device/step.py or cases.py prints, as a dict. It runs in a process of its own, and sees no GPU."""
+    done = subprocess.run([sys.executable, "-m", f"tests.device.{module}", *arguments], check=False, cwd=ROOT,
+                          env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"tests.device.{module} failed:\n{done.stderr[-5000:]}")
+    return json.loads(done.stdout)
+
+
+def write_costs(found):
+    """One line for each case, so that a difference shows what a change costs."""
+    rows = [f"    {json.dumps(name)}: {json.dumps({column: case[column] for column in COLUMNS})}"
+            for name, case in found["cases"].items()]
+    cases = ",\n".join(rows)
+    COSTS.write_text(f'{{\n  "torch": "{found["torch"]}",\n  "cases": {{\n{cases}\n  }}\n}}\n')
 
 
 def print_kernels(launches, top):
@@ -51,8 +66,12 @@ def main():
                         help="the kernel that is taken where the trainer allows both")
     parser.add_argument("--top", type=int, default=40, help="how many kernels to print")
     parser.add_argument("--out", help="file for all that was counted, as JSON")
+    parser.add_argument("--update", action="store_true", help="write the table of costs")
     given = parser.parse_args()
-    step = counted(given.world_size, given.changes, given.attention)
+    if given.update:
+        write_costs(counted("cases"))
+        return
+    step = counted("step", str(given.world_size), given.attention, *given.changes)
     if given.out:
         Path(given.out).write_text(json.dumps(step))
     print_kernels(step["launches"], given.top)
@@ -60,8 +79,9 @@ def main():
     for name, size, dtype in step["collectives"]:
         print(f"{name:40}{size / 1e6:11,.2f} MB {dtype}")
     launches, moved = len(step["launches"]), sum(launch["bytes"] for launch in step["launches"])
-    print(f"\nrank 0 of {given.world_size}: {launches} launches, {moved / 1e9:.2f} GB, peak {step['peak'] / 2**30:.2f} "
-          f"GiB; {step['graphs']} graphs, breaks {step['graph_breaks']}; first step {step['seconds']:.0f} s")
+    print(f"\nrank 0 of {given.world_size}: {launches} launches, {moved / 1e9:.2f} GB, "
+          f"peak {step['peak'] / 2**30:.2f} GiB; {step['graphs']} graphs, breaks {step['graph_breaks']}")
+    print(f"the first step took {step['seconds']:.0f} CPU s here, without compiling its Triton kernels")
     print(f"the host waits: {step['waits']}, reads {step['host_reads']}, sends and waits {step['host_numbers']}")
     print(f"dtypes: {step['dtypes']}")
     print(f"\n{roofline.__doc__}\n{roofline.assumptions()}")

@@ -24,12 +24,22 @@ ATTENTION = ["cudnn", "flash"]  # first the preferred one, as in torch 2.13 on a
 
 
 class Event:
+    """Waiting for one means to wait for all that were recorded before: only the first wait counts."""
+
+    recorded = reached = number = 0
+
     def __init__(self, *arguments, **flags): ...
-    def record(self, stream=None): ...
     def wait(self, stream=None): ...
-    def synchronize(self): WAITS.append("event")
     def query(self): return True
     def elapsed_time(self, later): return 1.0
+
+    def record(self, stream=None):
+        self.number = Event.recorded = Event.recorded + 1
+
+    def synchronize(self):
+        if self.number > Event.reached:
+            Event.reached = self.number
+            WAITS.append("event")
 
 
 class Stream:
@@ -85,7 +95,10 @@ CUDA = {
 
 def install():
     warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-    CppCodeCache.load(GUARD.read_text())
+    if torch.cuda._is_compiled():  # a build for GPUs brings a guard for machines without one
+        torch._C._ensureCUDADeviceGuardSet()
+    else:
+        CppCodeCache.load(GUARD.read_text())
     Stream.device = torch.device("cuda", 0)
     for name, value in CUDA.items():
         if hasattr(torch.cuda, name):
@@ -95,6 +108,7 @@ def install():
     CudaInterface.Worker.get_device_properties = staticmethod(constant(H100))
     torch._C._cuda_getCurrentRawStream = constant(0)
     torch.Tensor.pin_memory = lambda self, device=None: torch.empty_like(self, device="cpu", pin_memory=True)
+    torch.Tensor.record_stream = constant(None)
     torch.Tensor.numpy = numpy_of(torch.Tensor.numpy)
     torch.tensor = tensor_of(torch.tensor)
     torch.nn.Module.to = module_to

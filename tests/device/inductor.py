@@ -1,5 +1,4 @@
 """Inductor compiles for the fake H100: its kernels are kept as source and recorded when they are launched."""
-import re
 from typing import ClassVar
 
 import torch
@@ -33,18 +32,15 @@ class Driver:
 class Kernel:
     """A Triton kernel as Inductor's code calls it. A launch is reported to `on_launch`."""
 
-    sources: ClassVar = {}  # name -> source. Forward and backward number their kernels each from 0: see `named`
+    sources: ClassVar = {}  # name -> source; with + at the end for another one of that name, as of another graph
     on_launch = staticmethod(constant(None))
 
     def __init__(self, name, source):
-        self.name = self.named(name, source)
-        self.updated = re.search(r"\bdef \w+\((.*?)\):", source, re.DOTALL)[1].count("in_out_ptr")  # come first
-
-    @classmethod
-    def named(cls, name, source):
-        while cls.sources.setdefault(name, source) != source:
-            name += "_"
-        return name
+        signature = source.partition(f"def {name}(")[2].partition("):")[0]
+        self.updated = signature.count("in_out_ptr")  # the first arguments
+        while Kernel.sources.setdefault(name, source) != source:
+            name += "+"
+        self.name = name
 
     def run(self, *arguments, stream=None, **flags):
         tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
@@ -73,7 +69,7 @@ def install():
     triton.runtime.driver.set_active(Driver())
     triton_helpers.set_driver_to_gpu = constant(None)
     config.compile_threads = 1
-    config.fx_graph_cache = config.fx_graph_remote_cache = config.autotune_local_cache = False
+    config.fx_graph_remote_cache = config.autotune_local_cache = False
     async_compile.AsyncCompile.triton = lambda self, name, source, device_str="cuda": Kernel(name, source)
     guards = torch._C._dynamo.guards  # what generated code calls in place of PyTorch's slower functions
     guards._empty_strided_cuda = lambda size, stride, dtype: torch.empty_strided(

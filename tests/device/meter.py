@@ -19,7 +19,7 @@ FREE = (
     "aten.detach.", "aten.alias.", "aten.view.", "aten._unsafe_view.", "aten._reshape_alias.", "aten.t.", "aten.lift",
     "aten.transpose.", "aten.permute.", "aten.as_strided.", "aten.slice.", "aten.select.", "aten.unbind.", "aten.split",
     "aten.expand.", "aten.unsqueeze.", "aten.squeeze.", "aten.empty", "aten.new_empty", "aten.set_.", "aten.is_",
-    "aten.sym_", "aten.chunk.", "aten.record_stream.", "prim.")
+    "aten.sym_", "aten.chunk.", "_c10d_functional.wait_tensor.", "prim.")
 
 
 @dataclasses.dataclass
@@ -32,6 +32,18 @@ class Launch:
     twice: int = 0
     flops: int = 0
     inner: int = 0
+
+
+@dataclasses.dataclass
+class Counted:
+    """What one call did."""
+
+    launches: list  # of Launch, in order
+    peak: int  # bytes of memory on the device
+    collectives: list  # (name, bytes, dtype)
+    host_reads: list  # FILE:LINE where the host reads from the device and waits
+    host_numbers: list  # FILE:LINE where it sends something and waits
+    waits: list  # for an event, a stream or the device
 
 
 class Meter(TorchDispatchMode):
@@ -48,16 +60,21 @@ class Meter(TorchDispatchMode):
         return True  # else Dynamo compiles nothing inside it
 
     def start(self):
-        self.launches, self.collectives = [], []  # collectives: (name, bytes, dtype)
-        self.host_reads, self.host_numbers = [], []  # places where the host reads, or sends something and waits
+        self.launches, self.collectives, self.host_reads, self.host_numbers = [], [], [], []
         self.peak = self.memory
         WAITS.clear()
+
+    def counted(self):
+        return Counted(
+            self.launches, self.peak, self.collectives, self.host_reads, self.host_numbers, [*WAITS])
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, str(func)
         if TracingContext.try_get():  # the compiler computes shapes
             return func(*args, **kwargs)
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        for tensor in given:
+            tensor.constant = None  # or the fake tensor would be computed with, on the device
         if func is torch.ops.aten._local_scalar_dense.default:  # float(tensor) and the like
             if given[0].device.type == "cuda":
                 self.host_reads.append(place())
@@ -68,15 +85,24 @@ class Meter(TorchDispatchMode):
             self.track(tensor, kwargs.get("pin_memory"))
         self.crossing(func, args, kwargs, given, made)
         tensors = list({id(x): x for x in given + made}.values())
-        if any(x.device.type == "cuda" for x in tensors) and not name.startswith(FREE):
+        if name.startswith(FREE) or not any(x.device.type == "cuda" for x in tensors):
+            return out
+        if name.startswith(("c10d.", "_c10d")):
+            self.collective(name, args)
+        else:
             self.launched(name, tensors, (), *work(func, args, kwargs, out, made))
         return out
 
     def launched(self, name, tensors, updated, flops=0, inner=0):
-        launch = Launch(name, sum(map(size, tensors)), sum(map(size, updated)), flops, inner)
-        self.launches.append(launch)
-        if name.startswith(("c10d", "_c10d")):
-            self.collectives.append((name.split(".")[1], launch.bytes, str(tensors[0].dtype).removeprefix("torch.")))
+        self.launches.append(Launch(name, sum(map(size, tensors)), sum(map(size, updated)), flops, inner))
+
+    def collective(self, name, args):
+        """One of the process group: the bytes of its inputs or outputs, whichever are more."""
+        sides = [[x for x in tree_leaves(arg) if isinstance(x, torch.Tensor)] for arg in args]
+        moved = max(sum(map(size, side)) for side in sides)
+        dtype = next(side[0].dtype for side in sides if side)
+        self.collectives.append((name.split(".")[1], moved, str(dtype).removeprefix("torch.")))
+        self.launches.append(Launch(name, moved))
 
     def crossing(self, func, args, kwargs, given, made):
         """Note a copy between host and device for which the host waits. It does not where it says so and the memory of

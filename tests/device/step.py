@@ -5,11 +5,14 @@ is the default.
 """
 import dataclasses
 import json
+import os
 import sys
+import tempfile
 import time
 import types
 
 import numpy as np
+import torch
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -20,62 +23,71 @@ from common.settings import Settings, load_settings
 from tests.device import fake, inductor, ranks
 from tests.device.meter import Meter
 
-STEPS = 3  # the last is counted
-FIRST = 100  # a step that is not logged
+FIRST = 100  # number of a step that is not logged
+MOMENTS = "momentum", "exp_avg", "exp_avg_sq"
 
 
-@dataclasses.dataclass
-class Counted:
-    """One optimizer step of one rank, with what the loop does after it."""
-
-    launches: list  # tests/device/meter.py, Launch
-    peak: int  # bytes of memory on the device
-    collectives: list  # [name, bytes, dtype]
-    host_reads: list  # places where the host reads from the device and waits
-    host_numbers: list  # places where it sends something and waits
-    waits: list  # for an event, a stream or the device
-    graphs: int
-    graph_breaks: dict
-    dtypes: dict  # of masters, gradients and moments: all of each, sorted
-    seconds: float  # of the first step, which compiles
-    kernels: dict  # name -> source, of those that Inductor wrote
-
-
-def count_step(s, world_size):
-    """Counted of a step with settings `s` in this process, which is then of no other use."""
+def start(attention="cudnn"):
+    """The Meter of this process, which is then of no other use. A graph is compiled once, and kept in a folder until
+    the process ends."""
+    fake.ATTENTION.sort(key=lambda name: name != attention)
     fake.install()
     inductor.install()
     meter = Meter()
-    if world_size > 1:
-        ranks.join(world_size, lambda bucket: meter.launched("c10d.ddp_bucket", [bucket], ()))
-    import train_gpt  # after the ranks
-    weights = initial_weights(s)
-    with FakeTensorMode(allow_non_fake_inputs=True), meter:
-        trainer = train_gpt.TorchTrainer(s, weights)
-        run = Run(s, None, trainer, None, None, types.SimpleNamespace(steps=0), types.SimpleNamespace(asked=0.0))
-        run.step, bar = FIRST, types.SimpleNamespace(disable=True)
-        tokens = np.zeros((rank_rows(s, 0, world_size)[1], s.train_seq_len + 1), np.int32)
-        start, seconds = time.perf_counter(), []
-        for _ in range(STEPS):
-            meter.start()
-            loss = trainer.train_step(tokens, 1.0, 0.95)
-            after_step(run, tokens, loss, bar)
-            seconds.append(time.perf_counter() - start)
-    states = {key: [t for name, t in trainer.tensors.items() if name.endswith(f".{key}")]
-              for key in ("momentum", "exp_avg", "exp_avg_sq")}
-    states |= {"weights": trainer.params.values(), "gradients": [p.grad for p in trainer.params.values()]}
-    return Counted(
-        meter.launches, meter.peak, meter.collectives, meter.host_reads, meter.host_numbers, [*fake.WAITS],
-        counters["aot_autograd"]["total"], dict(counters["graph_break"]),
-        {key: sorted({str(t.dtype).removeprefix("torch.") for t in found}) for key, found in states.items()},
-        seconds[0], inductor.Kernel.sources)
+    meter.folder = tempfile.TemporaryDirectory(prefix="fake-device-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = meter.folder.name
+    return meter
+
+
+class Rank:
+    """A trainer on the fake device. measured(act) gives what act() launches and waits for."""
+
+    def __init__(self, meter, s, world_size):
+        if world_size > 1:
+            ranks.join(world_size, lambda bucket: meter.collective("c10d.ddp_bucket", [bucket]))
+        import train_gpt  # with the process group that it is to find
+        torch._dynamo.reset()
+        counters.clear()
+        self.meter, weights = meter, initial_weights(s)
+        self.tokens = np.zeros((rank_rows(s, 0, world_size)[1], s.train_seq_len + 1), np.int32)
+        with FakeTensorMode(allow_non_fake_inputs=True) as self.mode, meter:
+            self.trainer = train_gpt.TorchTrainer(s, weights)
+        watch, interrupt = types.SimpleNamespace(steps=0), types.SimpleNamespace(asked=0.0)
+        self.run = Run(s, None, self.trainer, None, None, watch, interrupt, FIRST)
+
+    def measured(self, act, *given):
+        with self.mode, self.meter:
+            self.meter.start()
+            act(*given)
+            return self.meter.counted()
+
+    def step(self, rounding=False):
+        """One optimizer step, and what the loop does after it."""
+        loss = self.trainer.train_step(self.tokens, 1.0, 0.95, rounding)
+        after_step(self.run, self.tokens, loss, types.SimpleNamespace(disable=True))
+
+    def dtypes(self):
+        """dict what -> sorted names of the dtypes that its tensors have."""
+        t = self.trainer
+        kept = {key: [x for name, x in t.tensors.items() if name.endswith(f".{key}")] for key in MOMENTS}
+        kept |= {"weights": t.params.values(), "gradients": [p.grad for p in t.params.values()]}
+        return {key: sorted({str(x.dtype).removeprefix("torch.") for x in found}) for key, found in kept.items()}
+
+
+def count_step(meter, s, world_size, rounding=False):
+    """dict of the second step; graphs, and CPU seconds of the first, which compiles."""
+    rank, began = Rank(meter, s, world_size), time.process_time()
+    rank.measured(rank.step, rounding)
+    seconds = time.process_time() - began
+    counted = dataclasses.asdict(rank.measured(rank.step, rounding))
+    return counted | {"dtypes": rank.dtypes(), "seconds": seconds, "graphs": counters["aot_autograd"]["total"],
+                      "graph_breaks": dict(counters["graph_break"])}
 
 
 def main(world_size, attention, *changes):
-    fake.ATTENTION.sort(key=lambda name: name != attention)
     flags = [f"--{name}={value}" for name, _, value in (change.partition("=") for change in changes)]
     s = load_settings(Settings, ["--vocab_size=1024", *flags], {}, print)
-    print(json.dumps(dataclasses.asdict(count_step(s, int(world_size)))))
+    print(json.dumps(count_step(start(attention), s, int(world_size)) | {"kernels": inductor.Kernel.sources}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""Everything that tests/test_device_step.py looks at, from one process: `python -m tests.device.cases`.
+
+Prints one line of JSON: what each case launches and waits for, and what every kernel of them needs on sm_90.
+"""
+import dataclasses
+import json
+
+import torch
+
+from common.recipes import CPU_DEMO
+from common.settings import Settings
+from parity.options import OPTIONS, with_options
+from tests.device import inductor, sm90
+from tests.device.step import Rank, count_step, start
+
+WORLD_SIZES = 1, 8
+DEFAULT = Settings(vocab_size=1024)
+SMALL = dataclasses.replace(DEFAULT, num_layers=3)
+# one step each; the options have fewer layers, and a graph that another case has is not compiled again
+STEPS = {"default": DEFAULT, "small": SMALL, "CPU demonstration": dataclasses.replace(SMALL, **CPU_DEMO)}
+STEPS |= {f"small, {name}": with_options(SMALL, [name]) for name in OPTIONS}
+
+
+def method_calls(trainer, tokens):
+    """dict name -> a call of what else a run uses of a trainer."""
+    state = trainer.state()
+    return {
+        "update_average": lambda: trainer.update_average(0.9),
+        "token_nats": lambda: trainer.token_nats(tokens),
+        "sgd_step": lambda: trainer.sgd_step(tokens, 0.1),
+        "undo_sgd": trainer.undo_sgd,
+        "state": trainer.state,
+        "load_state": lambda: trainer.load_state(state),
+        "logits": lambda: trainer.logits(tokens[:, :-1]),
+        "gradients": lambda: trainer.gradients(tokens),
+        "finite_alone": lambda: trainer.finite_alone(tokens),
+    }
+
+
+def short(s, world_size):
+    """The settings with at most two micro-batches a step."""
+    return dataclasses.replace(
+        s, train_batch_tokens=min(s.train_batch_tokens, max(2, world_size) * s.micro_batch_tokens))
+
+
+def all_cases(meter):
+    """dict name -> what was counted, as dicts."""
+    found = {}
+    for world_size in WORLD_SIZES:
+        for name, s in STEPS.items():
+            found[f"{name}, world size {world_size}"] = count_step(
+                meter, s if name == "default" else short(s, world_size), world_size, rounding=s.qat_start < 1)
+        rank = Rank(meter, short(with_options(SMALL, ["average"]), world_size), world_size)
+        rank.measured(rank.step)
+        with rank.mode, meter:
+            calls = method_calls(rank.trainer, rank.tokens[:32])
+        for name, call in calls.items():
+            found[f"{name}(), world size {world_size}"] = dataclasses.asdict(rank.measured(call))
+    return found
+
+
+def totals(case):
+    """What the table of costs keeps of a case."""
+    return {"launches": len(case["launches"]), "bytes": sum(launch["bytes"] for launch in case["launches"]),
+            "peak": case["peak"], "collectives": sum(size for _, size, _ in case["collectives"])}
+
+
+def main():
+    cases = {name: case | totals(case) for name, case in all_cases(start()).items()}
+    kernels = {name: sm90.compiled(name, source) for name, source in sm90.unique(inductor.Kernel.sources).items()}
+    print(json.dumps({"torch": torch.__version__.split("+")[0], "cases": cases, "kernels": kernels}))
+
+
+if __name__ == "__main__":
+    main()
