@@ -7,6 +7,7 @@ Its twin is train_gpt_mlx.py: same sections, same names. What touches no device 
 """
 import contextlib
 import datetime
+import math
 import os
 import sys
 import time
@@ -20,7 +21,7 @@ try:
     import torch.distributed as dist
     import torch.nn.functional as F
     from torch import nn
-    from torch.nn.parallel import DistributedDataParallel
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.checkpoint import checkpoint
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
@@ -58,12 +59,14 @@ class Attention(nn.Module):
 
     def forward(self, x, cos, sin):
         B, T, C = x.shape
-        q = linear(x, self.c_q).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, D)
-        k = linear(x, self.c_k).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
-        v = linear(x, self.c_v).view(B, T, -1, self.head_dim).transpose(1, 2)
-        q = rotate(rms_norm(q, self.s), cos, sin) * self.q_gain.to(x.dtype)[:, None, None]
+        H, K = self.s.num_heads, self.s.num_kv_heads
+        w = torch.cat([self.c_q.weight, self.c_k.weight, self.c_v.weight])  # one product reads x once
+        q, k, v = F.linear(x, w.to(x.dtype)).view(B, T, -1, self.head_dim).split([H, K, K], dim=2)
+        gain = self.q_gain.to(x.dtype).expand(B, T, H)[..., None]  # sums its gradient over D first, with other sums
+        q = rotate(rms_norm(q, self.s) * gain, cos, sin)
         k = rotate(rms_norm(k, self.s), cos, sin)
-        return linear(attend(q, k, v).transpose(1, 2).reshape(B, T, C), self.proj)
+        y = attend(*(heads.transpose(1, 2) for heads in (q, k, v)))  # (B, H, T, D), in memory still (B, T, H, D)
+        return linear(y.transpose(1, 2).reshape(B, T, C), self.proj)
 
 
 class MLP(nn.Module):
@@ -115,7 +118,7 @@ class GPT(nn.Module):
 
     def features(self, tokens_BT):
         """(B, T, C): the output of the last block."""
-        cos, sin = self.cos[:tokens_BT.shape[1]], self.sin[:tokens_BT.shape[1]]
+        cos, sin = (table[:tokens_BT.shape[1], None] for table in (self.cos, self.sin))  # (T, 1, D / 2)
         x = x0 = rms_norm(self.tok_emb(tokens_BT).to(self.dtype), self.s)
         skips = []
         for i, layer in enumerate(self.order):
@@ -163,9 +166,13 @@ def rms_norm(x, s):
 
 
 def rotate(x, cos, sin):
-    """Rotary embedding of x (B, heads, T, D): rotates the pairs (x[i], x[i + D/2]) by -angle."""
+    """Rotary embedding of x (B, T, heads, D): rotates the pairs (x[i], x[i + D/2]) by -angle."""
     a, b = x.to(cos.dtype).chunk(2, dim=-1)
     return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1).to(x.dtype)
+
+
+# Fastest first on an H100. Where the package of FlashAttention 3 is installed, pick_device puts it before cuDNN's.
+ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attend(q, k, v):
@@ -173,14 +180,15 @@ def attend(q, k, v):
     B, H, T, D = q.shape
     if q.device.type == "cpu" and T <= 512:
         # Plain products beat the CPU's flash kernel on short rows. Queries of one kv head share a product.
-        q = q.view(B, -1, H // k.shape[1] * T, D)  # (B, K, G * T, D)
+        q = q.reshape(B, -1, H // k.shape[1] * T, D)  # (B, K, G * T, D)
         scores = (q @ k.transpose(-2, -1)).view(B, -1, T, T).to(wide(q.dtype)) * D**-0.5
         past = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
         weights = scores.masked_fill(~past, float("-inf")).softmax(dim=-1).to(q.dtype)
         return (weights.view(B, -1, H // k.shape[1] * T, T) @ v).view(B, H, T, D)
     if q.device.type == "mps":  # its kernel has no grouped queries
         k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.shape[1] < H)
+    with sdpa_kernel(ATTENTION, set_priority=True):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.shape[1] < H)
 
 
 def wide(dtype):
@@ -211,29 +219,73 @@ def newton_schulz(g, steps, kernels="none"):
 
 
 class Muon:
-    """Nesterov momentum, then Newton-Schulz, all matrices of one shape at once. Every rank computes all updates, a few
-    percent of a step, and so stays bit-identical."""
+    """Nesterov momentum, then Newton-Schulz, all matrices of one shape at once. Each rank has a share of every shape,
+    sums its gradients over the ranks, keeps its momentum, and sends its updates to all, so that the weights of all
+    ranks stay equal to the bit. A flat tensor holds a share (size) or all (world_size, size), shape after shape."""
 
-    def __init__(self, params, dtype, steps, kernels):
-        self.dtype, self.steps, self.kernels = dtype, steps, kernels
+    def __init__(self, params, s, dtype, rank, world_size):
+        self.s, self.dtype, self.rank, self.world_size = s, dtype, rank, world_size
         self.groups = {}
         for name, p in params.items():
             self.groups.setdefault(p.shape, {})[name] = p
-        self.momentum = {
-            shape: torch.stack([torch.zeros_like(p) for p in group.values()]) for shape, group in self.groups.items()
-        }
+        self.shares = [(-(-len(group) // world_size), *shape) for shape, group in self.groups.items()]
+        self.momentum = p.new_zeros(sum(map(math.prod, self.shares)))
+        self.weights = p.new_zeros(world_size, len(self.momentum))
+        for name, row in self.by_name(self.weights).items():
+            params[name].data = row.copy_(params[name].detach())  # so few kernels update all
 
-    def step(self, lr, momentum, finite):
-        """finite: bool tensor (); where it is False nothing changes, and the CPU need not wait to know."""
-        for shape, group in self.groups.items():
-            g = torch.stack([p.grad for p in group.values()]).where(finite, 0.0)
-            one = finite.to(g.dtype)
-            buffer = self.momentum[shape].mul_(one * momentum + (1 - one)).add_(g)
-            g.add_(buffer, alpha=momentum)
-            g /= g.norm(dim=(1, 2), keepdim=True) + 1e-7
-            update = newton_schulz(g.to(self.dtype), self.steps, self.kernels).to(buffer.dtype) * finite
-            rows, columns = shape
-            torch._foreach_add_(list(group.values()), list(update.unbind()), alpha=-lr * max(1, rows / columns) ** 0.5)
+    def by_shape(self, flat):
+        """List of parts (..., share, rows, columns) of a flat tensor, in the order of self.groups."""
+        parts = flat.split([math.prod(share) for share in self.shares], dim=-1)
+        return [part.unflatten(-1, share) for part, share in zip(parts, self.shares)]
+
+    def by_name(self, flat):
+        """dict of the matrices in a flat tensor (world_size, size)."""
+        parts = zip(self.groups.values(), self.by_shape(flat))
+        return {name: row for group, part in parts for name, row in zip(group, (row for rank in part for row in rank))}
+
+    def own_momentum(self):
+        """dict of this rank's share of the momentum, which the steps update."""
+        parts = zip(self.groups.values(), self.by_shape(self.momentum))
+        return {name: row for group, part in parts for name, row in zip([*group][self.rank * len(part):], part)}
+
+    def sum_gradients(self):
+        """(size,): the gradients of this rank's share, summed over the ranks."""
+        parts = []
+        for rank in range(self.world_size):
+            for group, (share, *shape) in zip(self.groups.values(), self.shares):
+                grads = [p.grad.flatten() for p in group.values()][rank * share:(rank + 1) * share]
+                parts += grads + [self.momentum.new_zeros(math.prod(shape))] * (share - len(grads))
+        flat = torch.cat(parts)
+        if self.world_size == 1:
+            return flat
+        full = flat.bfloat16() if self.s.reduce_dtype == "bfloat16" else flat
+        own = full.new_empty(len(self.momentum))
+        (getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor)(own, full)
+        return own.to(flat.dtype)
+
+    def gather(self, own):
+        """((world_size, size) of the shares (size) of all ranks, what to wait for before it is read)."""
+        if self.world_size == 1:
+            return own[None], None
+        full = own.new_empty(self.world_size * len(own))
+        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the older name
+        return full.view(self.world_size, -1), all_gather(full, own, async_op=True)
+
+    def updates(self, grads, momentum, finite):
+        """As of gather(). finite: bool tensor (); where it is False nothing changes, and the CPU need not wait to
+        know."""
+        grads, one = grads.where(finite, 0.0), finite.to(grads.dtype)
+        self.momentum.mul_(one * momentum + (1 - one)).add_(grads)
+        made = []
+        for g in self.by_shape(grads.add_(self.momentum, alpha=momentum)):
+            g.div_(g.norm(dim=(1, 2), keepdim=True) + 1e-7)
+            made.append((newton_schulz(g.to(self.dtype), self.s.muon_backend_steps, self.s.kernels) * finite).flatten())
+        return self.gather(torch.cat(made))
+
+    def apply(self, updates, lr):
+        for (rows, columns), weights, update in zip(self.groups, self.by_shape(self.weights), self.by_shape(updates)):
+            weights.add_(update, alpha=-lr * max(1, rows / columns) ** 0.5)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -264,88 +316,93 @@ class TorchTrainer:
         master = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.model = GPT(s, self.dtype, self.device).to(self.device, master)
         self.params = dict(self.model.named_parameters())
-        self.forward = self.compiled_model()
+        compiled = s.compile and self.device.type != "mps"  # Inductor on MPS is a prototype
+        self.forward = torch.compile(self.model, fullgraph=True, dynamic=False) if compiled else self.model
         self.make_optimizers()
         self.finite = torch.ones((), dtype=torch.bool, device=self.device)  # whether all losses and gradients were
         self.load_state(weights)
         self.average = {name: p.detach().clone() for name, p in self.params.items()} if s.ema_decay else {}
         self.tensors |= {f"{name}.ema": mean for name, mean in self.average.items()}
         self.steps_ahead = int(self.device.type == "cuda")
-        self.running = None  # event at the end of the step before, on CUDA
-
-    def compiled_model(self):
-        model, compiled = self.model, self.s.compile and self.device.type != "mps"  # Inductor on MPS is a prototype
-        if compiled:
-            model = torch.compile(model, fullgraph=True, dynamic=False)
-        if self.world_size == 1:
-            return model
-        if compiled and self.s.loss_chunk:
-            torch._dynamo.config.optimize_ddp = False  # older versions cannot split a graph with checkpoints in it
-        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+        self.running = None  # the loss of the step before, on CUDA
 
     def make_optimizers(self):
-        """Muon, Adam, and self.tensors: all that a run needs to resume, by name. The optimizers update them in
-        place."""
+        """Muon, Adam, and self.tensors: all that a run needs to resume, by name, but for the momentum of other ranks.
+        The optimizers update them in place."""
         s, params = self.s, self.params
         groups = {name: p.group for name, p in param_table(s).items()}
-        matrices = {n: p for n, p in params.items() if groups[n] == "matrix"}
-        self.muon = Muon(matrices, self.dtype, s.muon_backend_steps, s.kernels)
+        matrices = {name: p for name, p in params.items() if groups[name] == "matrix"}
+        self.muon = Muon(matrices, s, self.dtype, self.rank, self.world_size)
         self.adam = torch.optim.Adam(
             [{"params": [p for n, p in params.items() if groups[n] == group], "lr": lr, "base_lr": lr}
              for group, lr in adam_lrs(s).items()],
             betas=(s.beta1, s.beta2), eps=s.adam_eps, fused=self.device.type != "mps")
-        self.tensors = dict(params)
-        for shape, group in self.muon.groups.items():
-            self.tensors |= {f"{name}.momentum": row for name, row in zip(group, self.muon.momentum[shape])}
-        for name, p in params.items():
-            if groups[name] != "matrix":
-                step = torch.zeros((), device=self.device if self.device.type == "cuda" else "cpu")
-                moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-                self.adam.state[p] = {"step": step, **moments}
-                self.tensors |= {f"{name}.{key}": moment for key, moment in moments.items()} | {"adam_step": step}
+        self.others = {name: p for name, p in params.items() if name not in matrices}
+        self.tensors = params | {f"{name}.momentum": row for name, row in self.muon.own_momentum().items()}
+        for name, p in self.others.items():
+            step = torch.zeros((), device=self.device if self.device.type == "cuda" else "cpu")
+            moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            self.adam.state[p] = {"step": step, **moments}
+            self.tensors |= {f"{name}.{key}": moment for key, moment in moments.items()} | {"adam_step": step}
 
     # one optimizer step -----------------------------------------------------------------------------------------------
 
     def train_step(self, tokens, lr_scale, momentum, rounding=False):
         with self.rounded_weights() if rounding else contextlib.nullcontext():
             loss = self.backward(tokens)
-        norm = nn.utils.get_total_norm([p.grad for p in self.params.values()])
+        matrices, loss, norm = self.sum_gradients(loss)
         self.finite &= torch.isfinite(loss + norm)  # stays on the device: the CPU may be a step ahead
+        loss = torch.where(self.finite, loss, loss + norm)
         if self.device.type == "mps" and not self.finite:  # Adam on MPS has no found_inf
-            return loss + norm
+            return loss
         if self.s.grad_clip_norm > 0:
-            nn.utils.clip_grads_with_norm_(self.params.values(), self.s.grad_clip_norm, norm)
+            grads = [matrices, *(p.grad for p in self.others.values())]
+            torch._foreach_mul_(grads, (self.s.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))
         with torch.no_grad():
-            self.muon.step(self.s.matrix_lr * lr_scale, momentum, self.finite)
+            updates, sent = self.muon.updates(matrices, momentum, self.finite)
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * lr_scale
         if self.device.type != "mps":
             self.adam.found_inf = (~self.finite).float()  # fused Adam skips the update where this is 1
         self.adam.step()
-        if self.device.type == "cuda":  # wait for the step before, so that the clock stays honest
-            if self.running is not None:
-                self.running.synchronize()
-            self.running = torch.cuda.Event()
-            self.running.record()
-        return torch.where(self.finite, loss, loss + norm)
+        if sent:
+            sent.wait()
+        self.muon.apply(updates, self.s.matrix_lr * lr_scale)
+        if self.device.type != "cuda":
+            return loss
+        before, self.running = self.running, LossOnItsWay(loss)
+        if before:
+            before.copied.synchronize()  # so that the clock stays honest
+        return self.running
 
     def backward(self, tokens, alone=False):
-        """Gradients of the global mean loss into .grad, and that loss; alone: of the mean over this rank's rows."""
+        """Gradients of this rank's part of the global mean loss into .grad, and that part; alone: of the mean over this
+        rank's rows."""
         tokens, ranks = self.to_device(tokens), 1 if alone else self.world_size
-        micro = tokens.split(micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1))
         scale = 1.0 / (tokens[:, 1:].numel() * ranks)
         total = torch.zeros((), dtype=wide(self.dtype), device=self.device)
         for p in self.params.values():
             p.grad = None
-        for i, rows in enumerate(micro):
-            reduced = self.world_size > 1 and not alone and i == len(micro) - 1
-            with contextlib.nullcontext() if reduced or self.world_size == 1 else self.forward.no_sync():
-                loss = self.forward(rows).sum() * scale
-                (loss * ranks).backward()  # DDP averages over the ranks
+        for rows in tokens.split(micro_batch_rows(self.s, len(tokens), tokens.shape[1] - 1)):
+            loss = self.forward(rows).sum() * scale
+            loss.backward()
             total += loss.detach()
-        if self.world_size > 1 and not alone:
-            dist.all_reduce(total)
         return total
+
+    @torch.no_grad()
+    def sum_gradients(self, loss):
+        """Over the ranks: (Muon.sum_gradients(), loss, norm of all gradients). The gradients of the other parameters
+        stay in .grad."""
+        matrices, others = self.muon.sum_gradients(), self.others.values()
+        squares = matrices.norm().square()
+        flat = torch.cat([*(p.grad.flatten() for p in others), loss[None], squares[None]])
+        if self.world_size > 1:
+            dist.all_reduce(flat)
+        *grads, loss, squares = flat.split([*(p.numel() for p in others), 1, 1])
+        for p, grad in zip(others, grads):
+            p.grad = grad.view_as(p)
+        norm = (squares + flat[:-2].square().sum()).sqrt()
+        return matrices, loss.squeeze(), norm.squeeze()
 
     def finite_alone(self, tokens):
         loss = self.backward(tokens, alone=True)
@@ -354,30 +411,38 @@ class TorchTrainer:
     # scores and state -------------------------------------------------------------------------------------------------
 
     def token_nats(self, tokens):
-        model = self.forward.module if self.world_size > 1 else self.forward
         # On the CPU the graph for training serves: to compile one without gradients takes 10 s.
         with torch.set_grad_enabled(self.s.compile and self.device.type == "cpu"):
-            return model(self.to_device(tokens)).detach().cpu().numpy()
+            return self.forward(self.to_device(tokens)).detach().cpu().numpy()
 
     @torch.no_grad()
     def logits(self, tokens):
         return self.model.logits(self.to_device(tokens).long()).cpu().numpy()
 
     def gradients(self, tokens):
-        loss = float(self.backward(tokens))
-        return loss, {name: p.grad.cpu().numpy().copy() for name, p in self.params.items()}
+        found = {"loss": self.backward(tokens)} | {name: p.grad for name, p in self.params.items()}
+        if self.world_size > 1:
+            for x in found.values():
+                dist.all_reduce(x)
+        found = self.to_host(found)
+        return float(found.pop("loss")), found
 
     def weights(self, averaged=False):
         return self.to_host(self.average if averaged else self.params)
 
     def state(self):
-        return self.to_host(self.tensors)
+        momentum, sent = self.muon.gather(self.muon.momentum)
+        if sent:
+            sent.wait()
+        momentum = {f"{name}.momentum": row for name, row in self.muon.by_name(momentum).items()}
+        return self.to_host(self.tensors | momentum)
 
     @torch.no_grad()
     def load_state(self, state):
-        check_weights(self.s, {name: w for name, w in state.items() if name in self.params or name not in self.tensors})
-        for name, array in state.items():
-            self.tensors[name].copy_(torch.from_numpy(np.array(array)))
+        rest = self.tensors.keys() - self.params | {f"{name}.momentum" for name in self.params}
+        check_weights(self.s, {name: w for name, w in state.items() if name not in rest})
+        for name in self.tensors.keys() & state.keys():
+            self.tensors[name].copy_(torch.from_numpy(np.array(state[name])))
         for moments in self.adam.state.values():
             moments["step"].copy_(self.tensors["adam_step"])
         self.finite.fill_(True)
@@ -442,7 +507,6 @@ class TorchTrainer:
     def close(self):
         if dist.is_initialized():
             dist.barrier()  # or a rank that leaves first can abort in gloo's threads, and torchrun stops them all
-            self.forward = None
             dist.destroy_process_group()
 
     # options, off by default: average, rounding, test-time training ---------------------------------------------------
@@ -483,6 +547,18 @@ class TorchTrainer:
     def undo_sgd(self):
         if self.before_sgd:
             torch._foreach_copy_(list(self.params.values()), self.before_sgd)
+
+
+class LossOnItsWay:
+    """A loss that is being copied to the host. float() waits for its step, but not for one that was launched since."""
+
+    def __init__(self, loss):
+        self.value, self.copied = loss.to("cpu", non_blocking=True), torch.cuda.Event()
+        self.copied.record()
+
+    def __float__(self):
+        self.copied.synchronize()
+        return float(self.value)
 
 
 def round_rows(w, levels):

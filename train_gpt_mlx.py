@@ -387,12 +387,20 @@ class MlxTrainer:
             if len(tokens) > rows:
                 mx.eval(loss, grads)  # or all would be in memory at once
         if ranks > 1:
-            parts = [loss, *grads.values()]  # in one message, as each costs a round trip
-            flat = mx.distributed.all_sum(mx.concatenate([part.reshape(-1) for part in parts]), group=self.world)
-            ends = list(itertools.accumulate(part.size for part in parts))
-            loss, *summed = (part.reshape(like.shape) for part, like in zip(mx.split(flat, ends[:-1]), parts))
-            grads = dict(zip(grads, summed))
+            parts, short = {"loss": loss} | grads, {}
+            if self.s.reduce_dtype == "bfloat16":
+                short = {name: parts.pop(name) for group in self.muon.groups.values() for name in group}
+            summed = self.summed(parts, loss.dtype) | (self.summed(short, mx.bfloat16) if short else {})
+            loss, grads = summed["loss"], {name: summed[name] for name in grads}
         return loss, grads
+
+    def summed(self, parts, dtype):
+        """dict of the sums over the ranks: in one message, as each costs a round trip."""
+        flat = mx.concatenate([part.reshape(-1) for part in parts.values()]).astype(dtype)
+        flat = mx.distributed.all_sum(flat, group=self.world)
+        ends = list(itertools.accumulate(part.size for part in parts.values()))
+        sums = zip(parts.items(), mx.split(flat, ends[:-1]))
+        return {name: part.reshape(like.shape).astype(like.dtype) for (name, like), part in sums}
 
     def finite_alone(self, tokens):
         loss, grads = self.backward(tokens, self.params, alone=True)

@@ -126,9 +126,9 @@ def read_checkpoint(folder, identity, expected, warn):
     raise UserError(f"{folder} has no checkpoint that can be used: start a new run")
 
 
-def resume(trainer, folder, identity, warn):
-    """As read_checkpoint, but the trainer then has the arrays. Raises UserError."""
-    expected = {name: (array.shape, str(array.dtype)) for name, array in trainer.state().items()}
+def resume(trainer, state, folder, identity, warn):
+    """As read_checkpoint, but the trainer then has the arrays. state: that of a new run. Raises UserError."""
+    expected = {name: (array.shape, str(array.dtype)) for name, array in state.items()}
     step, elapsed, arrays, damaged = read_checkpoint(folder, identity, expected, warn)
     if arrays:
         trainer.load_state(arrays)
@@ -148,19 +148,18 @@ class Saver:
         now = elapsed if self.every.in_seconds else step
         return 0 < self.every.number <= now - self.last and not self.pending
 
-    def save(self, step, elapsed, trainer):
+    def save(self, step, elapsed, state):
         if step != self.saved:
             self.collect()
-            arrays = trainer.state()  # a signal here leaves the step unsaved; whoever handles it saves
             self.saved, self.last = step, elapsed if self.every.in_seconds else step
-            self.pending = self.thread.submit(self.write, step, elapsed, arrays)
+            self.pending = self.thread.submit(self.write, step, elapsed, state)
 
-    def write(self, step, elapsed, arrays):
+    def write(self, step, elapsed, state):
         start = time.perf_counter()
         for path in self.damaged:
             path.replace(path.with_suffix(".damaged"))
         self.damaged = ()
-        path = write_checkpoint(self.folder, step, elapsed, self.identity, arrays)
+        path = write_checkpoint(self.folder, step, elapsed, self.identity, state)
         return {"step": step, "bytes": path.stat().st_size, "seconds": time.perf_counter() - start}
 
     def collect(self, wait=True):

@@ -36,7 +36,7 @@ def finish(run, code_bytes):
     weights = {name: weights[name] if run.folder else np.zeros_like(weights[name]) for name in sorted(weights)}
     trainer.load_state({name: trainer.all_sum(w) for name, w in weights.items()})
     summary = final_score(run)
-    over = agree(trainer, failed=total >= BUDGET_BYTES)[1]
+    over = agree(trainer, 0.0, total >= BUDGET_BYTES)[1]
     if over and not run.folder:
         raise Agreed("over the cap", "over_budget")
     left, model = BUDGET_BYTES - 1 - total, total - code_bytes

@@ -45,12 +45,12 @@ class Run:
         if self.folder:
             self.folder.log(kind, **values)
 
-    def tick(self, asked=False):
-        """Add the time since the last tick. True if any rank asks for a stop."""
+    def tick(self, *flags):
+        """Add the time since the last tick. list: whether each flag is True on any rank."""
         now = time.perf_counter()
-        self.seconds, asked = agree(self.trainer, self.seconds + now - self.clock, asked)
+        self.seconds, *flags = agree(self.trainer, self.seconds + now - self.clock, *flags)
         self.clock = now
-        return asked
+        return flags
 
     def step_limit(self):
         """Seconds that a rank may take for its next step: as ten take; more for the first, which may compile."""
@@ -65,8 +65,11 @@ class Run:
         return self.step == self.settings.iterations or next_end > (self.settings.max_wallclock_seconds or math.inf)
 
     def save(self):
+        """Every rank calls it, since each may have a part of the state."""
+        if self.saver or self.trainer.world_size > 1:
+            state = self.trainer.state()
         if self.saver:
-            self.saver.save(self.step, self.seconds, self.trainer)
+            self.saver.save(self.step, self.seconds, state)
 
     def batch(self):
         """This rank's rows of the next step. Raises UserError if a token is not in the vocabulary."""
@@ -135,7 +138,8 @@ def validate(run, last):
     except KeyboardInterrupt:
         if own:
             trainer.load_state(own)
-        run.save()
+        if trainer.world_size == 1:  # else it is saved
+            run.save()
         raise
     if own:
         trainer.load_state(own)
@@ -150,13 +154,13 @@ def after_step(run, tokens, loss, bar):
     run.pending.append((run.step, tokens, loss))
     check_losses(run, run.trainer.steps_ahead)
     run.watch.steps = run.step = run.step + 1
-    stop = run.tick(run.interrupt.asked > 0)
+    stop, due = run.tick(run.interrupt.asked > 0, run.saver is not None and run.saver.due(run.step, run.seconds))
     logged = run.step <= 10 or run.step % s.train_log_every == 0
     if stop or logged:
         check_losses(run)
     if stop:
         run.watch.mark([run.step, 0], f"the checkpoint of step {run.step}", PATIENCE)
-    if run.saver and (stop or run.saver.due(run.step, run.seconds)) and math.isfinite(float(loss)):
+    if (stop or due) and math.isfinite(float(loss)):
         run.save()
     if stop:
         raise Agreed(f"interrupted by a signal after step {run.step}", "interrupted")

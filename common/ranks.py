@@ -67,12 +67,12 @@ def meeting(text):
         waiter.communicate()
 
 
-def agree(trainer, seconds=0.0, failed=False):
-    """(rank 0's seconds, whether failed is True on any rank), on every rank."""
+def agree(trainer, seconds, *flags):
+    """(rank 0's seconds, whether each flag is True on any rank), on every rank."""
     if trainer.world_size == 1:
-        return seconds, failed
-    total = trainer.all_sum(np.array([seconds if trainer.rank == 0 else 0.0, float(failed)]))
-    return float(total[0]), bool(total[1])
+        return seconds, *flags
+    total = trainer.all_sum(np.array([seconds if trainer.rank == 0 else 0.0, *flags], float))
+    return float(total[0]), *map(bool, total[1:])
 
 
 def rank_0_text(trainer, text):
@@ -88,7 +88,7 @@ def together(trainer, act):
         made = act()
     except (UserError, OSError) as error:
         problem = error
-    if agree(trainer, failed=problem is not None)[1]:
+    if agree(trainer, 0.0, problem is not None)[1]:
         trainer.close()
         raise problem or Agreed("another rank cannot go on, and says why")
     return made

@@ -79,13 +79,15 @@ def open_run(trainer_class, settings, script, interrupt):
     name = settings.run_id or time.strftime("%Y%m%d-%H%M%S")
     path, identity = Path(settings.resume or f"runs/{name}"), run_identity(settings, data, bundle_source(script))
     damage = []
+    # what RESUME=auto finds may differ by rank; each may have a part of the state
+    state = trainer.state() if agree(trainer, 0.0, bool(settings.resume))[1] else {}
 
-    def resumed():  # what RESUME=auto finds may differ by rank
-        return resume(trainer, path, identity, damage.append) if settings.resume else (0, 0.0, [])
+    def resumed():
+        return resume(trainer, state, path, identity, damage.append) if settings.resume else (0, 0.0, [])
 
     step, seconds, damaged = together(trainer, resumed)
     mine = np.array([step, zlib.crc32(repr(sorted(identity.items())).encode())], float)
-    if agree(trainer, failed=(trainer.all_sum(mine) != trainer.world_size * mine).any())[1]:
+    if agree(trainer, 0.0, (trainer.all_sum(mine) != trainer.world_size * mine).any())[1]:
         trainer.close()
         raise Agreed("the ranks do not make the same step of the same run: give all of them the same settings, code, "
                      "data and folder of the run")

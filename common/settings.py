@@ -138,6 +138,8 @@ class Settings:
     grad_clip_norm: float = setting(0.0, "clip the global gradient norm to this; 0: off", 0, 1e9)
     compute_dtype: str = setting("auto", "dtype of the matrix products; float64: reference mode, on the CPU",
                                  choices=("auto", "float32", "bfloat16", "float64"))
+    reduce_dtype: str = setting("auto", "dtype in which ranks sum the matrices' gradients; auto: that of the weights",
+                                choices=("auto", "bfloat16"))
     qat_start: float = setting(1.0, "fraction of the run after which the forward pass rounds weights as the model file "
                                "does; 1: never", 0, 1)
     ema_decay: float = setting(0.0, "decay per step of the weights' average, which is validated and exported; 0: off",

@@ -21,7 +21,7 @@ class Trainer(Protocol):
 
     def state(self) -> dict:
         """All that a run needs to go on: weights() and, as NAME.momentum, NAME.exp_avg, NAME.exp_avg_sq, NAME.ema and
-        adam_step, what the optimizers and the average keep. float32, float64 in reference mode."""
+        adam_step, what the optimizers and the average keep. float32, float64 in reference mode. Every rank calls it."""
 
     def load_state(self, state):
         """Take over the arrays of a state, all of them or the weights alone."""

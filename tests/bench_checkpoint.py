@@ -40,7 +40,7 @@ def bench(backend):
             times.append(time.perf_counter() - start)
             if step >= 3:
                 start = time.perf_counter()
-                saver.save(step, 0.0, trainer)
+                saver.save(step, 0.0, trainer.state())
                 held.append(time.perf_counter() - start)
                 saver.collect()
     step, held, written = (

@@ -18,6 +18,7 @@ import common.folder
 from common.checkpoint import Saver, checkpoints, decode_checkpoint, read_checkpoint, run_identity, write_checkpoint
 from common.dataset import open_data
 from common.files import write_file
+from common.loop import Run
 from common.params import initial_weights
 from common.settings import Interval, UserError
 from tests.conftest import ROOT, tiny_settings, trainer_class
@@ -209,7 +210,9 @@ def test_file_then_folder_are_on_the_disk_before_and_after_the_rename(tmp_path, 
 
 
 class State:
-    """A trainer as far as a Saver knows one."""
+    """A trainer as far as Run.save knows one."""
+
+    world_size = 1
 
     def state(self):
         return ARRAYS
@@ -227,16 +230,16 @@ def test_writing_does_not_stop_training_and_a_failure_is_told(tmp_path, monkeypa
     monkeypatch.setattr(common.checkpoint, "write_file", slow)
     saver = Saver(tmp_path, IDENTITY, Interval("10"), lambda kind, **values: told.append((kind, values)))
     assert not saver.due(9, 1.0) and saver.due(10, 1.0)
-    saver.save(10, 1.0, State())
+    saver.save(10, 1.0, ARRAYS)
     assert not checkpoints(tmp_path) and not saver.due(20, 2.0)  # while one is being written, no second one
     go.set()
     saver.collect()
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000010.checkpoint"] and saver.due(20, 2.0)
-    saver.save(20, 2.0, State())
+    saver.save(20, 2.0, ARRAYS)
     saver.collect()
     assert [kind for kind, _ in told] == ["checkpoint", "checkpoint_failed"] and "No space left" in told[1][1]["reason"]
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000010.checkpoint"]
-    saver.save(30, 3.0, State())
+    saver.save(30, 3.0, ARRAYS)
     saver.collect()
     assert len(checkpoints(tmp_path)) == 2
 
@@ -251,10 +254,11 @@ def test_a_signal_while_the_state_is_copied_does_not_pass_for_a_save(tmp_path):
                 raise KeyboardInterrupt
             return super().state()
 
-    trainer, saver = Interrupted(), Saver(tmp_path, IDENTITY, Interval("0"), lambda kind, **values: None)
+    saver = Saver(tmp_path, IDENTITY, Interval("0"), lambda kind, **values: None)
+    run = Run(None, None, Interrupted(), None, saver, None, None, 3, 1.0)
     with pytest.raises(KeyboardInterrupt):
-        saver.save(3, 1.0, trainer)
-    saver.save(3, 1.0, trainer)
+        run.save()
+    run.save()
     saver.collect()
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003.checkpoint"]
 

@@ -4,6 +4,8 @@ Prints one line of JSON: what each case launches and waits for, and what every k
 """
 import dataclasses
 import json
+import sys
+import time
 
 import torch
 
@@ -15,9 +17,10 @@ from tests.device.step import Rank, count_step, start
 
 WORLD_SIZES = 1, 8
 DEFAULT = Settings(vocab_size=1024)
-SMALL = dataclasses.replace(DEFAULT, num_layers=3)
+SMALL = dataclasses.replace(DEFAULT, num_layers=2)
+DEMO = dataclasses.replace(DEFAULT, **CPU_DEMO, micro_batch_tokens=CPU_DEMO["train_batch_tokens"])
 # one step each; the options have fewer layers, and a graph that another case has is not compiled again
-STEPS = {"default": DEFAULT, "small": SMALL, "CPU demonstration": dataclasses.replace(SMALL, **CPU_DEMO)}
+STEPS = {"default": DEFAULT, "small": SMALL, "CPU demonstration": DEMO}
 STEPS |= {f"small, {name}": with_options(SMALL, [name]) for name in OPTIONS}
 
 
@@ -38,9 +41,8 @@ def method_calls(trainer, tokens):
 
 
 def short(s, world_size):
-    """The settings with at most two micro-batches a step."""
-    return dataclasses.replace(
-        s, train_batch_tokens=min(s.train_batch_tokens, max(2, world_size) * s.micro_batch_tokens))
+    """The settings with two micro-batches a step, or one on each of more ranks."""
+    return dataclasses.replace(s, train_batch_tokens=max(2, world_size) * s.micro_batch_tokens)
 
 
 def all_cases(meter):
@@ -48,12 +50,14 @@ def all_cases(meter):
     found = {}
     for world_size in WORLD_SIZES:
         for name, s in STEPS.items():
+            print(name, f"{time.process_time():.0f} CPU s", file=sys.stderr, flush=True)
+            rounding = s.qat_start < 1 or s.quant_levels != DEFAULT.quant_levels
             found[f"{name}, world size {world_size}"] = count_step(
-                meter, s if name == "default" else short(s, world_size), world_size, rounding=s.qat_start < 1)
+                meter, s if name == "default" else short(s, world_size), world_size, rounding)
         rank = Rank(meter, short(with_options(SMALL, ["average"]), world_size), world_size)
         rank.measured(rank.step)
         with rank.mode, meter:
-            calls = method_calls(rank.trainer, rank.tokens[:32])
+            calls = method_calls(rank.trainer, rank.tokens[:64])
         for name, call in calls.items():
             found[f"{name}(), world size {world_size}"] = dataclasses.asdict(rank.measured(call))
     return found

@@ -47,17 +47,21 @@ class Counted:
 
 
 class Meter(TorchDispatchMode):
-    """Records what is launched inside the `with`, in order. `start` forgets what came before, but not the memory."""
+    """Records what is launched inside the `with` since `start`, in order."""
 
     def __init__(self):
         super().__init__()
-        self.storages, self.pinned, self.memory = {}, set(), 0  # bytes of storages that are alive, on the device
-        self.start()
+        self.forget()
         Kernel.on_launch = self.launched
 
     @classmethod
     def is_infra_mode(cls):
         return True  # else Dynamo compiles nothing inside it
+
+    def forget(self):
+        """Memory is counted from here on."""
+        self.storages, self.pinned, self.memory = {}, set(), 0  # bytes of storages that are alive, on the device
+        self.start()
 
     def start(self):
         self.launches, self.collectives, self.host_reads, self.host_numbers = [], [], [], []
@@ -119,18 +123,20 @@ class Meter(TorchDispatchMode):
             (self.host_numbers if host is source else self.host_reads).append(place())
 
     def track(self, tensor, pin=False):
+        number, storage = key(tensor), tensor.untyped_storage()
         if pin:
-            self.pinned.add(key(tensor))
-        if tensor.device.type != "cuda" or key(tensor) in self.storages:
-            return
-        storage = tensor.untyped_storage()
-        self.storages[key(tensor)] = storage.nbytes()
-        self.memory += storage.nbytes()
-        self.peak = max(self.peak, self.memory)
-        weakref.finalize(storage, self.freed, key(tensor))
+            self.pinned.add(number)
+            weakref.finalize(storage, self.pinned.discard, number)
+        if tensor.device.type == "cuda" and number not in self.storages:
+            self.storages[number] = storage.nbytes()
+            self.memory += storage.nbytes()
+            self.peak = max(self.peak, self.memory)
+            weakref.finalize(storage, self.freed, self.storages, number)
 
-    def freed(self, number):
-        self.memory -= self.storages.pop(number, 0)
+    def freed(self, storages, number):
+        released = storages.pop(number, 0)
+        if storages is self.storages:  # else it was forgotten
+            self.memory -= released
 
 
 def key(tensor):

@@ -14,7 +14,7 @@ GAP = 1.5e-6  # seconds between two launches
 SHORTEST, SHORTEST_PRODUCT = 2.5e-6, 4e-6  # seconds of a kernel
 WIRE, WIRE_START = 300e9, 20e-6  # bytes per second that a rank sends in a collective, and seconds to start one
 # bytes that each of n ranks sends, as a multiple of the largest tensor
-SENT = {"allreduce": 2, "ddp": 2, "reducescatter": 1, "allgather": 1}  # times (n - 1) / n
+SENT = {"allreduce": 2, "reducescatter": 1, "allgather": 1}  # times (n - 1) / n
 
 
 def seconds_of(launch):

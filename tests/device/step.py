@@ -4,6 +4,7 @@ Prints one line of JSON. ATTENTION: cudnn or flash, where the trainer allows bot
 is the default.
 """
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -44,10 +45,12 @@ class Rank:
 
     def __init__(self, meter, s, world_size):
         if world_size > 1:
-            ranks.join(world_size, lambda bucket: meter.collective("c10d.ddp_bucket", [bucket]))
+            ranks.join(world_size)
         import train_gpt  # with the process group that it is to find
         torch._dynamo.reset()
         counters.clear()
+        gc.collect()
+        meter.forget()
         self.meter, weights = meter, initial_weights(s)
         self.tokens = np.zeros((rank_rows(s, 0, world_size)[1], s.train_seq_len + 1), np.int32)
         with FakeTensorMode(allow_non_fake_inputs=True) as self.mode, meter:
