@@ -31,6 +31,7 @@ except ModuleNotFoundError as missing:
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows, step_parts
+from common.kernels import use_kernels
 from common.machine import host_memory, host_peak_memory
 from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
@@ -78,6 +79,8 @@ class MLP(nn.Module):
         self.proj = nn.Linear(s.mlp_mult * s.model_dim, s.model_dim, bias=False)
 
     def forward(self, x):
+        if self.s.kernels == "triton":
+            return torch.ops.parity_golf.relu2_mlp(x, self.fc.weight.to(x.dtype), self.proj.weight.to(x.dtype))[0]
         return linear(torch.relu(linear(x, self.fc)).square(), self.proj)
 
 
@@ -131,9 +134,11 @@ class GPT(nn.Module):
         return self.head_logits(self.features(tokens_BT))
 
     def head_logits(self, x):
-        head = self.tok_emb if self.s.tie_embeddings else self.lm_head
-        logits = linear(rms_norm(x, self.s), head).to(wide(self.dtype))
+        logits = linear(rms_norm(x, self.s), self.head()).to(wide(self.dtype))
         return self.s.logit_softcap * torch.tanh(logits / self.s.logit_softcap)
+
+    def head(self):
+        return self.tok_emb if self.s.tie_embeddings else self.lm_head
 
     def forward(self, tokens):
         """(B, T) nats; tokens (B, T + 1) are the inputs and, shifted by one, the targets."""
@@ -145,6 +150,9 @@ class GPT(nn.Module):
 
     def nats(self, x, targets):
         """(N,) nats of N targets (...) after features x (..., C)."""
+        if self.s.kernels == "triton":
+            x, head = rms_norm(x, self.s), self.head().weight.to(x.dtype)
+            return torch.ops.parity_golf.head_nats(x, head, targets.flatten(), self.s.logit_softcap)[0]
         return F.cross_entropy(self.head_logits(x).flatten(0, -2), targets.flatten(), reduction="none")
 
 
@@ -193,15 +201,19 @@ def wide(dtype):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def newton_schulz(g, steps):
+def newton_schulz(g, steps, kernels="none"):
     """Roughly the nearest orthogonal matrix to each of g (n, rows, columns), by a quintic iteration (Keller Jordan,
     "Muon", 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[1] > g.shape[2]
     x = g.transpose(1, 2) if tall else g
     for _ in range(steps):
-        A = x @ x.transpose(1, 2)
-        B = torch.baddbmm(A, A, A, beta=b, alpha=c)
+        if kernels == "triton":
+            A = torch.ops.parity_golf.symmetric(x, 1.0, 0.0)
+            B = torch.ops.parity_golf.symmetric(A, c, b)
+        else:
+            A = x @ x.transpose(1, 2)
+            B = torch.baddbmm(A, A, A, beta=b, alpha=c)
         x = torch.baddbmm(x, B, x, beta=a)
     return x.transpose(1, 2) if tall else x
 
@@ -269,7 +281,7 @@ class Muon:
         made = []
         for g in self.by_shape(grads.add_(self.momentum, alpha=momentum)):
             g.div_(g.norm(dim=(1, 2), keepdim=True) + 1e-7)
-            made.append((newton_schulz(g.to(self.dtype), self.s.muon_backend_steps) * finite).flatten())
+            made.append((newton_schulz(g.to(self.dtype), self.s.muon_backend_steps, self.s.kernels) * finite).flatten())
         return self.gather(torch.cat(made))
 
     def apply(self, updates, lr):
@@ -312,6 +324,8 @@ class TorchTrainer:
                 dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
         rank_rows(s, self.rank, self.world_size)  # raises where the ranks cannot share the rows
         self.dtype = pick_dtype(s, self.device)
+        if s.kernels == "triton":
+            use_kernels(s, self.device, self.dtype)
         master = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.model = GPT(s, self.dtype, self.device).to(self.device, master)
         self.params = dict(self.model.named_parameters())

@@ -310,6 +310,8 @@ class MlxTrainer:
 
     def __init__(self, settings, weights):
         self.s = s = settings
+        if s.kernels != "none":
+            raise UserError(f"KERNELS={s.kernels} is for train_gpt.py on CUDA: use KERNELS=none")
         mx.set_default_device(pick_device(s))
         rank, _, ranks = launched_rank(self.backend)
         with meeting(ranks) if ranks else contextlib.nullcontext():

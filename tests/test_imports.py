@@ -42,6 +42,7 @@ LIBRARIES = {
     "common.folder": {"tqdm"},
     "common.loop": {"tqdm"},
     "common.openblas": {"scipy_openblas32"},
+    "common.kernels": {"torch", "triton"},
 }
 
 
