@@ -32,7 +32,7 @@ import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows, step_parts
 from common.kernels import use_kernels
-from common.machine import host_memory, host_peak_memory
+from common.machine import host_memory, host_peak_memory, keep_freed_memory
 from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
 from common.ranks import launched_rank, meeting
@@ -43,6 +43,9 @@ from common.settings import Settings, UserError
 # ----------------------------------------------------------------------------------------------------------------------
 # Model. Shapes: B rows, T positions, V vocabulary, C width, H query heads, K kv heads, G = H / K, D = C / H
 # ----------------------------------------------------------------------------------------------------------------------
+
+
+SHORT = 512  # positions of the longest row for which plain products beat PyTorch's flash kernel on a CPU
 
 
 class Attention(nn.Module):
@@ -177,18 +180,27 @@ ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.
 
 def attend(q, k, v):
     """Causal attention (B, H, T, D); query head h uses kv head h // G."""
-    B, H, T, D = q.shape
-    if q.device.type == "cpu" and T <= 512:
-        # Plain products beat the CPU's flash kernel on short rows. Queries of one kv head share a product.
-        q = q.reshape(B, -1, H // k.shape[1] * T, D)  # (B, K, G * T, D)
-        scores = (q @ k.transpose(-2, -1)).view(B, -1, T, T).to(wide(q.dtype)) * D**-0.5
-        past = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
-        weights = scores.masked_fill(~past, float("-inf")).softmax(dim=-1).to(q.dtype)
-        return (weights.view(B, -1, H // k.shape[1] * T, T) @ v).view(B, H, T, D)
+    H, T = q.shape[1:3]
+    if q.device.type == "cpu" and T <= SHORT:  # a block of queries skips the keys that it cannot see
+        last, out = 0, []
+        for rows in q.split(max(64, T // 4), dim=2):
+            last += rows.shape[2]
+            out.append(attend_last(rows, k[:, :, :last], v[:, :, :last]))
+        return torch.cat(out, dim=2)
     if q.device.type == "mps":  # its kernel has no grouped queries
         k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
     with sdpa_kernel(ATTENTION, set_priority=True):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.shape[1] < H)
+
+
+def attend_last(q, k, v):
+    """The same for the last N of T positions: q (B, H, N, D). Queries of one kv head share a product."""
+    B, H, N, D = q.shape
+    K, T = k.shape[1:3]
+    scores = (q.reshape(B, K, H // K * N, D) @ k.transpose(-2, -1)).view(B, H, N, T).to(wide(q.dtype)) * D**-0.5
+    past = torch.ones(N, T, dtype=torch.bool).tril(T - N)
+    weights = scores.masked_fill(~past, float("-inf")).softmax(dim=-1).to(q.dtype)
+    return (weights.view(B, K, -1, T) @ v).view(B, H, N, D)
 
 
 def wide(dtype):
@@ -313,6 +325,7 @@ class TorchTrainer:
     settings_class = Settings
 
     def __init__(self, settings, weights):
+        keep_freed_memory()
         self.s = s = settings
         self.device = pick_device(s)
         if self.device.type == "cpu" or s.deterministic:
@@ -511,7 +524,7 @@ class TorchTrainer:
     def memory(self):
         rows = micro_batch_rows(self.s, rank_rows(self.s, self.rank, self.world_size)[1])
         have = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else host_memory()
-        score_rows = self.s.train_seq_len if self.device.type == "cpu" and self.s.train_seq_len <= 512 else 0
+        score_rows = self.s.train_seq_len if self.device.type == "cpu" and self.s.train_seq_len <= SHORT else 0
         return have, training_bytes(self.s, rows, self.dtype.itemsize, score_rows)
 
     def describe(self):

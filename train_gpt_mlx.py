@@ -35,7 +35,7 @@ sys.setdlopenflags(flags)
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows, step_parts
-from common.machine import host_memory, host_peak_memory
+from common.machine import host_memory, host_peak_memory, keep_freed_memory
 from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
 from common.ranks import launched_rank, meeting
@@ -74,7 +74,7 @@ class Attention(nn.Module):
         q = linear(x, self.c_q).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)  # (B, H, T, D)
         k = linear(x, self.c_k).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)  # (B, K, T, D)
         v = linear(x, self.c_v).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)
-        q = rotate(rms_norm(q, self.s), cos, sin) * self.q_gain.astype(x.dtype)[:, None, None]
+        q = rotate(rms_norm(q, self.s) * self.q_gain.astype(x.dtype)[:, None, None], cos, sin)
         k = rotate(rms_norm(k, self.s), cos, sin)
         return linear(attend(q, k, v).transpose(0, 2, 1, 3).reshape(B, T, C), self.proj)
 
@@ -153,7 +153,7 @@ class GPT(nn.Module):
 
     def head_logits(self, x, weight):
         logits = (rms_norm(x, self.s) @ weight.astype(x.dtype).T).astype(wide(self.dtype))
-        return self.s.logit_softcap * mx.tanh(logits / self.s.logit_softcap)
+        return self.s.logit_softcap * tanh(logits / self.s.logit_softcap)
 
     def __call__(self, tokens):
         """(B, T) nats; tokens (B, T + 1) are the inputs and, shifted by one, the targets."""
@@ -220,6 +220,16 @@ def attend_last(q, k, v):
     return (weights.reshape(B, K, -1, T) @ v).reshape(B, H, N, D)
 
 
+@mx.custom_function
+def tanh(x):
+    return mx.tanh(x)
+
+
+@tanh.vjp
+def tanh_vjp(_, cotangent, y):  # MLX's own takes another cosh
+    return cotangent * (1 - mx.square(y))
+
+
 def wide(dtype):
     """The dtype of softcap, softmax and rotary tables: float64 in reference mode, else float32."""
     return mx.float64 if dtype == mx.float64 else mx.float32
@@ -254,8 +264,8 @@ class Muon:
     """Nesterov momentum, then Newton-Schulz, all matrices of one shape at once. Every rank computes all updates, a few
     percent of a step, and so stays bit-identical."""
 
-    def __init__(self, params, dtype, steps):
-        self.dtype, self.steps = dtype, steps
+    def __init__(self, params, dtype, steps, streams):
+        self.dtype, self.steps, self.streams = dtype, steps, streams
         self.groups = {}
         for name, p in params.items():
             self.groups.setdefault(p.shape, []).append(name)
@@ -270,7 +280,8 @@ class Muon:
             buffer = state[f"{shape}"] = state[f"{shape}"] * momentum + g
             g = g + momentum * buffer
             g = g / (mx.sqrt(mx.sum(mx.square(g), axis=(1, 2), keepdims=True)) + 1e-7)
-            update = newton_schulz(g.astype(self.dtype), self.steps).astype(buffer.dtype)
+            update = mx.concatenate(side_by_side(
+                self.streams, lambda part: newton_schulz(part, self.steps), g.astype(self.dtype))).astype(buffer.dtype)
             rows, columns = shape
             for name, u in zip(names, update):
                 params[name] = params[name] - lr * max(1, rows / columns) ** 0.5 * u
@@ -309,6 +320,7 @@ class MlxTrainer:
     steps_ahead = 0
 
     def __init__(self, settings, weights):
+        keep_freed_memory()
         self.s = s = settings
         if s.kernels != "none":
             raise UserError(f"KERNELS={s.kernels} is for train_gpt.py on CUDA: use KERNELS=none")
@@ -320,8 +332,7 @@ class MlxTrainer:
                 raise RuntimeError("MLX finds none")
         self.rank, self.world_size = self.world.rank(), self.world.size()
         rank_rows(s, self.rank, self.world_size)  # raises where the ranks cannot share the rows
-        if self.world_size > 1 and mx.default_device() == mx.cpu and (set_threads := load_openblas()):
-            set_threads(max(1, os.cpu_count() // self.world_size))  # or they fight for the cores
+        self.streams = pick_streams(self.world_size)
         self.dtype = pick_dtype(s)
         self.model = GPT(s, self.dtype)
         check_weights(s, dict(tree_flatten(self.model.parameters())))  # the table names the parameters of the model
@@ -339,7 +350,7 @@ class MlxTrainer:
         s, groups = self.s, {name: p.group for name, p in param_table(self.s).items()}
         matrices = {name: p for name, p in self.params.items() if groups[name] == "matrix"}
         others = {name: p for name, p in self.params.items() if groups[name] != "matrix"}
-        self.muon = Muon(matrices, self.dtype, s.muon_backend_steps)
+        self.muon = Muon(matrices, self.dtype, s.muon_backend_steps, self.streams)
         self.adam = Adam(others, {name: adam_lrs(s)[groups[name]] for name in others}, s)
         self.adam_step = 0
 
@@ -383,9 +394,11 @@ class MlxTrainer:
         parts = parts or [rows] * (len(tokens) // rows)
         loss, grads = None, {}
         for rows, end in zip(parts, itertools.accumulate(parts)):
-            part, more = self.loss_and_grads(params, mx.array(tokens[end - rows:end]), scale)
-            loss = part if loss is None else loss + part
-            grads = {name: g + grads[name] if grads else g for name, g in more.items()}
+            for part, more in side_by_side(
+                    self.streams, lambda micro: self.loss_and_grads(params, mx.array(micro), scale),
+                    tokens[end - rows:end]):
+                loss = part if loss is None else loss + part
+                grads = {name: g + grads[name] if grads else g for name, g in more.items()}
             if len(parts) > 1:
                 mx.eval(loss, grads)  # or all would be in memory at once
         if ranks > 1:
@@ -411,7 +424,9 @@ class MlxTrainer:
     # scores and state -------------------------------------------------------------------------------------------------
 
     def token_nats(self, tokens):
-        return np.array(self.forward(self.params, mx.array(tokens)))
+        parts = side_by_side(self.streams, lambda rows: self.forward(self.params, mx.array(rows)), tokens)
+        mx.eval(parts)
+        return np.concatenate(parts)
 
     def logits(self, tokens):
         self.model.update(tree_unflatten(list(self.params.items())))
@@ -481,7 +496,7 @@ class MlxTrainer:
         for _ in range(6):
             mx.eval(x)
             start = time.perf_counter()
-            mx.eval(x @ x)
+            mx.eval(side_by_side(self.streams, lambda rows: rows @ x, x))
             best = min(best, time.perf_counter() - start)
         return 2 * n**3 / best
 
@@ -492,7 +507,8 @@ class MlxTrainer:
             have, score_rows = mx.device_info().get("max_recommended_working_set_size", have), 0
         if self.s.train_seq_len > LONG:
             score_rows = LONG // 4
-        return have, training_bytes(self.s, rows, self.dtype.size, score_rows)
+        gradients = (min(rows, len(self.streams)) - 1) * sum(p.nbytes for p in self.params.values())
+        return have, training_bytes(self.s, rows, self.dtype.size, score_rows) + gradients
 
     def describe(self):
         if mx.default_device() == mx.gpu:
@@ -593,6 +609,23 @@ def pick_device(s):
         print("warning: no OpenBLAS could be loaded, so matrix products will be 50 times slower: install g++ (for the "
               "package scipy-openblas32), or the system package libopenblas0", file=sys.stderr)
     return mx.cpu
+
+
+def pick_streams(world_size):
+    """Streams to share the work: on a CPU one for each core, as most of MLX's kernels use one."""
+    if mx.default_device() == mx.gpu or not load_openblas():
+        return [mx.default_stream(mx.default_device())]
+    return [mx.new_stream(mx.cpu) for _ in range(max(1, load_openblas() // world_size))]
+
+
+def side_by_side(streams, f, x):
+    """[f(part of x)]: x (N, ...) is cut along its first axis, one part for each stream."""
+    parts = min(len(x), len(streams))
+    out = []
+    for i, stream in enumerate(streams[:parts]):
+        with mx.stream(stream):
+            out.append(f(x[i * len(x) // parts:(i + 1) * len(x) // parts]))
+    return out
 
 
 def pick_dtype(s):

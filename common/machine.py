@@ -1,6 +1,7 @@
 """What this machine, or the container it runs in, has: bytes of memory (also the most that this process took), and a
 compiler."""
 import contextlib
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,15 @@ def host_memory():
     """Bytes of this machine, or the least that a control group allows."""
     limits = [*group_values("memory.max"), *group_values("memory.limit_in_bytes")]
     return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *(limit for limit, *_ in limits)])
+
+
+def keep_freed_memory():
+    """glibc gives large blocks back to Linux, which then fills each page with zeros again, step after step: keep
+    them."""
+    with contextlib.suppress(AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def group_values(*names):

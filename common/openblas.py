@@ -18,9 +18,10 @@ PLAIN_NAMES = "".join(f'asm(".globl cblas_{x}gemm; cblas_{x}gemm: {JUMP} scipy_c
 
 @functools.cache
 def load_openblas():
-    """Load it before the first matrix product. The function that sets its number of threads, or None without it."""
+    """Load it before the first matrix product, to use one thread. The number of threads that it would have used (its
+    own variables and OMP_NUM_THREADS count), or 0 without it."""
     if sys.platform != "linux":
-        return None
+        return 0
     with contextlib.suppress(OSError, ImportError, subprocess.SubprocessError), tempfile.TemporaryDirectory() as folder:
         import scipy_openblas32
         path = f"{scipy_openblas32.get_lib_dir()}/{scipy_openblas32.get_library(fullname=True)}"
@@ -28,7 +29,14 @@ def load_openblas():
         command = ["g++", "-shared", "-fPIC", "-O1", "-xc++", "-", "-o", f"{folder}/names.so"]
         subprocess.run(command, input=PLAIN_NAMES.encode(), check=True, capture_output=True)
         ctypes.CDLL(f"{folder}/names.so", mode=ctypes.RTLD_GLOBAL)
-        return library.scipy_openblas_set_num_threads
+        return one_thread(library.scipy_openblas_get_num_threads, library.scipy_openblas_set_num_threads)
     with contextlib.suppress(OSError):
-        return ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL).openblas_set_num_threads  # the system's
-    return None
+        library = ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)  # the system's
+        return one_thread(library.openblas_get_num_threads, library.openblas_set_num_threads)
+    return 0
+
+
+def one_thread(get_threads, set_threads):
+    threads = get_threads()
+    set_threads(1)
+    return threads
