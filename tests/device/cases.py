@@ -21,7 +21,8 @@ SMALL = dataclasses.replace(DEFAULT, num_layers=2)
 DEMO = dataclasses.replace(DEFAULT, **CPU_DEMO, micro_batch_tokens=CPU_DEMO["train_batch_tokens"])
 SCORING = {"eval_seq_len", "eval_stride", "ttt_lr", "ttt_chunk"}  # with these alone the step is the same
 # one step each; the options have fewer layers, and a graph that another case has is not compiled again
-STEPS = {"default": DEFAULT, "small": SMALL, "CPU demonstration": DEMO}
+STEPS = {"default": DEFAULT, "small": SMALL, "CPU demonstration": DEMO,
+         "small, kernels": dataclasses.replace(SMALL, kernels="triton")}
 STEPS |= {f"small, {name}": with_options(SMALL, [name])
           for name in OPTIONS if option_settings(SMALL, [name]).keys() - SCORING}
 
