@@ -23,6 +23,8 @@ def host_memory():
 def keep_freed_memory():
     """glibc gives large blocks back to Linux, which then fills each page with zeros again, step after step: keep
     them."""
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ:  # the user's choice
+        return
     with contextlib.suppress(AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 2**30)  # M_MMAP_THRESHOLD

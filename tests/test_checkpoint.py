@@ -143,6 +143,7 @@ def test_the_identity_is_what_is_learned(data_path):
         "micro_batch_tokens": 64,
         "compile": True,
         "deterministic": True,
+        "kernels": "triton",
         "device": "gpu",
         "train_log_every": 3,
         "run_id": "x",

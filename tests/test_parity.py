@@ -152,7 +152,7 @@ MUTANTS = [
     ("torch", "return self.s.logit_softcap * torch.tanh(logits / self.s.logit_softcap)", "return logits", "logits"),
     ("torch", "self.skip_weights[i - self.num_skips]", "self.skip_weights[self.num_skips * 2 - 1 - i]", "logits"),
     ("mlx", "skips.pop()", "skips.pop(0)", "logits"),
-    ("torch", "* self.q_gain.to(x.dtype)[:, None, None]", "* (0 * self.q_gain + 1).to(x.dtype)[:, None, None]",
+    ("torch", "gain = self.q_gain.to(x.dtype)", "gain = (0 * self.q_gain + 1).to(x.dtype)",
      "logits"),
     ("mlx", "rows = q.reshape(B, K, H // K * N, D)",  # kv heads repeated in the wrong order
      "rows = q.reshape(B, H // K, K, N, D).swapaxes(1, 2).reshape(B, K, H // K * N, D)", "logits"),
@@ -161,8 +161,8 @@ MUTANTS = [
      "logits"),
     ("torch", "torch.relu(linear(x, self.fc)).square()", "torch.relu(linear(x, self.fc))", "logits"),
     ("mlx", "(tokens[:, 1:].size * ranks)", "(tokens.size * ranks)", "loss"),
-    ("torch", "logits = linear(rms_norm(x, self.s), head)",  # the head's gradient does not reach the tied embedding
-     "logits = F.linear(rms_norm(x, self.s), head.weight.detach().to(x.dtype))", "gradients"),
+    ("torch", "logits = linear(rms_norm(x, self.s), self.head())",  # no gradient of the head in the tied embedding
+     "logits = F.linear(rms_norm(x, self.s), self.head().weight.detach().to(x.dtype))", "gradients"),
     ("torch", "return x.transpose(1, 2) if tall else x",
      "return x.transpose(1, 2) if tall or x.shape[1] == x.shape[2] else x", "one step"),
     ("mlx", "g = g + momentum * buffer", "g = buffer", "one step"),

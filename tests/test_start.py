@@ -151,7 +151,8 @@ def test_a_rank_for_which_there_is_no_gpu(number, seen, monkeypatch, data_path):
 
     import train_gpt
     monkeypatch.setenv("LOCAL_RANK", number)
-    for name, value in {"is_available": True, "device_count": 2, "set_device": None}.items():
+    for name, value in {"is_available": True, "device_count": 2, "set_device": None,
+                        "get_device_capability": (9, 0)}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *given, value=value: value)
     s = tiny_settings("torch", data_path, device="gpu")
     if seen is UserError:

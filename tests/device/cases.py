@@ -43,9 +43,9 @@ def method_calls(trainer, tokens):
     }
 
 
-def short(s, world_size):
-    """The settings with two micro-batches a step, or one on each of more ranks."""
-    return dataclasses.replace(s, train_batch_tokens=max(2, world_size) * s.micro_batch_tokens)
+def short(s, passes, world_size):
+    """The settings with so many micro-batches a step, and one or more on each rank."""
+    return dataclasses.replace(s, train_batch_tokens=max(passes, world_size) * s.micro_batch_tokens)
 
 
 def all_cases(meter):
@@ -56,8 +56,8 @@ def all_cases(meter):
             print(name, f"{time.process_time():.0f} CPU s", file=sys.stderr, flush=True)
             rounding = s.qat_start < 1 or s.quant_levels != DEFAULT.quant_levels
             found[f"{name}, world size {world_size}"] = count_step(
-                meter, s if name == "default" else short(s, world_size), world_size, rounding)
-        rank = Rank(meter, short(with_options(SMALL, ["average"]), world_size), world_size)
+                meter, short(s, 1 if name == "default" else 2, world_size), world_size, rounding)
+        rank = Rank(meter, short(with_options(SMALL, ["average"]), 2, world_size), world_size)
         rank.measured(rank.step)
         with rank.mode, meter:
             calls = method_calls(rank.trainer, rank.tokens[:64])

@@ -22,7 +22,7 @@ HELD, DIFFERS = "held", "DIFFERS"
 # The size of a rehearsal: settings of a trainer
 TINY = {"num_layers": 2, "model_dim": 32, "num_heads": 4, "num_kv_heads": 2, "train_seq_len": 32,
         "train_batch_tokens": 256, "micro_batch_tokens": 256, "compile": False}
-COSTS, COUNTED = Path(__file__).with_name("costs.json"), "default, 1 ranks"
+COSTS, COUNTED = Path(__file__).with_name("costs.json"), "default, world size 1"
 # column of COSTS: (what it is, what it is divided by where it is shown, how often as much may be seen)
 COUNTS = {"launches": ("launches of a step", 1, 1.15), "peak": ("peak memory of a step in GiB", 1 << 30, 1.1),
           "ms": ("milliseconds of a step", 1, 1.15)}
