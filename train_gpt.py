@@ -1,4 +1,4 @@
-"""Train the best language model that fits in 16,000,000 bytes: PyTorch (CUDA with DDP, MPS, CPU).
+"""Train the best language model that fits in 16,000,000 bytes: PyTorch (CUDA, on any number of GPUs; MPS; CPU).
 
     python train_gpt.py --help                                                      all settings
     torchrun --standalone --local-addr 127.0.0.1 --nproc_per_node=8 train_gpt.py    the official run, 8xH100
