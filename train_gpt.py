@@ -45,9 +45,6 @@ from common.settings import Settings, UserError
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-SHORT = 512  # positions of the longest row for which plain products beat PyTorch's flash kernel on a CPU
-
-
 class Attention(nn.Module):
     """Causal self-attention with grouped queries, RMS-normed queries and keys, rotary positions, a gain per head."""
 
@@ -176,6 +173,7 @@ def rotate(x, cos, sin):
 
 # Fastest first on an H100. FlashAttention 3, where it is installed, comes before cuDNN's: see pick_device.
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+SHORT = 512  # positions of the longest row for which plain products beat PyTorch's flash kernel on a CPU
 
 
 def attend(q, k, v):
@@ -278,7 +276,7 @@ class Muon:
         return own.to(flat.dtype)
 
     def gather(self, own):
-        """((world_size, size) of the shares (size) of all ranks, what to wait for before it is read)."""
+        """((world_size, size) of the shares (size) of all ranks, the handle to wait on before reading it)."""
         if self.world_size == 1:
             return own[None], None
         full = own.new_empty(self.world_size * len(own))
@@ -529,7 +527,8 @@ class TorchTrainer:
 
     def describe(self):
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type
-        return f"{self.world_size} x {name}, {str(self.dtype).removeprefix('torch.')}, torch {torch.__version__}"
+        flash = ", FlashAttention 3" if ATTENTION[0] == SDPBackend.FLASH_ATTENTION else ""
+        return f"{self.world_size} x {name}, {str(self.dtype).removeprefix('torch.')}, torch {torch.__version__}{flash}"
 
     def close(self):
         if dist.is_initialized():
@@ -607,7 +606,7 @@ def pick_device(s):
             device = torch.device("cuda", number)
             torch.cuda.set_device(device)
             if torch.cuda.get_device_capability() == (9, 0) and not s.deterministic:
-                with contextlib.suppress(ImportError, AttributeError, RuntimeError):  # it is not here, or too old
+                with contextlib.suppress(ImportError, AttributeError, RuntimeError, ValueError, OSError):  # none
                     torch.nn.attention.activate_flash_attention_impl("FA3")
                     ATTENTION.sort(key=lambda kernel: kernel != SDPBackend.FLASH_ATTENTION)
             return device
@@ -634,8 +633,8 @@ def pick_dtype(s, device):
 
 def make_repeatable(device):
     """Sum in one order, so that equal runs give equal bytes: the embedding's gradient on the CPU, on CUDA the backward
-    pass of attention too. What PyTorch cannot do so, it warns of."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    pass of attention too, which obeys only where what cannot obey is an error. On the CPU it is a warning."""
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cuda")
     torch.utils.deterministic.fill_uninitialized_memory = False
     if device.type == "cuda":
         torch._inductor.config.deterministic = True  # else it chooses kernels by their time

@@ -226,7 +226,7 @@ def tanh(x):
 
 
 @tanh.vjp
-def tanh_vjp(_, cotangent, y):  # MLX's own takes another cosh
+def tanh_vjp(_, cotangent, y):  # MLX's own gradient computes a cosh as well
     return cotangent * (1 - mx.square(y))
 
 

@@ -91,8 +91,9 @@ def rehearse(trainer, settings):
         trainer.token_nats(np.zeros((rows, seq_len + 1), np.int32))
     if settings.ttt_lr:
         seq_len = eval_lengths(settings)[0]
-        parts = step_parts(settings, math.ceil(settings.ttt_chunk.tokens / seq_len), seq_len)
-        trainer.sgd_step(np.zeros((sum({*parts}), seq_len + 1), np.int32), 0.0)
+        whole = math.ceil(settings.ttt_chunk.tokens / seq_len)  # the first chunk may have a row less
+        for rows in {size for n in (whole, whole - 1) for size in step_parts(settings, n, seq_len)}:
+            trainer.sgd_step(np.zeros((rows, seq_len + 1), np.int32), 0.0)
         trainer.undo_sgd()
 
 

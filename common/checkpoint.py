@@ -127,7 +127,7 @@ def read_checkpoint(folder, identity, expected, warn):
 
 
 def resume(trainer, state, folder, identity, warn):
-    """As read_checkpoint, but the trainer then has the arrays. state: that of a new run. Raises UserError."""
+    """As read_checkpoint, and loads the arrays into the trainer. state: that of a new run. Raises UserError."""
     expected = {name: (array.shape, str(array.dtype)) for name, array in state.items()}
     step, elapsed, arrays, damaged = read_checkpoint(folder, identity, expected, warn)
     if arrays:

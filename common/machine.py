@@ -23,12 +23,12 @@ def host_memory():
 def keep_freed_memory():
     """glibc gives large blocks back to Linux, which then fills each page with zeros again, step after step: keep
     them."""
-    if "MALLOC_MMAP_THRESHOLD_" in os.environ:  # the user's choice
+    if {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():  # the user's choice
         return
     with contextlib.suppress(AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        if mallopt(-3, 2**30):  # M_MMAP_THRESHOLD
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def group_values(*names):

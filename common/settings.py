@@ -164,7 +164,8 @@ class Settings:
     compile: bool = setting(True, "compile the step", kind="memory")
     deterministic: bool = setting(False, "equal runs give equal bytes on a GPU too, as they always do on the CPU",
                                   kind="memory")
-    kernels: str = setting("none", "custom kernels: triton is for CUDA", choices=("none", "triton"), kind="memory")
+    kernels: str = setting("none", "triton: Triton kernels for loss, relu^2 and Newton-Schulz, on CUDA",
+                           choices=("none", "triton"), kind="memory")
     device: str = setting("auto", "which device to use", choices=("auto", "cpu", "gpu"), kind="memory")
     # data, folder and log
     data_path: str = setting("data/fineweb10B_sp1024", "folder of the token shards *_train_*.bin and *_val_*.bin",

@@ -20,6 +20,7 @@ set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=${nodes%%$'\n'*}
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-64}  # srun does not take it from sbatch since Slurm 22.05
 export GPUS=${SLURM_GPUS_ON_NODE:-8} LAUNCH=srun
 export TORCHRUN="--nnodes=$SLURM_NNODES --rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID --rdzv-endpoint=$first:29500"
 bash records/launch/run.sh

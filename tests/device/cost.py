@@ -62,7 +62,7 @@ def print_roofline(step, world_size):
     if step["collectives"]:
         size = sum(size for _, size, _ in step["collectives"])
         wire = roofline.wire_ms(step["collectives"], world_size)
-        name, number = "collectives, were they not overlapped", len(step["collectives"])
+        name, number = "collectives (Adam overlaps the all-gather)", len(step["collectives"])
         print(f"{name:42}{number:9}{size / 1e9:8.2f}{'':8}{wire:8.2f}")
 
 

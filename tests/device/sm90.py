@@ -36,5 +36,3 @@ def usage(cubin):
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     registers, stack, _, local = map(int, USAGE.search(text).groups())
     return registers, stack + local
-
-
