@@ -30,7 +30,7 @@ def test_every_part_is_rehearsed_on_the_cpu(backend, tmp_path):
     verdicts = dict(re.findall(r"^([\w-]+) +(ok|left out) +\d+$", text, re.MULTILINE))
     left_out = {name for name, verdict in verdicts.items() if verdict == "left out"}
     assert set(verdicts) == {"machine", *check.TIMED, *check.PROOFS} and left_out == set(check.NOT_ON.get(backend, ()))
-    held = {"torch": 10, "mlx": 8}[backend]
+    held = {"torch": 9, "mlx": 7}[backend]
     assert text.count("\nheld: ") == held and f"what this repository predicts: {held} held, 0 differ" in text
     assert "train_loss" in text and "attention" in text and "first step" in text and "compressed bytes" in text
     assert str(ROOT) not in text and str(tmp_path) not in text
