@@ -276,12 +276,12 @@ class Muon:
         return own.to(flat.dtype)
 
     def gather(self, own):
-        """((world_size, size) of the shares (size) of all ranks, the handle to wait on before reading it)."""
+        """((world_size, size) of the shares (size) of all ranks, the function that waits until it can be read)."""
         if self.world_size == 1:
-            return own[None], None
+            return own[None], lambda: None
         full = own.new_empty(self.world_size * len(own))
         all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the older name
-        return full.view(self.world_size, -1), all_gather(full, own, async_op=True)
+        return full.view(self.world_size, -1), all_gather(full, own, async_op=True).wait
 
     def updates(self, grads, momentum, finite):
         """As of gather(). finite: bool tensor (); where it is False nothing changes, and the CPU need not wait to
@@ -384,14 +384,13 @@ class TorchTrainer:
             grads = [matrices, *(p.grad for p in self.others.values())]
             torch._foreach_mul_(grads, (self.s.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0))
         with torch.no_grad():
-            updates, sent = self.muon.updates(matrices, momentum, self.finite)
+            updates, wait = self.muon.updates(matrices, momentum, self.finite)
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * lr_scale
         if self.device.type != "mps":
             self.adam.found_inf = (~self.finite).float()  # fused Adam skips the update where this is 1
         self.adam.step()
-        if sent:
-            sent.wait()
+        wait()
         self.muon.apply(updates, self.s.matrix_lr * lr_scale)
         if self.device.type != "cuda":
             return loss
@@ -456,9 +455,8 @@ class TorchTrainer:
         return self.to_host(self.average if averaged else self.params)
 
     def state(self):
-        momentum, sent = self.muon.gather(self.muon.momentum)
-        if sent:
-            sent.wait()
+        momentum, wait = self.muon.gather(self.muon.momentum)
+        wait()
         momentum = {f"{name}.momentum": row for name, row in self.muon.by_name(momentum).items()}
         return self.to_host(self.tensors | momentum)
 
@@ -625,8 +623,8 @@ def pick_dtype(s, device):
     elif device.type == "mps":
         native = torch.backends.mps.is_macos_or_newer(14, 0)
     else:
-        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-    if not native and not device.index:  # once per machine
+        native = torch.cpu._is_avx512_bf16_supported()
+    if not native and device.type != "cpu" and not device.index:  # once per machine
         print("warning: this GPU computes no bfloat16, so the run computes in float32, more slowly", file=sys.stderr)
     return torch.bfloat16 if native else torch.float32
 

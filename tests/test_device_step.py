@@ -25,8 +25,9 @@ def test_the_table_is_of_these_cases_and_of_this_pytorch(found):
 
 @pytest.mark.parametrize("name", TABLE["cases"])
 def test_nothing_costs_more_than_the_table_says(found, name):
-    """Where it may: python -m tests.device.cost --update, and the difference is part of the change."""
-    more = {column: (found["cases"][name][column], TABLE["cases"][name][column]) for column in COLUMNS}
+    """Where it may: python -m tests.device.cost --update, and the difference is part of the change. Milliseconds are
+    those of the roofline, which knows what kernel the trainer prefers for attention."""
+    more = {column: (found["cases"][name][column], TABLE["cases"][name][column]) for column in (*COLUMNS, "ms")}
     assert {column: pair for column, pair in more.items() if pair[0] > pair[1]} == {}
 
 

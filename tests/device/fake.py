@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.device_interface import CudaInterface
 from torch._inductor.codecache import CppCodeCache
+from torch.nn.attention import SDPBackend
 
 GUARD = Path(__file__).with_name("guard.cpp")
 H100 = types.SimpleNamespace(
@@ -20,7 +21,6 @@ H100 = types.SimpleNamespace(
     shared_memory_per_block=49152, shared_memory_per_block_optin=232448, shared_memory_per_multiprocessor=233472,
     L2_cache_size=50 << 20, gcnArchName="", uuid="fake", is_integrated=0, is_multi_gpu_board=0)
 WAITS = []  # a name for each wait of the host for the device
-ATTENTION = ["cudnn", "flash"]  # first the preferred one, as in torch 2.13 on an H100
 
 
 class Event:
@@ -143,9 +143,12 @@ def module_to(self, *target):
 
 @torch._dynamo.assume_constant_result
 def attention_backend():
-    """cudnn or flash: the first in order that is enabled, as torch.nn.attention.sdpa_kernel sets it."""
-    enabled = {"cudnn": torch.backends.cuda.cudnn_sdp_enabled(), "flash": torch.backends.cuda.flash_sdp_enabled()}
-    return next(name for name in ATTENTION if enabled[name])
+    """cudnn or flash: the first that is enabled, in the order of priority; torch.nn.attention.sdpa_kernel sets both."""
+    cuda = torch.backends.cuda
+    known = {SDPBackend.CUDNN_ATTENTION: ("cudnn", cuda.cudnn_sdp_enabled()),
+             SDPBackend.FLASH_ATTENTION: ("flash", cuda.flash_sdp_enabled())}
+    order = [known[SDPBackend(number)] for number in torch._C._get_sdp_priority_order() if SDPBackend(number) in known]
+    return next(name for name, enabled in order if enabled)
 
 
 def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):

@@ -17,6 +17,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import train_gpt
 from common.batches import rank_rows
 from common.loop import Run, after_step
 from common.params import initial_weights
@@ -28,11 +29,12 @@ FIRST = 100  # number of a step that is not logged
 MOMENTS = "momentum", "exp_avg", "exp_avg_sq"
 
 
-def start(attention="cudnn"):
-    """The Meter of this process, which is then of no other use. A graph is compiled once, and kept in a folder until
-    the process ends."""
-    fake.ATTENTION.sort(key=lambda name: name != attention)
+def start(attention=None):
+    """The Meter of this process, which is then of no other use. attention: the kernel that the trainer is to prefer;
+    None: the one that it does. A graph is compiled once, and kept in a folder until the process ends."""
     fake.install()
+    if attention:
+        train_gpt.ATTENTION.sort(key=lambda kernel: kernel.name != f"{attention.upper()}_ATTENTION")
     inductor.install()
     meter = Meter()
     meter.folder = tempfile.TemporaryDirectory(prefix="fake-device-")
@@ -46,7 +48,6 @@ class Rank:
     def __init__(self, meter, s, world_size):
         if world_size > 1:
             ranks.join(world_size)
-        import train_gpt  # with the process group that it is to find
         torch._dynamo.reset()
         counters.clear()
         gc.collect()
