@@ -21,7 +21,8 @@ else
 COUNT := import torch; print(torch.cuda.device_count())
 endif
 
-# FineWeb is used where it is there and a GPU or a Mac is; else the embedded corpus, and a small model for two CPU cores.
+# FineWeb is used where it is there and a GPU or a Mac is; else the embedded corpus, and a small model for two CPU
+# cores.
 ifneq ($(filter train,$(or $(MAKECMDGOALS),train)),)
 else ifneq ($(and $(wildcard $(FINEWEB)/*_train_*.bin),$(filter-out 0,$(GPUS))$(filter Darwin,$(shell uname -s))),)
 export DATA_PATH ?= $(FINEWEB)
@@ -50,10 +51,12 @@ run: data
 install: .venv/.$(BACKEND)
 
 data: install
-	@case "$(DATA_PATH)" in data/pydoc_sp*) $(BIN)/python -m common.data pydoc --vocab-size $(VOCAB_SIZE) --out $(DATA_PATH);; esac
+	@case "$(DATA_PATH)" in data/pydoc_sp*) \
+	  $(BIN)/python -m common.data pydoc --vocab-size $(VOCAB_SIZE) --out $(DATA_PATH);; esac
 
 test: .venv/.torch .venv/.mlx .venv/.data .venv/.records .venv/.dev lint
-	env -i HOME="$$HOME" PATH="$$PATH" OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+	env -i HOME="$$HOME" PATH="$$PATH" OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

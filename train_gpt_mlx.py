@@ -402,10 +402,10 @@ class MlxTrainer:
             if len(parts) > 1:
                 mx.eval(loss, grads)  # or all would be in memory at once
         if ranks > 1:
-            parts, short = {"loss": loss} | grads, {}
+            full, short = {"loss": loss} | grads, {}
             if self.s.reduce_dtype == "bfloat16":
-                short = {name: parts.pop(name) for group in self.muon.groups.values() for name in group}
-            summed = self.summed(parts, loss.dtype) | (self.summed(short, mx.bfloat16) if short else {})
+                short = {name: full.pop(name) for group in self.muon.groups.values() for name in group}
+            summed = self.summed(full, loss.dtype) | (self.summed(short, mx.bfloat16) if short else {})
             loss, grads = summed["loss"], {name: summed[name] for name in grads}
         return loss, grads
 
