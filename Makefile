@@ -21,15 +21,14 @@ else
 COUNT := import torch; print(torch.cuda.device_count())
 endif
 
-# FineWeb is used where it is there and a GPU or a Mac is; else the embedded corpus, and a small model for two CPU
-# cores.
+# FineWeb is used where it is there and a GPU or a Mac is; else the embedded corpus and a recipe for two CPU cores.
 ifneq ($(filter train,$(or $(MAKECMDGOALS),train)),)
 else ifneq ($(and $(wildcard $(FINEWEB)/*_train_*.bin),$(filter-out 0,$(GPUS))$(filter Darwin,$(shell uname -s))),)
 export DATA_PATH ?= $(FINEWEB)
 else
 export VOCAB_SIZE ?= 1024
 export DATA_PATH ?= data/pydoc_sp$(VOCAB_SIZE)
-$(foreach pair,$(shell $(PYTHON) common/recipes.py),$(eval export $(subst =, ?= ,$(pair))))
+export RECIPE ?= laptop
 endif
 
 ifeq ($(BACKEND),mlx)

@@ -31,9 +31,10 @@ except ModuleNotFoundError as missing:
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows, step_parts
+from common.calibration import collect
 from common.kernels import use_kernels
 from common.machine import host_memory, host_peak_memory, keep_freed_memory
-from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
+from common.params import adapters, check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
 from common.ranks import launched_rank, meeting
 from common.run import main
@@ -48,9 +49,9 @@ from common.settings import Settings, UserError
 class Attention(nn.Module):
     """Causal self-attention with grouped queries, RMS-normed queries and keys, rotary positions, a gain per head."""
 
-    def __init__(self, s):
+    def __init__(self, s, i):
         super().__init__()
-        self.s, self.head_dim = s, s.model_dim // s.num_heads
+        self.s, self.head_dim, self.xsa = s, s.model_dim // s.num_heads, i >= s.num_layers - s.xsa_layers
         self.c_q = nn.Linear(s.model_dim, s.model_dim, bias=False)
         self.c_k = nn.Linear(s.model_dim, s.num_kv_heads * self.head_dim, bias=False)
         self.c_v = nn.Linear(s.model_dim, s.num_kv_heads * self.head_dim, bias=False)
@@ -60,17 +61,21 @@ class Attention(nn.Module):
     def forward(self, x, cos, sin):
         B, T, C = x.shape
         H, K = self.s.num_heads, self.s.num_kv_heads
-        w = torch.cat([self.c_q.weight, self.c_k.weight, self.c_v.weight])  # one product reads x once
-        q, k, v = F.linear(x, w.to(x.dtype)).view(B, T, -1, self.head_dim).split([H, K, K], dim=2)
+        q, k, v = linear(x, self.c_q, self.c_k, self.c_v).view(B, T, -1, self.head_dim).split([H, K, K], dim=2)
         gain = self.q_gain.to(x.dtype).expand(B, T, H)[..., None]  # sums its gradient over D first, with other sums
         q = rotate(rms_norm(q, self.s) * gain, cos, sin)
         k = rotate(rms_norm(k, self.s), cos, sin)
         y = attend(*(heads.transpose(1, 2) for heads in (q, k, v)))  # (B, H, T, D), in memory still (B, T, H, D)
-        return linear(y.transpose(1, 2).reshape(B, T, C), self.proj)
+        y = y.transpose(1, 2)
+        if self.xsa:  # XSA: without the part along the token's own value
+            y = y.reshape(B, T, K, H // K, self.head_dim)
+            v = rms_norm(v, self.s).unsqueeze(3)
+            y = y - (y * v).mean(dim=-1, keepdim=True) * v
+        return linear(y.reshape(B, T, C), self.proj)
 
 
 class MLP(nn.Module):
-    """relu^2 (Primer, arXiv:2109.08668)."""
+    """relu^2 (Primer, arXiv:2109.08668), or leaky relu^2."""
 
     def __init__(self, s):
         super().__init__()
@@ -79,25 +84,30 @@ class MLP(nn.Module):
         self.proj = nn.Linear(s.mlp_mult * s.model_dim, s.model_dim, bias=False)
 
     def forward(self, x):
-        if self.s.kernels == "triton":
+        if self.s.kernels == "triton" and not hasattr(self.fc, "seen"):
             return torch.ops.parity_golf.relu2_mlp(x, self.fc.weight.to(x.dtype), self.proj.weight.to(x.dtype))[0]
-        return linear(torch.relu(linear(x, self.fc)).square(), self.proj)
+        return linear(F.leaky_relu(linear(x, self.fc), self.s.mlp_slope).square(), self.proj)
 
 
 class Block(nn.Module):
-    def __init__(self, s):
+    def __init__(self, s, i):
         super().__init__()
-        self.s = s
+        self.s, self.parallel = s, i >= s.num_layers - s.parallel_layers
+        self.norm_scale = (i + 1)**-0.5
         self.resid_mix = nn.Parameter(torch.empty(2, s.model_dim))
-        self.attn, self.mlp = Attention(s), MLP(s)
+        self.attn, self.mlp = Attention(s, i), MLP(s)
         self.attn_scale = nn.Parameter(torch.empty(s.model_dim))
         self.mlp_scale = nn.Parameter(torch.empty(s.model_dim))
 
     def forward(self, x, x0, cos, sin):
         mix = self.resid_mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
-        x = x + self.attn_scale.to(x.dtype) * self.attn(rms_norm(x, self.s), cos, sin)
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x, self.s))
+        y = x + self.attn_scale.to(x.dtype) * self.attn(self.norm(x), cos, sin)
+        return y + self.mlp_scale.to(x.dtype) * self.mlp(self.norm(x if self.parallel else y))
+
+    def norm(self, x):
+        x = rms_norm(x, self.s)
+        return x * self.norm_scale if self.s.norm_scale else x
 
 
 class GPT(nn.Module):
@@ -107,7 +117,13 @@ class GPT(nn.Module):
         super().__init__()
         self.s, self.dtype = s, dtype
         self.tok_emb = nn.Embedding(s.vocab_size, s.model_dim)
-        self.blocks = nn.ModuleList(Block(s) for _ in range(s.num_layers))
+        if s.bigram_rows:
+            self.bigram = nn.Embedding(s.bigram_rows, s.bigram_dim)
+            self.bigram_proj = nn.Linear(s.bigram_dim, s.model_dim, bias=False)
+            self.bigram_scale = nn.Parameter(torch.empty(1))
+        if s.smear_gate:
+            self.smear_gate = nn.Parameter(torch.empty(s.model_dim))
+        self.blocks = nn.ModuleList(Block(s, i) for i in range(s.num_layers))
         self.order, self.num_skips = tuple(layer_order(s)), num_skips(s)
         if self.num_skips:
             self.skip_weights = nn.Parameter(torch.empty(self.num_skips, s.model_dim))
@@ -119,7 +135,7 @@ class GPT(nn.Module):
     def features(self, tokens_BT):
         """(B, T, C): the output of the last block."""
         cos, sin = (table[:tokens_BT.shape[1], None] for table in (self.cos, self.sin))  # (T, 1, D / 2)
-        x = x0 = rms_norm(self.tok_emb(tokens_BT).to(self.dtype), self.s)
+        x = x0 = self.embed(tokens_BT)
         skips = []
         for i, layer in enumerate(self.order):
             if i >= self.num_skips and skips:
@@ -127,6 +143,22 @@ class GPT(nn.Module):
             x = self.blocks[layer](x, x0, cos, sin)
             if i < self.num_skips:
                 skips.append(x)
+        return x
+
+    def embed(self, tokens_BT):
+        """(B, T, C): the input of the blocks. Nothing of a document is mixed into the next."""
+        s, x = self.s, self.tok_emb(tokens_BT).to(self.dtype)
+        if not (s.bigram_rows or s.smear_gate):
+            return rms_norm(x, s)
+        first = (tokens_BT == s.bos_id).index_fill(1, tokens_BT.new_zeros(1), True)  # in its document or its row
+        if s.bigram_rows:
+            pairs = (36313 * tokens_BT ^ 27191 * tokens_BT.roll(1, dims=1)) % (s.bigram_rows - 1)
+            pairs = self.bigram(pairs.masked_fill(first, s.bigram_rows - 1)).to(x.dtype)
+            x = x + self.bigram_scale.to(x.dtype) * linear(pairs, self.bigram_proj)
+        x = rms_norm(x, s)
+        if s.smear_gate:
+            gate = torch.sigmoid(self.smear_gate).to(x.dtype) * ~first[..., None]
+            x = x + gate * (x.roll(1, dims=1) - x)
         return x
 
     def logits(self, tokens_BT):
@@ -156,9 +188,13 @@ class GPT(nn.Module):
         return F.cross_entropy(self.head_logits(x).flatten(0, -2), targets.flatten(), reduction="none")
 
 
-def linear(x, layer):
-    """The weights stay float32; the product is in the compute dtype."""
-    return F.linear(x, layer.weight.to(x.dtype))
+def linear(x, *layers):
+    """Outputs of all layers, joined: one product reads x once, in the compute dtype. The weights stay float32."""
+    for layer in layers:
+        if seen := getattr(layer, "seen", None):  # see input_products
+            seen(x)
+    weights = [layer.weight for layer in layers]
+    return F.linear(x, (torch.cat(weights) if weights[1:] else weights[0]).to(x.dtype))
 
 
 def rms_norm(x, s):
@@ -290,11 +326,15 @@ class Muon:
         self.momentum.mul_(one * momentum + (1 - one)).add_(grads)
         made = []
         for g in self.by_shape(grads.add_(self.momentum, alpha=momentum)):
+            if self.s.muon_row_norm:
+                g.div_(g.norm(dim=2, keepdim=True) + 1e-7)
             g.div_(g.norm(dim=(1, 2), keepdim=True) + 1e-7)
             made.append((newton_schulz(g.to(self.dtype), self.s.muon_backend_steps, self.s.kernels) * finite).flatten())
         return self.gather(torch.cat(made))
 
-    def apply(self, updates, lr):
+    def apply(self, updates, lr, finite):
+        if self.s.weight_decay:
+            self.weights.mul_(1 - lr * self.s.weight_decay * finite.to(self.weights.dtype))
         for (rows, columns), weights, update in zip(self.groups, self.by_shape(self.weights), self.by_shape(updates)):
             weights.add_(update, alpha=-lr * max(1, rows / columns) ** 0.5)
 
@@ -358,9 +398,9 @@ class TorchTrainer:
         matrices = {name: p for name, p in params.items() if groups[name] == "matrix"}
         self.muon = Muon(matrices, s, self.dtype, self.rank, self.world_size)
         self.adam = torch.optim.Adam(
-            [{"params": [p for n, p in params.items() if groups[n] == group], "lr": lr, "base_lr": lr}
-             for group, lr in adam_lrs(s).items()],
-            betas=(s.beta1, s.beta2), eps=s.adam_eps, fused=self.device.type != "mps")
+            [{"params": [p for n, p in params.items() if groups[n] == group], "lr": lr, "base_lr": lr,
+              "weight_decay": s.embed_weight_decay * (group == "embed")} for group, lr in adam_lrs(s).items()],
+            betas=(s.beta1, s.beta2), eps=s.adam_eps, fused=self.device.type != "mps", decoupled_weight_decay=True)
         self.others = {name: p for name, p in params.items() if name not in matrices}
         self.tensors = params | {f"{name}.momentum": row for name, row in self.muon.own_momentum().items()}
         for name, p in self.others.items():
@@ -391,7 +431,7 @@ class TorchTrainer:
             self.adam.found_inf = (~self.finite).float()  # fused Adam skips the update where this is 1
         self.adam.step()
         wait()
-        self.muon.apply(updates, self.s.matrix_lr * lr_scale)
+        self.muon.apply(updates, self.s.matrix_lr * lr_scale, self.finite)
         if self.device.type != "cuda":
             return loss
         before, self.running = self.running, LossOnItsWay(loss)
@@ -440,6 +480,17 @@ class TorchTrainer:
             return self.forward(self.to_device(tokens)).detach().cpu().numpy()
 
     @torch.no_grad()
+    def input_products(self, tokens):
+        def square(x):
+            x = x.flatten(0, -2).to(wide(self.dtype))
+            return x.T @ x
+
+        modules = dict(self.model.named_modules())
+        layers = {name: modules[name.removesuffix(".weight")] for name in self.params.keys() - self.others}
+        parts = self.to_device(tokens).long().split(micro_batch_rows(self.s, len(tokens), tokens.shape[1]))
+        return self.to_host(collect(layers, square, map(self.model.features, parts)))
+
+    @torch.no_grad()
     def logits(self, tokens):
         return self.model.logits(self.to_device(tokens).long()).cpu().numpy()
 
@@ -469,7 +520,7 @@ class TorchTrainer:
         for moments in self.adam.state.values():
             moments["step"].copy_(self.tensors["adam_step"])
         self.finite.fill_(True)
-        self.before_sgd = None
+        self.before_sgd, self.adapters = None, {}
 
     def to_device(self, tokens):
         tokens = torch.from_numpy(np.array(tokens))
@@ -562,15 +613,25 @@ class TorchTrainer:
     def sgd_step(self, tokens, lr):
         params = list(self.params.values())
         if self.before_sgd is None:
-            self.before_sgd = [p.detach().clone() for p in params]
+            self.before_sgd = {name: p.detach().clone() for name, p in self.params.items()}
         self.backward(tokens, alone=True, parts=step_parts(self.s, len(tokens), tokens.shape[1] - 1))
         with torch.no_grad():
-            torch._foreach_add_(params, [p.grad for p in params], alpha=-lr)
+            if not self.s.ttt_rank:
+                return torch._foreach_add_(params, [p.grad for p in params], alpha=-lr)
+            self.adapters = self.adapters or {name: [torch.from_numpy(part).to(params[0]) for part in pair]
+                                              for name, pair in adapters(self.s).items()}
+            for name, (a, b) in self.adapters.items():
+                p = self.params[name]
+                change = p.grad @ a.T  # the gradient of b; that of a: b.T @ p.grad
+                a.sub_(b.T @ p.grad, alpha=lr)
+                b.sub_(change, alpha=lr)
+                torch.addmm(self.before_sgd[name], b, a, out=p)
 
     @torch.no_grad()
     def undo_sgd(self):
+        self.adapters = {}
         if self.before_sgd:
-            torch._foreach_copy_(list(self.params.values()), self.before_sgd)
+            torch._foreach_copy_(list(self.params.values()), list(self.before_sgd.values()))
 
 
 def round_rows(w, levels):

@@ -35,8 +35,9 @@ sys.setdlopenflags(flags)
 import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows, step_parts
+from common.calibration import collect
 from common.machine import host_memory, host_peak_memory, keep_freed_memory
-from common.params import check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
+from common.params import adapters, check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
 from common.ranks import launched_rank, meeting
 from common.run import main
@@ -60,9 +61,9 @@ LONG = 1024  # positions of the longest row whose scores are all kept
 class Attention(nn.Module):
     """Causal self-attention with grouped queries, RMS-normed queries and keys, rotary positions, a gain per head."""
 
-    def __init__(self, s):
+    def __init__(self, s, i):
         super().__init__()
-        self.s, self.head_dim = s, s.model_dim // s.num_heads
+        self.s, self.head_dim, self.xsa = s, s.model_dim // s.num_heads, i >= s.num_layers - s.xsa_layers
         self.c_q = nn.Linear(s.model_dim, s.model_dim, bias=False)
         self.c_k = nn.Linear(s.model_dim, s.num_kv_heads * self.head_dim, bias=False)
         self.c_v = nn.Linear(s.model_dim, s.num_kv_heads * self.head_dim, bias=False)
@@ -76,11 +77,16 @@ class Attention(nn.Module):
         v = linear(x, self.c_v).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3)
         q = rotate(rms_norm(q, self.s) * self.q_gain.astype(x.dtype)[:, None, None], cos, sin)
         k = rotate(rms_norm(k, self.s), cos, sin)
-        return linear(attend(q, k, v).transpose(0, 2, 1, 3).reshape(B, T, C), self.proj)
+        y = attend(q, k, v)
+        if self.xsa:  # XSA: without the part along the token's own value
+            y = y.reshape(B, v.shape[1], -1, T, self.head_dim)
+            v = mx.expand_dims(rms_norm(v, self.s), 2)
+            y = (y - mx.mean(y * v, axis=-1, keepdims=True) * v).reshape(q.shape)
+        return linear(y.transpose(0, 2, 1, 3).reshape(B, T, C), self.proj)
 
 
 class MLP(nn.Module):
-    """relu^2 (Primer, arXiv:2109.08668)."""
+    """relu^2 (Primer, arXiv:2109.08668), or leaky relu^2."""
 
     def __init__(self, s):
         super().__init__()
@@ -89,23 +95,29 @@ class MLP(nn.Module):
         self.proj = nn.Linear(s.mlp_mult * s.model_dim, s.model_dim, bias=False)
 
     def __call__(self, x):
-        return linear(mx.square(mx.maximum(linear(x, self.fc), 0)), self.proj)
+        x = linear(x, self.fc)
+        return linear(mx.square(mx.maximum(x, self.s.mlp_slope * x)), self.proj)
 
 
 class Block(nn.Module):
-    def __init__(self, s):
+    def __init__(self, s, i):
         super().__init__()
-        self.s = s
+        self.s, self.parallel = s, i >= s.num_layers - s.parallel_layers
+        self.norm_scale = (i + 1)**-0.5
         self.resid_mix = mx.zeros((2, s.model_dim))
-        self.attn, self.mlp = Attention(s), MLP(s)
+        self.attn, self.mlp = Attention(s, i), MLP(s)
         self.attn_scale = mx.zeros(s.model_dim)
         self.mlp_scale = mx.zeros(s.model_dim)
 
     def __call__(self, x, x0, cos, sin):
         mix = self.resid_mix.astype(x.dtype)
         x = mix[0] * x + mix[1] * x0
-        x = x + self.attn_scale.astype(x.dtype) * self.attn(rms_norm(x, self.s), cos, sin)
-        return x + self.mlp_scale.astype(x.dtype) * self.mlp(rms_norm(x, self.s))
+        y = x + self.attn_scale.astype(x.dtype) * self.attn(self.norm(x), cos, sin)
+        return y + self.mlp_scale.astype(x.dtype) * self.mlp(self.norm(x if self.parallel else y))
+
+    def norm(self, x):
+        x = rms_norm(x, self.s)
+        return x * self.norm_scale if self.s.norm_scale else x
 
 
 class GPT(nn.Module):
@@ -115,7 +127,13 @@ class GPT(nn.Module):
         super().__init__()
         self.s, self.dtype = s, dtype
         self.tok_emb = nn.Embedding(s.vocab_size, s.model_dim)
-        self.blocks = [Block(s) for _ in range(s.num_layers)]
+        if s.bigram_rows:
+            self.bigram = nn.Embedding(s.bigram_rows, s.bigram_dim)
+            self.bigram_proj = nn.Linear(s.bigram_dim, s.model_dim, bias=False)
+            self.bigram_scale = mx.zeros(1)
+        if s.smear_gate:
+            self.smear_gate = mx.zeros(s.model_dim)
+        self.blocks = [Block(s, i) for i in range(s.num_layers)]
         self.order, self.num_skips = tuple(layer_order(s)), num_skips(s)
         if self.num_skips:
             self.skip_weights = mx.zeros((self.num_skips, s.model_dim))
@@ -128,7 +146,7 @@ class GPT(nn.Module):
     def features(self, tokens_BT):
         """(B, T, C): the output of the last block."""
         cos, sin = self._cos[:tokens_BT.shape[1]], self._sin[:tokens_BT.shape[1]]
-        x = x0 = rms_norm(self.embed(tokens_BT).astype(self.dtype), self.s)
+        x = x0 = self.embed(tokens_BT)
         skips = []
         for i, layer in enumerate(self.order):
             if i >= self.num_skips and skips:
@@ -139,10 +157,26 @@ class GPT(nn.Module):
         return x
 
     def embed(self, tokens_BT):
-        w = self.tok_emb.weight
+        """(B, T, C): the input of the blocks. Nothing of a document is mixed into the next."""
+        s, x = self.s, self.look_up(self.tok_emb.weight, tokens_BT)
+        if not (s.bigram_rows or s.smear_gate):
+            return rms_norm(x, s)
+        first = (tokens_BT == s.bos_id) | (mx.arange(tokens_BT.shape[1]) == 0)  # in its document or its row
+        if s.bigram_rows:
+            pairs = mx.array(36313, mx.uint32) * tokens_BT ^ mx.array(27191, mx.uint32) * mx.roll(tokens_BT, 1, axis=1)
+            pairs = mx.where(first, s.bigram_rows - 1, pairs % (s.bigram_rows - 1))
+            pairs = self.look_up(self.bigram.weight, pairs)
+            x = x + self.bigram_scale.astype(x.dtype) * linear(pairs, self.bigram_proj)
+        x = rms_norm(x, s)
+        if s.smear_gate:
+            gate = (1 / (1 + exp(-self.smear_gate))).astype(x.dtype) * ~first[..., None]
+            x = x + gate * (mx.roll(x, 1, axis=1) - x)
+        return x
+
+    def look_up(self, w, ids):
         if self.s.deterministic:  # on Metal the gradient of a lookup is summed in any order, that of a product is not
-            return (tokens_BT[..., None] == mx.arange(len(w))).astype(w.dtype) @ w
-        return w[tokens_BT]
+            return ((ids[..., None] == mx.arange(len(w))).astype(w.dtype) @ w).astype(self.dtype)
+        return w[ids].astype(self.dtype)
 
     def logits(self, tokens_BT):
         """(B, T, V) in float32, float64 in reference mode."""
@@ -173,6 +207,8 @@ class GPT(nn.Module):
 
 def linear(x, layer):
     """The weights stay float32; the product is in the compute dtype."""
+    if seen := getattr(layer, "seen", None):  # see input_products
+        seen(x)
     return x @ layer.weight.astype(x.dtype).T
 
 
@@ -264,8 +300,8 @@ class Muon:
     """Nesterov momentum, then Newton-Schulz, all matrices of one shape at once. Every rank computes all updates, a few
     percent of a step, and so stays bit-identical."""
 
-    def __init__(self, params, dtype, steps, streams):
-        self.dtype, self.steps, self.streams = dtype, steps, streams
+    def __init__(self, params, dtype, s, streams):
+        self.dtype, self.s, self.streams = dtype, s, streams
         self.groups = {}
         for name, p in params.items():
             self.groups.setdefault(p.shape, []).append(name)
@@ -279,20 +315,24 @@ class Muon:
             g = mx.stack([grads[name] for name in names])
             buffer = state[f"{shape}"] = state[f"{shape}"] * momentum + g
             g = g + momentum * buffer
+            if self.s.muon_row_norm:
+                g = g / (mx.sqrt(mx.sum(mx.square(g), axis=2, keepdims=True)) + 1e-7)
             g = g / (mx.sqrt(mx.sum(mx.square(g), axis=(1, 2), keepdims=True)) + 1e-7)
             update = mx.concatenate(side_by_side(
-                self.streams, lambda part: newton_schulz(part, self.steps), g.astype(self.dtype))).astype(buffer.dtype)
+                self.streams, lambda part: newton_schulz(part, self.s.muon_backend_steps), g.astype(self.dtype)))
+            update = update.astype(buffer.dtype)
             rows, columns = shape
             for name, u in zip(names, update):
-                params[name] = params[name] - lr * max(1, rows / columns) ** 0.5 * u
+                w = params[name] * (1 - lr * self.s.weight_decay) if self.s.weight_decay else params[name]
+                params[name] = w - lr * max(1, rows / columns) ** 0.5 * u
         return params, state
 
 
 class Adam:
     """Kingma and Ba, arXiv:1412.6980, with torch's order of operations."""
 
-    def __init__(self, params, lrs, s):
-        self.lrs, self.s = lrs, s
+    def __init__(self, params, lrs, decay, s):
+        self.lrs, self.decay, self.s = lrs, decay, s
         self.moments = {f"{name}.{key}": mx.zeros_like(p) for name, p in params.items()
                         for key in ("exp_avg", "exp_avg_sq")}
 
@@ -303,7 +343,8 @@ class Adam:
             g = grads[name]
             m = state[f"{name}.exp_avg"] = s.beta1 * state[f"{name}.exp_avg"] + (1 - s.beta1) * g
             v = state[f"{name}.exp_avg_sq"] = s.beta2 * state[f"{name}.exp_avg_sq"] + (1 - s.beta2) * mx.square(g)
-            params[name] = params[name] - lr * lr_scale / correction1 * m / (mx.sqrt(v) / correction2 + s.adam_eps)
+            w = params[name] * (1 - lr * lr_scale * s.embed_weight_decay) if name in self.decay else params[name]
+            params[name] = w - lr * lr_scale / correction1 * m / (mx.sqrt(v) / correction2 + s.adam_eps)
         return params, state
 
 
@@ -350,8 +391,9 @@ class MlxTrainer:
         s, groups = self.s, {name: p.group for name, p in param_table(self.s).items()}
         matrices = {name: p for name, p in self.params.items() if groups[name] == "matrix"}
         others = {name: p for name, p in self.params.items() if groups[name] != "matrix"}
-        self.muon = Muon(matrices, self.dtype, s.muon_backend_steps, self.streams)
-        self.adam = Adam(others, {name: adam_lrs(s)[groups[name]] for name in others}, s)
+        self.muon = Muon(matrices, self.dtype, s, self.streams)
+        decay = [name for name in others if groups[name] == "embed" and s.embed_weight_decay]
+        self.adam = Adam(others, {name: adam_lrs(s)[groups[name]] for name in others}, decay, s)
         self.adam_step = 0
 
     def forward_with(self, params, tokens):
@@ -427,6 +469,20 @@ class MlxTrainer:
         parts = side_by_side(self.streams, lambda rows: self.forward(self.params, mx.array(rows)), tokens)
         mx.eval(parts)
         return np.concatenate(parts)
+
+    def input_products(self, tokens):
+        def square(x):
+            x = x.reshape(-1, x.shape[-1]).astype(wide(self.dtype))
+            product = x.T @ x
+            mx.eval(product)  # or all passes would be in memory at once
+            return product
+
+        self.model.update(tree_unflatten(list(self.params.items())))
+        modules = dict(self.model.named_modules())
+        layers = {name: modules[name.removesuffix(".weight")] for name in self.params.keys() - self.adam.lrs}
+        parts = np.split(tokens, len(tokens) // micro_batch_rows(self.s, len(tokens), tokens.shape[1]))
+        found = collect(layers, square, map(self.model.features, map(mx.array, parts)))
+        return {name: np.array(x) for name, x in found.items()}
 
     def logits(self, tokens):
         self.model.update(tree_unflatten(list(self.params.items())))
@@ -539,14 +595,21 @@ class MlxTrainer:
     def sgd_step(self, tokens, lr):
         if self.before_sgd is None:
             self.before_sgd = self.params  # arrays do not change in place
+            self.adapters = {name: (*map(mx.array, pair),) for name, pair in adapters(self.s).items()}
         parts = step_parts(self.s, len(tokens), tokens.shape[1] - 1)
         _, grads = self.backward(tokens, self.params, alone=True, parts=parts)
-        self.params = {name: p - self.scalar(lr) * grads[name] for name, p in self.params.items()}
-        mx.eval(self.params)
+        lr = self.scalar(lr)
+        if self.s.ttt_rank:
+            self.adapters = {name: (a - lr * (b.T @ grads[name]), b - lr * (grads[name] @ a.T))
+                             for name, (a, b) in self.adapters.items()}
+            self.params = self.params | {name: self.before_sgd[name] + b @ a for name, (a, b) in self.adapters.items()}
+        else:
+            self.params = {name: p - lr * grads[name] for name, p in self.params.items()}
+        mx.eval(self.params, self.adapters)
 
     def undo_sgd(self):
         if self.before_sgd:
-            self.params = self.before_sgd
+            self.params, self.before_sgd = self.before_sgd, None
 
 
 def round_rows(w, levels):

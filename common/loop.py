@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from common.batches import rank_rows, step_rows
 from common.bpb import evaluate, rehearse
+from common.calibration import calibrate, rehearse_calibration
 from common.checkpoint import Saver
 from common.dataset import Data
 from common.folder import RunFolder
@@ -37,6 +38,7 @@ class Run:
 
     def __post_init__(self):
         self.first_step, self.clock = self.step, self.started
+        self.reserve, self.products = 0.0, None  # seconds of the calibration after the last step, and what it finds
         self.pending = []  # (step, tokens, loss) of steps whose loss is not checked yet
         self.val = None  # (val_loss, val_bpb) of the last validation
         self.shown = -math.inf  # training seconds when the bar was last drawn
@@ -61,7 +63,7 @@ class Run:
     def is_last(self):
         """True if no step is left, or the next one could end after the cap."""
         spare_steps = 2 + self.trainer.steps_ahead
-        next_end = self.seconds + spare_steps * self.seconds / max(self.step, 1)
+        next_end = self.seconds + self.reserve + spare_steps * self.seconds / max(self.step, 1)
         return self.step == self.settings.iterations or next_end > (self.settings.max_wallclock_seconds or math.inf)
 
     def save(self):
@@ -92,6 +94,7 @@ def warm_up(run):
             if s.ema_decay:
                 trainer.update_average(s.ema_decay)
         rehearse(trainer, s)
+        run.reserve = agree(trainer, rehearse_calibration(trainer, s, run.data.train))[0]
         trainer.load_state(state)
     trainer.wait()
 
@@ -103,6 +106,12 @@ def train(run):
         run.interrupt.waits, run.clock = True, time.perf_counter()
         while True:
             last = run.is_last()
+            if last and s.gptq_tokens:
+                trainer.wait()
+                run.watch.mark([run.step, 1, 0], "the calibration", PATIENCE)
+                start = time.perf_counter()
+                run.products = calibrate(trainer, s, run.data.train)
+                run.log("calibration", tokens=s.gptq_tokens, seconds=time.perf_counter() - start)
             if last or (s.val_loss_every and run.step % s.val_loss_every == 0):
                 validate(run, last)
             if last:
@@ -110,7 +119,7 @@ def train(run):
             run.watch.mark([run.step, 1, 0], f"step {run.step + 1}", run.step_limit())
             tokens = run.batch()
             run.watch.mark([run.step, 1, 1], f"step {run.step + 1}", run.step_limit())
-            progress = run_progress(s, run.step, run.seconds)
+            progress = run_progress(s, run.step, run.seconds + run.reserve)
             rounding = s.qat_start <= progress < 1
             loss = trainer.train_step(tokens, lr_scale(s, progress), muon_momentum(s, run.step), rounding)
             if s.ema_decay:

@@ -12,8 +12,8 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Param:
-    """init: zeros, ones, uniform (+-1/sqrt(fan_in)), normal (with std), gain or mix. group: matrix (updated by Muon),
-    embed, head or scalar (by Adam). All but scalar are rounded when stored."""
+    """init: zeros, ones, uniform (+-1/sqrt(fan_in)), normal (with std), gain, mix, gate or small. group: matrix
+    (updated by Muon), embed, head or scalar (by Adam). All but scalar are rounded when stored."""
     shape: tuple
     init: str = "ones"
     group: str = "scalar"
@@ -37,6 +37,14 @@ def param_table(s):
         "mlp_scale": Param((dim,)),
     }
     table = {"tok_emb.weight": Param((s.vocab_size, dim), "normal", "embed", std)}
+    if s.bigram_rows:
+        table |= {
+            "bigram.weight": Param((s.bigram_rows, s.bigram_dim), "zeros", "embed"),
+            "bigram_proj.weight": Param((dim, s.bigram_dim), "uniform", "matrix"),
+            "bigram_scale": Param((1,), "small"),
+        }
+    if s.smear_gate:
+        table["smear_gate"] = Param((dim,), "gate")
     table |= {f"blocks.{i}.{name}": p for i in range(s.num_layers) for name, p in block.items()}
     if num_skips(s):
         table["skip_weights"] = Param((num_skips(s), dim))
@@ -64,21 +72,45 @@ def initial_weights(s):
     """dict[str, float32 array] under the canonical names."""
     weights = {}
     for name, p in param_table(s).items():
-        random = np.random.Generator(np.random.Philox(key=[s.seed, zlib.crc32(name.encode())]))
+        random = generator(s, name)
         if p.init == "uniform":
-            value = (2.0 * random.random(p.shape) - 1.0) / np.sqrt(p.shape[1])
+            value = uniform(random, p.shape)
         elif p.init == "normal":
             value = p.std * random.standard_normal(p.shape)
         else:  # mix: x, not x0
-            value = np.full(p.shape, {"zeros": 0, "ones": 1, "gain": s.qk_gain_init, "mix": [[1], [0]]}[p.init])
+            value = np.full(p.shape, {"zeros": 0, "ones": 1, "gain": s.qk_gain_init, "mix": [[1], [0]],
+                                      "gate": -3, "small": 0.05}[p.init])
         weights[name] = value.astype(np.float32)
     return weights
 
 
+def generator(s, name):
+    return np.random.Generator(np.random.Philox(key=[s.seed, zlib.crc32(name.encode())]))
+
+
+def uniform(random, shape):
+    return (2.0 * random.random(shape) - 1.0) / np.sqrt(shape[1])
+
+
+def adapters(s):
+    """dict of (A (rank, columns), B (rows, rank)), float32, of each matrix that test-time training replaces by W + B A
+    (LoRA, arXiv:2106.09685). B is zero."""
+    found, rank = {}, s.ttt_rank
+    for name, p in param_table(s).items():
+        if p.group == "matrix" and rank:
+            rows, columns = p.shape
+            a = uniform(generator(s, f"{name}.adapter"), (rank, columns))
+            found[name] = a.astype(np.float32), np.zeros((rows, rank), np.float32)
+    return found
+
+
 def rope_tables(s, length):
-    """(cos, sin), float64 (length, head_dim / 2), of position * base^(-2i / head_dim) (RoFormer, eq. 15)."""
+    """(cos, sin), float64 (length, head_dim / 2), of position * base^(-2i / n) (RoFormer, eq. 15), n the number of
+    dimensions that turn. The angle of the others is 0: all but the pairs (i, i + head_dim / 2) with i < n / 2."""
     half = s.model_dim // s.num_heads // 2
-    angles = np.outer(np.arange(length), s.rope_base ** (-np.arange(half) / half))
+    turned = s.rope_dims // 2 or half
+    angles = np.outer(np.arange(length), s.rope_base ** (-np.arange(half) / turned))
+    angles[:, turned:] = 0
     return np.cos(angles), np.sin(angles)
 
 
@@ -104,8 +136,10 @@ def flops_per_token(s):
     """Floating-point operations of training on one token, forward and backward: 6 per weight of every matrix product,
     and 6 * layers * length * width for causal attention (half of PaLM's, appendix B). With the head, without the
     embedding look-up and recomputation. A block counts each time it is applied."""
-    block = sum(math.prod(p.shape) for p in param_table(s).values() if p.group == "matrix") // s.num_layers
-    return 6 * (len(layer_order(s)) * (block + s.model_dim * s.train_seq_len) + s.model_dim * s.vocab_size)
+    sizes = {name: math.prod(p.shape) for name, p in param_table(s).items() if p.group == "matrix"}
+    once = sizes.pop("bigram_proj.weight", 0) + s.model_dim * s.vocab_size
+    block = sum(sizes.values()) // s.num_layers
+    return 6 * (len(layer_order(s)) * (block + s.model_dim * s.train_seq_len) + once)
 
 
 def training_bytes(s, rows, itemsize, score_rows=0):

@@ -4,7 +4,6 @@ The checks are those that every run makes before step 0: settings, data, tokeniz
 go on from. Time and bytes are estimates: a step is taken to run at SHARE of the matmul peak that is measured on this
 machine, and the int8 codes of a trained matrix to be distributed like those of a normal one.
 """
-import dataclasses
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from common.folder import check_free, checkpoints_bytes, disk_free, disk_need, s
 from common.machine import compile_problem, host_memory
 from common.params import count_params, flops_per_token, initial_weights, param_table
 from common.quantize import MOST_LEVELS, store_matrix
-from common.settings import UserError, changed_settings, failing_as, group_levels
+from common.settings import UserError, changed_settings, failing_as, group_levels, with_tokenizer
 from common.zstream import zlib_size
 
 SHARE = 0.3  # of the measured matmul peak; the published baseline on 8xH100 and torch on two CPU cores reach 0.2 to 0.4
@@ -60,7 +59,7 @@ def check_run(settings, path):
     try:
         with failing_as("bad_data"):
             data = open_data(settings)
-        settings = dataclasses.replace(settings, vocab_size=data.tokenizer.vocab_size)
+        settings = with_tokenizer(settings, data.tokenizer)
         need, have = 20 * count_params(settings), host_memory()  # weights, gradients and moments alone
         if need > have:
             raise UserError(f"{count_params(settings):,} parameters need {need >> 30} GiB of memory, this machine or "

@@ -27,7 +27,15 @@ from common.params import count_params, flops_per_token, initial_weights
 from common.preflight import preflight
 from common.ranks import Agreed, Interrupt, RankWatch, agree, launched_rank, rank_0_text, together
 from common.runlog import log_line
-from common.settings import UserError, changed_settings, failing_as, parse_settings, read_settings, settings_help
+from common.settings import (
+    UserError,
+    changed_settings,
+    failing_as,
+    parse_settings,
+    read_settings,
+    settings_help,
+    with_tokenizer,
+)
 
 
 def main(trainer_class, script):
@@ -74,7 +82,7 @@ def open_run(trainer_class, settings, script, interrupt):
     started = time.perf_counter()
     with failing_as("bad_data"):
         data = open_data(settings)
-    settings = dataclasses.replace(settings, vocab_size=data.tokenizer.vocab_size)
+    settings = with_tokenizer(settings, data.tokenizer)
     trainer = trainer_class(settings, initial_weights(settings))
     name = settings.run_id or time.strftime("%Y%m%d-%H%M%S")
     path, identity = Path(settings.resume or f"runs/{name}"), run_identity(settings, data, bundle_source(script))

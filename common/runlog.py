@@ -28,6 +28,7 @@ LOG_LINES = {
     "memory": "peak memory allocated: {mib:d} MiB",
     "throughput": "throughput: {rate:.0f} tok/s {flops:.2f} GFLOP/s {share:.1f}% of the measured matmul peak "
                   "({peak:.1f} GFLOP/s)",
+    "calibration": "calibration: tokens:{tokens:d} time:{seconds:.1f}s",
     "quant": "quant: levels:{levels:s} model_bytes:{bytes:d} weights_error:{error:.6f}",
     "model": "Serialized model int8+zlib: {bytes:d} bytes (payload:{payload:d} stock_zlib9:{zlib9:d} "
              "sha256:{sha256:s})",

@@ -10,8 +10,10 @@ def run_progress(settings, step, elapsed_seconds):
 
 
 def lr_scale(settings, progress):
-    """Factor of every learning rate: 1, then linearly to 0 over the last `warmdown_fraction` of the run."""
-    return min(1.0, (1.0 - progress) / settings.warmdown_fraction) if settings.warmdown_fraction else 1.0
+    """Factor of every learning rate: 1, then linearly to 0 over the last `warmdown_fraction` of the run, but not below
+    `lr_floor`."""
+    scale = min(1.0, (1.0 - progress) / settings.warmdown_fraction) if settings.warmdown_fraction else 1.0
+    return max(settings.lr_floor, scale)
 
 
 def ema_decay(settings, step):

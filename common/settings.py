@@ -6,8 +6,13 @@ default.
 import contextlib
 import dataclasses
 import difflib
+import math
 import os
 import re
+
+from common.challenge import BUDGET_BYTES
+from common.recipes import RECIPES
+from common.values import ChunkLength, Interval, LayerRange, Levels
 
 # What a setting decides. The model file carries those of the model; a resumed run may change those of the last three.
 KINDS = {
@@ -38,59 +43,6 @@ def failing_as(status):
         raise
 
 
-class LayerRange(str):
-    """Blocks first to last, both included, as in 3-5. Empty: none."""
-
-    def __init__(self, text):
-        self.first, self.last = 0, -1
-        if text:
-            ends = re.fullmatch(r"(0|[1-9]\d{0,3})-(0|[1-9]\d{0,3})", text, re.ASCII)
-            if not ends:
-                raise ValueError(" is not a range of blocks: write the first and the last, as in 3-5 (or 3-3)")
-            self.first, self.last = int(ends[1]), int(ends[2])
-            if self.first > self.last:
-                raise ValueError(f" is reversed: write the first block and then the last, {ends[2]}-{ends[1]}")
-
-
-class ChunkLength(str):
-    """Tokens, as in 32768; per_document: chunks end with their document, as in 2048d."""
-
-    def __init__(self, text):
-        if not re.fullmatch(r"[1-9]\d{0,8}d?", text, re.ASCII):
-            raise ValueError(" is neither tokens (32768) nor tokens within a document (2048d)")
-        self.tokens, self.per_document = int(text.removesuffix("d")), text.endswith("d")
-
-
-class Interval(str):
-    """Steps, as in 500, or seconds, as in 60s."""
-
-    def __init__(self, text):
-        if not re.fullmatch(r"\d{1,9}|\d{1,9}(\.\d{1,9})?s", text, re.ASCII):
-            raise ValueError(" is neither steps (500) nor seconds (60s)")
-        self.number, self.in_seconds = float(text.removesuffix("s")), text.endswith("s")
-
-
-class Levels(str):
-    """31, or matrix=int6,embed=fp16. by_group: dict group -> 2 to 127, "auto" or "fp16"; "": every other group."""
-
-    GROUPS = "matrix", "embed", "head"
-    NAMED = {"auto": "auto", "fp16": "fp16"} | {f"int{bits}": 2 ** (bits - 1) - 1 for bits in range(3, 9)}
-
-    def __init__(self, text):
-        self.by_group = {}
-        for part in text.split(","):
-            group, equals, value = (word.strip() for word in part.rpartition("="))
-            number = int(value) if re.fullmatch("[0-9]{1,3}", value) else 0
-            if value not in self.NAMED and not 2 <= number <= 127:
-                raise ValueError(f": {value or 'nothing'} is not a whole number from 2 to 127, int3 to int8, fp16 or "
-                                 "auto")
-            if equals and group not in self.GROUPS:
-                raise ValueError(f": {group or 'nothing'} is not one of {', '.join(self.GROUPS)}")
-            if group in self.by_group or "" in self.by_group or (self.by_group and not equals):
-                raise ValueError(": give one value for all, or one per group, as in matrix=15,embed=fp16")
-            self.by_group[group] = self.NAMED.get(value, number)
-
-
 def setting(default, meaning, low=None, high=None, choices=None, kind="training", sparse=False):
     """One field. low and high are inclusive; sparse: the model file names it only where it is not the default, so that
     older files keep their bytes."""
@@ -115,6 +67,22 @@ class Settings:
     loop_layers: LayerRange = setting("", "blocks to apply LOOP_COUNT times with shared weights, as in 3-5, counted "
                                       "from 0; empty: none", kind="model", sparse=True)
     loop_count: int = setting(2, "how often LOOP_LAYERS are applied", 2, 16, kind="model", sparse=True)
+    mlp_slope: float = setting(0.0, "slope of the MLP's squared relu below 0", 0, 1, kind="model", sparse=True)
+    rope_dims: int = setting(0, "dimensions of a head that rotary embedding turns; 0: all", 0, 16384, kind="model",
+                             sparse=True)
+    norm_scale: bool = setting(False, "scale the normed inputs of block i, counted from 0, by 1 / sqrt(i + 1)",
+                               kind="model", sparse=True)
+    xsa_layers: int = setting(0, "last blocks in which the output of attention loses its part along the token's own "
+                              "value", 0, 256, kind="model", sparse=True)
+    parallel_layers: int = setting(0, "last blocks whose MLP has the same input as their attention", 0, 256,
+                                   kind="model", sparse=True)
+    smear_gate: bool = setting(False, "mix the embedding of the token before into each, by a gate per channel",
+                               kind="model", sparse=True)
+    bigram_rows: int = setting(0, "rows of an embedding of hashed pairs of tokens; 0: none", 0, 2**20, kind="model",
+                               sparse=True)
+    bigram_dim: int = setting(128, "width of that embedding", 1, 16384, kind="model", sparse=True)
+    bos_id: int = setting(-1, "token that begins a document, for SMEAR_GATE and BIGRAM_ROWS; -1: as the tokenizer says",
+                          -1, 65535, kind="model", sparse=True)
     # training
     seed: int = setting(1337, "seed of the initial weights", 0, 2**63 - 1)
     qk_gain_init: float = setting(1.5, "initial gain of the normed queries, per head", -100, 100)
@@ -122,6 +90,7 @@ class Settings:
     iterations: int = setting(20000, "optimizer steps", 0, 10**9)
     max_wallclock_seconds: float = setting(600.0, "limit of the training time, without validation; 0: none", 0, 1e9)
     warmdown_fraction: float = setting(1.0, "last fraction of the run, in which learning rates fall to 0", 0, 1)
+    lr_floor: float = setting(0.0, "least factor of the learning rates in the warm-down", 0, 1)
     train_batch_tokens: int = setting(524288, "tokens per optimizer step, over all ranks", 1, 2**31)
     matrix_lr: float = setting(0.04, "learning rate of Muon, for the matrices", 0, 100)
     tied_embed_lr: float = setting(0.05, "learning rate of a tied embedding (Adam)", 0, 100)
@@ -132,6 +101,9 @@ class Settings:
     muon_momentum_warmup_start: float = setting(0.85, "Muon momentum at step 0", 0, 0.9999)
     muon_momentum_warmup_steps: int = setting(500, "steps until MUON_MOMENTUM is reached", 0, 10**9)
     muon_backend_steps: int = setting(5, "Newton-Schulz iterations", 1, 50)
+    muon_row_norm: bool = setting(False, "divide the rows of Muon's momentum by their norms before Newton-Schulz")
+    weight_decay: float = setting(0.0, "decay of the matrices per step, times their learning rate", 0, 100)
+    embed_weight_decay: float = setting(0.0, "the same of the embeddings", 0, 100)
     beta1: float = setting(0.9, "Adam's decay of the mean gradient", 0, 0.9999)
     beta2: float = setting(0.95, "Adam's decay of the mean squared gradient", 0, 0.9999999)
     adam_eps: float = setting(1e-8, "Adam's epsilon", 1e-30, 1)
@@ -156,6 +128,8 @@ class Settings:
                             kind="evaluation")
     ttt_chunk: ChunkLength = setting("32768", "tokens to score before each test-time step on them; 2048d: also restore "
                                      "the trained weights after each document", kind="evaluation")
+    ttt_rank: int = setting(0, "rank of the adapters of the matrices that test-time training trains; 0: it trains all "
+                            "weights themselves", 0, 1024, kind="evaluation")
     # memory and speed
     micro_batch_tokens: int = setting(65536, "tokens per forward and backward pass on one rank", 1, 2**31,
                                       kind="memory")
@@ -168,6 +142,8 @@ class Settings:
                            choices=("none", "triton"), kind="memory")
     device: str = setting("auto", "which device to use", choices=("auto", "cpu", "gpu"), kind="memory")
     # data, folder and log
+    recipe: str = setting("baseline", "settings to start from, in common/recipes.py; those given here replace them",
+                          choices=tuple(RECIPES), kind="run")
     data_path: str = setting("data/fineweb10B_sp1024", "folder of the token shards *_train_*.bin and *_val_*.bin",
                              kind="run")
     tokenizer_path: str = setting("", "SentencePiece model, `bytes` or `table:FILE`; empty: what "
@@ -193,6 +169,13 @@ def settings_of(*kinds, of=Settings):
     return {f.name: f for f in dataclasses.fields(of) if f.metadata["kind"] in kinds}
 
 
+def with_tokenizer(settings, tokenizer):
+    """The settings with what the tokenizer decides: the size of the vocabulary and, where the model needs it, BOS."""
+    needed = (settings.smear_gate or settings.bigram_rows) and settings.bos_id < 0 and tokenizer.bos_id is not None
+    bos_id = tokenizer.bos_id if needed else settings.bos_id
+    return dataclasses.replace(settings, vocab_size=tokenizer.vocab_size, bos_id=bos_id)
+
+
 def shown(text):
     """A value for a message: quoted where not every character can be seen."""
     return text if re.fullmatch("[!-~]*", text) else ascii(text)
@@ -207,7 +190,9 @@ def parse_setting(field, text):
         return BOOLS[text.strip().lower()]
     if issubclass(kind, str):
         if rules["choices"] and text not in rules["choices"]:
-            raise ValueError(f"{name}={shown(text)} is not one of {', '.join(rules['choices'])}")
+            near = difflib.get_close_matches(text, rules["choices"], 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{name}={shown(text)} is not one of {', '.join(rules['choices'])}{hint}")
         try:
             return kind(text)
         except ValueError as error:
@@ -236,6 +221,27 @@ def model_conflicts(s):
                      f"0-{s.num_layers - 1}")
     if not s.loop_layers and s.loop_count != Settings.loop_count:
         wrong.append(f"LOOP_COUNT={s.loop_count} has no effect without LOOP_LAYERS: name blocks, as in LOOP_LAYERS=3-5")
+    if s.rope_dims % 2 or s.rope_dims > s.model_dim // s.num_heads:
+        wrong.append(f"ROPE_DIMS={s.rope_dims} must be even and at most MODEL_DIM / NUM_HEADS = "
+                     f"{s.model_dim // s.num_heads}; 0: all dimensions of a head")
+    for name in "xsa_layers", "parallel_layers":
+        if (layers := getattr(s, name)) > s.num_layers:
+            wrong.append(f"{name.upper()}={layers} is more than NUM_LAYERS={s.num_layers}: use 0 to {s.num_layers}")
+    return wrong + bigram_conflicts(s)
+
+
+def bigram_conflicts(s):
+    """list[str]: the same of the embedding of pairs and the gate of the token before."""
+    wrong = []
+    if s.bigram_rows == 1:
+        wrong.append("BIGRAM_ROWS=1 has no row for a pair, as the last is for tokens without a predecessor: use 0 or 2 "
+                     "and more")
+    if not s.bigram_rows and s.bigram_dim != Settings.bigram_dim:
+        wrong.append(f"BIGRAM_DIM={s.bigram_dim} has no effect without BIGRAM_ROWS, as in BIGRAM_ROWS=4096")
+    if s.bos_id >= 0 and not s.bigram_rows and not s.smear_gate:
+        wrong.append(f"BOS_ID={s.bos_id} has no effect without SMEAR_GATE or BIGRAM_ROWS")
+    if s.vocab_size and s.bos_id >= s.vocab_size:
+        wrong.append(f"BOS_ID={s.bos_id} is not a token: VOCAB_SIZE={s.vocab_size}")
     return wrong
 
 
@@ -253,6 +259,8 @@ def setting_conflicts(s):
     if s.eval_stride > (window := s.eval_seq_len or s.train_seq_len):
         wrong.append(f"EVAL_STRIDE={s.eval_stride} would leave tokens out between windows of {window} (EVAL_SEQ_LEN, "
                      f"else TRAIN_SEQ_LEN): use 1 to {window}, or a longer EVAL_SEQ_LEN")
+    if s.ttt_rank and not s.ttt_lr:
+        wrong.append(f"TTT_RANK={s.ttt_rank} has no effect without test-time training: set TTT_LR")
     if not re.fullmatch(r"(?!\.)[\w.-]{0,60}", s.run_id):
         wrong.append(f"RUN_ID={shown(s.run_id)} must be a plain folder name: at most 60 letters, digits, _ - .")
     if s.compute_dtype == "float64" and s.device == "gpu":
@@ -260,6 +268,11 @@ def setting_conflicts(s):
     if "head" in s.quant_levels.by_group and s.tie_embeddings:
         wrong.append(f"QUANT_LEVELS={s.quant_levels}: head is not one of matrix, embed: the head is the embedding, "
                      "unless TIE_EMBEDDINGS=0")
+    levels = {"fp16": 32768, "auto": 2}.get(found := group_levels(s)["embed"], found)
+    most = int(8 * BUDGET_BYTES / math.log2(levels) / s.bigram_dim)  # of a normal row; zlib gets no further
+    if s.bigram_rows > most:
+        wrong.append(f"BIGRAM_ROWS={s.bigram_rows} with BIGRAM_DIM={s.bigram_dim} alone breaks the budget of "
+                     f"{BUDGET_BYTES:,} bytes: use at most {most} rows, or fewer levels for embed in QUANT_LEVELS")
     if s.qat_start < 1 and "auto" in group_levels(s).values():
         wrong.append(f"QAT_START={s.qat_start} needs to know what to round to: instead of auto in QUANT_LEVELS="
                      f"{s.quant_levels} give numbers, such as those that --preflight or a run without QAT_START finds")
@@ -299,8 +312,11 @@ def read_settings(kind, flags, environment, warn):
 
 
 def parse_settings(kind, texts, wrong=()):
-    """Settings of class `kind` from a dict name -> text. Raises UserError with all problems, and `wrong`."""
+    """Settings of class `kind` from a dict name -> text and, where it says nothing, the recipe that it names. Raises
+    UserError with all problems, and `wrong`."""
     wrong, values = list(wrong), {}
+    recipe = RECIPES.get(texts.get("recipe"), {})  # one that is unknown is a problem below
+    texts = {name: as_text(value) for name, value in recipe.items()} | texts
     for field in dataclasses.fields(kind):
         try:
             if field.name in texts:

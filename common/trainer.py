@@ -33,12 +33,17 @@ class Trainer(Protocol):
         """(B, T) nats of the targets of int32 tokens (B, T + 1); T is at most train_seq_len or eval_seq_len."""
 
     def sgd_step(self, tokens, lr: float):
-        """Plain SGD of every parameter on the mean nats of int32 rows (rows, T + 1), on this rank alone."""
+        """Plain SGD of every parameter, or with TTT_RANK of adapters, on the mean nats of int32 rows (rows, T + 1), on
+        this rank alone."""
 
     def undo_sgd(self): ...  # back to the weights before the first sgd_step since load_state
 
     def finite_alone(self, tokens) -> bool:
         """Whether loss and gradient of this rank's rows alone are finite. Changes nothing but gradients."""
+
+    def input_products(self, tokens):
+        """dict of the matrices: X^T X (columns, columns), float32, float64 in reference mode, of their inputs X when
+        the model reads int32 tokens (rows, train_seq_len)."""
 
     def logits(self, tokens):
         """(B, T, V) float32, float64 in reference mode, of int32 tokens (B, T)."""

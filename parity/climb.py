@@ -21,8 +21,8 @@ from parity.trainers import Code, errors_of, load_trainer
 
 SETTINGS = """\
 Every setting of a trainer is a flag here too, and then holds in every rung: --loop-layers 1-2 --train-seq-len 128
---compile (`python train_gpt.py --help` lists them). The others are those of the CPU demonstration, common/recipes.py,
-with half its batch. Environment variables are not read: the command of a proof says all of it.
+--compile --recipe laptop (`python train_gpt.py --help` lists them). Without them the model is a small one of the
+ladder's own. Environment variables are not read: the command of a proof says all of it.
 """
 
 

@@ -6,6 +6,16 @@ import dataclasses
 # combined, a later row wins.
 OPTIONS = {
     "loops": {"loop_layers": lambda s: f"{s.num_layers // 3}-{s.num_layers // 2}"},
+    "leaky relu^2": {"mlp_slope": 0.5},
+    "partial rotary": {"rope_dims": lambda s: max(2, s.model_dim // s.num_heads // 8 * 2)},
+    "norm scale": {"norm_scale": True},
+    "XSA": {"xsa_layers": lambda s: -(-s.num_layers // 2)},
+    "parallel residual": {"parallel_layers": lambda s: -(-s.num_layers // 3)},
+    "smear gate": {"smear_gate": True, "bos_id": 1},
+    "bigrams": {"bigram_rows": 251, "bigram_dim": 32, "bos_id": 1},
+    "row-normalized Muon": {"muon_row_norm": True},
+    "weight decay": {"weight_decay": 0.1, "embed_weight_decay": 0.1},
+    "floor of the learning rate": {"lr_floor": 0.1},
     "chunked loss": {"loss_chunk": lambda s: s.micro_batch_tokens * 5 // 32},  # the last chunk is shorter
     "average": {"ema_decay": 0.95},
     "rounding in training": {"qat_start": 0.5},
@@ -14,6 +24,7 @@ OPTIONS = {
     "long windows": {"eval_seq_len": lambda s: 2 * s.train_seq_len, "eval_stride": lambda s: s.train_seq_len},
     "sliding windows": {"eval_stride": lambda s: max(1, s.train_seq_len // 4)},
     "test-time training by document": {"ttt_lr": 0.05, "ttt_chunk": lambda s: f"{s.train_batch_tokens // 4}d"},
+    "adapters": {"ttt_lr": 0.05, "ttt_rank": 4, "ttt_chunk": lambda s: f"{s.train_batch_tokens // 4}d"},
     "test-time training": {"ttt_lr": 0.05, "ttt_chunk": lambda s: str(s.train_batch_tokens)},
 }
 

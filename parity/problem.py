@@ -7,15 +7,24 @@ import numpy as np
 
 from common import batches, params
 from common.dataset import open_data
-from common.recipes import CPU_DEMO
-from common.settings import Settings, UserError, as_text, changed_settings, load_settings, read_settings
+from common.recipes import RECIPES
+from common.settings import Settings, UserError, as_text, changed_settings, load_settings, read_settings, with_tokenizer
 
 DTYPES = "float64", "float32", "bfloat16"
 RANKS = 1, 2, 4, 8  # that share a batch in the rung of batches
 DATA_PATH = "data/pydoc_sp1024"  # the embedded corpus
-BATCH = CPU_DEMO["train_batch_tokens"] // 2  # half of it: the ladder then takes three minutes on slow cores
-DEFAULTS = CPU_DEMO | {"iterations": 20, "max_wallclock_seconds": 0.0, "train_batch_tokens": BATCH,
-                       "micro_batch_tokens": BATCH, "compile": False, "device": "cpu", "data_path": DATA_PATH}
+BATCH = 2048  # tokens: the ladder then takes three minutes on slow cores
+SIZE = {  # of the ladder's model, of benches and of records' ablation; not that of a recipe, which may change
+    "num_layers": 4,
+    "model_dim": 256,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "train_seq_len": 256,
+    "matrix_lr": 0.02,
+    "muon_momentum_warmup_steps": 100,
+}
+DEFAULTS = {"iterations": 20, "max_wallclock_seconds": 0.0, "train_batch_tokens": BATCH, "micro_batch_tokens": BATCH,
+            "compile": False, "device": "cpu", "data_path": DATA_PATH}
 
 
 def embedded_corpus(path):
@@ -53,11 +62,12 @@ class Problem:
 
 
 def ladder_settings(flags, kind=Settings, load=load_settings):
-    """Settings of class `kind`: those of the CPU demonstration with half its batch, except for what the flags say.
+    """Settings of class `kind`: what the flags say, else DEFAULTS, else the recipe that the flags name, else SIZE.
     Without flags for them, a batch is a multiple of 8 rows and one micro-batch. Environment variables are not read.
     Raises UserError."""
-    values = {name: as_text(value) for name, value in DEFAULTS.items()}
     given, _ = read_settings(kind, flags, {}, print)
+    values = SIZE | RECIPES.get(given.get("recipe"), {}) | DEFAULTS
+    values = {name: as_text(value) for name, value in values.items()}
     row = given.get("train_seq_len", values["train_seq_len"])
     if re.fullmatch("[1-9][0-9]{0,8}", row):
         eight_rows = max(RANKS) * int(row)
@@ -94,7 +104,7 @@ def make_problem(settings):
     size = settings.vocab_size if "vocab_size" in changed_settings(settings) else 0  # older scripts: 1024 by default
     data = open_data(dataclasses.replace(settings, vocab_size=size))
     t = data.tokenizer
-    settings = dataclasses.replace(settings, vocab_size=t.vocab_size)
+    settings = with_tokenizer(settings, t)
     length = min(data.train.length, (settings.iterations + 2) * settings.train_batch_tokens + 333)  # not whole rows
     if length < 2 * settings.train_batch_tokens:
         raise UserError(f"{settings.data_path} has {data.train.length} training tokens, fewer than two steps")

@@ -8,7 +8,6 @@ fewer steps. Levels and rounding have more steps, because a model of 200 steps l
 Options that come after the training share it: its last steps are made again from one checkpoint. Runs are kept in
 runs/ablation-BACKEND-TRIAL-SEED, and a finished one is not made again: remove them after a change of code or data.
 """
-import dataclasses
 import os
 import shutil
 import signal
@@ -23,16 +22,17 @@ from common.checkpoint import checkpoints
 from common.command import path_argument
 from common.params import flops_per_token
 from common.readlog import parse_log
-from common.recipes import CPU_DEMO
 from common.settings import Settings, UserError, as_text, load_settings, settings_of
+from parity import problem
 from parity.options import option_settings
 from parity.trainers import SCRIPTS
 from records.significance import Side, compare
 
 STEPS = 200
-DEMO = dataclasses.replace(Settings(**CPU_DEMO), micro_batch_tokens=CPU_DEMO["train_batch_tokens"], val_loss_every=0,
-                           max_wallclock_seconds=0.0, checkpoint_every="0")
-SIZE = {name.upper(): getattr(DEMO, name) for name in [*CPU_DEMO, "micro_batch_tokens", "checkpoint_every"]}
+SIZE = problem.SIZE | {"train_batch_tokens": 4096, "micro_batch_tokens": 4096, "train_log_every": 50,
+                       "val_loss_every": 0, "max_wallclock_seconds": 0.0, "checkpoint_every": "0"}
+DEMO = Settings(**SIZE)
+SIZE = {name.upper(): getattr(DEMO, name) for name in SIZE}
 
 
 def options(*names):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.settings import Interval
+from common.values import Interval
 from tests.bench_step import SIZE
 from tests.conftest import BACKENDS, ROOT, environment
 

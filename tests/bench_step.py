@@ -1,4 +1,4 @@
-"""Times optimizer steps of both trainers at the demonstration's size, on this CPU.
+"""Times optimizer steps of both trainers at the size of the parity ladder with twice its batch, on this CPU.
 
     python -m tests.bench_step                     each backend and dtype, in a process of its own
     python -m tests.bench_step --against FOLDER    the same in turns with a checkout of another commit, step by step:
@@ -17,15 +17,16 @@ import numpy as np
 
 CASES = [["torch", "auto"], ["torch", "float32"], ["mlx", "float32"]]
 ROOT = Path(__file__).resolve().parent.parent
+SIZE = {"num_layers": 4, "model_dim": 256, "num_heads": 4, "num_kv_heads": 2, "train_seq_len": 256,
+        "train_batch_tokens": 4096}
 
 
 def make_step(backend, dtype):
     """(trainer, step): step() trains once and returns its seconds. From the checkout that is first in the path."""
     from common.params import initial_weights
-    from common.recipes import CPU_DEMO
     from parity.trainers import load_trainer
     kind = load_trainer(backend)
-    s = dataclasses.replace(kind.settings_class(**CPU_DEMO), vocab_size=1024, device="cpu", compute_dtype=dtype)
+    s = dataclasses.replace(kind.settings_class(**SIZE), vocab_size=1024, device="cpu", compute_dtype=dtype)
     trainer = kind(s, initial_weights(s))
     rows = s.train_batch_tokens // s.train_seq_len
     tokens = np.random.default_rng(0).integers(0, s.vocab_size, (rows, s.train_seq_len + 1)).astype(np.int32)

@@ -20,7 +20,8 @@ from common.dataset import open_data
 from common.files import write_file
 from common.loop import Run
 from common.params import initial_weights
-from common.settings import Interval, UserError
+from common.settings import UserError
+from common.values import Interval
 from tests.conftest import ROOT, tiny_settings, trainer_class
 
 IDENTITY = {"SEED": 1337, "MATRIX_LR": 0.02, "TIE_EMBEDDINGS": True, "code": "ab" * 32}

@@ -1,7 +1,7 @@
 """The cost of an idea: a real diff is applied to a copy of the tree, and climbs. `python -m pytest tests/test_idea.py`.
 
-tests/ideas/leaky_relu.diff makes leaky_relu(x)^2 an option; leaky_relu_fork.diff is a fork that writes it into the two
-trainers alone.
+tests/ideas/mlp_power.diff makes the power of the relu an option; mlp_power_fork.diff is a fork that writes it into
+the two trainers alone.
 """
 import json
 import os
@@ -70,7 +70,7 @@ def failing(found):
 
 
 def test_an_option_of_the_model_costs_one_line_in_five_places():
-    found = changes("leaky_relu.diff")
+    found = changes("mlp_power.diff")
     assert list(found) == ["common/settings.py", "parity/options.py", "parity/reference.py", "train_gpt.py",
                            "train_gpt_mlx.py"]
     assert all(one_line(*hunk) for hunk in found.values())
@@ -78,7 +78,7 @@ def test_an_option_of_the_model_costs_one_line_in_five_places():
 
 def test_it_climbs_with_the_definition(tree, data_path):
     """With the option alone, and with all options in the rung of options."""
-    code, found = climb(tree("leaky_relu.diff"), data_path, "--leaky-slope=0.5")
+    code, found = climb(tree("mlp_power.diff"), data_path, "--mlp-power=3")
     assert code == 0 and {row["rung"] for row in found["rungs"]} == EVERY_RUNG and "left_out" not in found
     tensors = {row["rung"]: row["compared"] for row in found["rungs"]}
     assert tensors["options"].startswith("3 tensors")
@@ -89,15 +89,15 @@ def test_it_climbs_with_the_definition(tree, data_path):
     ("train_gpt_mlx.py", None),
 ])
 def test_a_place_that_is_forgotten_fails(without, first, tree, data_path):
-    code, found = climb(tree("leaky_relu.diff", [without]), data_path, "--leaky-slope=0.5")
+    code, found = climb(tree("mlp_power.diff", [without]), data_path, "--mlp-power=3")
     assert code == 1 and (failing(found) == first if first else {"logits", "definition: mlx"} <= failing(found))
 
 
 def test_a_fork_edits_the_two_trainers_and_nothing_else(tree, data_path, capsys):
     """Proven from here, but for the definition, which it leaves."""
-    found = changes("leaky_relu_fork.diff")
+    found = changes("mlp_power_fork.diff")
     assert list(found) == ["train_gpt.py", "train_gpt_mlx.py"] and all(one_line(*hunk) for hunk in found.values())
-    folder = tree("leaky_relu_fork.diff")
+    folder = tree("mlp_power_fork.diff")
     scripts = [f"--torch={folder / 'train_gpt.py'}", f"--mlx={folder / 'train_gpt_mlx.py'}"]
     command = ["--dtype=float64", f"--data={data_path}", *SIZE]
     assert main([*command, "--json", *scripts]) == 0

@@ -1,4 +1,5 @@
 """The options of a run, which are off by default, on both backends: `python -m pytest tests/test_options.py`."""
+import functools
 import os
 import signal
 
@@ -10,6 +11,8 @@ from common.quantize import dequantize_rows, quantize_rows
 from common.schedule import ema_decay
 from common.settings import Settings, settings_of
 from parity.options import OPTIONS, option_settings
+from parity.problem import make_problem
+from parity.rungs import Side
 from tests.conftest import DEVICES, TINY, trainer_class
 from tests.faults import Run, ended
 
@@ -22,13 +25,28 @@ CASES |= {
 }
 
 
+@pytest.fixture(scope="module")
+def trained(documents):
+    """A function: (backend, changed settings) -> the model file after the steps of a tiny run in reference mode."""
+    @functools.cache
+    def model(backend, *changes):
+        s = Settings(**TINY | {"data_path": str(documents)} | dict(changes))
+        side = Side(trainer_class(backend), make_problem(s), "float64")
+        return side.encode(side.s, side.trained[1])[0]
+    return model
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_both_backends_train_the_same_model_with_it(name, whole):
+def test_both_backends_train_the_same_model_with_it(name, trained):
     """In reference mode, to the byte. It is another model than without the option, unless that only saves memory."""
     changes = CASES[name]
-    torch = whole("torch", **changes)
-    assert torch == whole("mlx", **changes)
-    assert (torch == whole("torch")) == (changes.keys() <= settings_of("memory").keys())
+    torch = trained("torch", *changes.items())
+    assert torch == trained("mlx", *changes.items())
+    assert (torch == trained("torch")) == (changes.keys() <= settings_of("memory").keys())
+
+
+def test_whole_runs_with_all_options_make_the_same_model(whole):
+    assert whole("torch", **CASES["all options"]) == whole("mlx", **CASES["all options"])
 
 
 def test_interrupted_and_resumed_with_two_ranks(backend, tmp_path, data_path, whole):

@@ -66,6 +66,9 @@ LEGAL = {
     "stride": {"eval_stride": 3},
     "chunks": {"ttt_lr": 0.5, "ttt_chunk": "16"},
     "documents": {"ttt_lr": 0.5, "ttt_chunk": "8d"},
+    "adapters": {"ttt_lr": 0.5, "ttt_rank": 2, "ttt_chunk": "8d"},
+    "options of the model": option_settings(Settings(num_layers=1), ["XSA", "smear gate", "parallel residual"]) | {
+        "bigram_rows": 7, "bigram_dim": 4, "bos_id": BOS},
     "sliding chunks": {"ttt_lr": 0.5, "ttt_chunk": "12", "eval_stride": 3},
     "sliding documents": {"ttt_lr": 0.5, "ttt_chunk": "6d", "eval_stride": 3, "eval_seq_len": 10},
 }

@@ -19,11 +19,12 @@ from common.params import (
     training_bytes,
 )
 from common.readlog import parse_log
-from common.settings import Settings, UserError, load_settings, model_settings
+from common.settings import Settings, UserError, load_settings, model_settings, settings_of
 from parity import portable
 from parity.ladder import against_definition, climb
-from parity.options import option_settings
+from parity.options import OPTIONS, option_settings
 from parity.problem import first_rows, full_weights, make_problem
+from parity.reference import reference_logits, reference_nats
 from parity.rungs import observe
 from tests.conftest import BACKENDS, ROOT, TINY, environment, run_script, tiny_settings, trainer_class
 
@@ -130,6 +131,26 @@ def test_looped_twins_are_the_model_that_is_defined(data_path):
     plain = dataclasses.replace(task.settings, loop_layers="", loop_count=2)
     weights["skip_weights"] = weights["skip_weights"][:num_skips(plain)]
     assert not against_definition("float64", plain, weights, rows, shown["torch"], "torch").passed
+
+
+MODEL = {name: option_settings(Settings(**TINY), [name]) for name in OPTIONS}
+MODEL = {name: values for name, values in MODEL.items() if values.keys() <= settings_of("model").keys()}
+MODEL["together"] = option_settings(Settings(**TINY), [*MODEL])
+
+
+@pytest.mark.parametrize("name", MODEL)
+def test_a_model_with_options_is_the_one_that_is_defined(name, backend, documents):
+    """Logits and nats of rows with borders of documents in them; without the options they would be others."""
+    plain = dataclasses.replace(tiny_settings(backend, documents, compute_dtype="float64"), bos_id=-1)
+    s = dataclasses.replace(plain, **MODEL[name])
+    weights, rows = full_weights(s), open_data(s).train.read(0, 16 * 33).reshape(16, 33)
+    assert (rows[:, 1:] == 1).any()
+    trainer = trainer_class(backend)(s, weights)
+    logits = reference_logits(s, weights, rows[:, :-1])
+    assert np.abs(trainer.logits(rows[:, :-1]) - logits).max() < 1e-12
+    assert np.abs(trainer.token_nats(rows) - reference_nats(s, weights, rows)).max() < 1e-12
+    kept = {key: weights[key] for key in param_table(plain) if weights[key].shape == param_table(plain)[key].shape}
+    assert np.abs(reference_logits(plain, full_weights(plain) | kept, rows[:, :-1]) - logits).max() > 1e-3
 
 
 def test_a_file_of_parity_from_before_loops_is_read(data_path, tmp_path, monkeypatch, capsys):

@@ -159,7 +159,7 @@ MUTANTS = [
     ("mlx", "mix[1] * x0", "mix[1] * x", "logits"),
     ("mlx", "mx.arange(T) <= mx.arange(T - N, T)[:, None]", "mx.arange(T) <= mx.arange(T - N, T)[:, None] + 1",
      "logits"),
-    ("torch", "torch.relu(linear(x, self.fc)).square()", "torch.relu(linear(x, self.fc))", "logits"),
+    ("torch", "self.s.mlp_slope).square()", "self.s.mlp_slope)", "logits"),
     ("mlx", "(tokens[:, 1:].size * ranks)", "(tokens.size * ranks)", "loss"),
     ("torch", "logits = linear(rms_norm(x, self.s), self.head())",  # no gradient of the head in the tied embedding
      "logits = F.linear(rms_norm(x, self.s), self.head().weight.detach().to(x.dtype))", "gradients"),
@@ -173,7 +173,17 @@ MUTANTS = [
     ("torch", ".half().float()\n    return", ".float()\n    return", "options"),
     ("torch", "_foreach_mul_(change, (1 - decay)", "_foreach_mul_(change, (0.99 - decay)", "options"),
     ("torch", "tuple(layer_order(s))", "tuple(sorted(layer_order(s)))", "options"),
-    ("torch", "[p.grad for p in params], alpha=-lr)", "[p.grad for p in params], alpha=-1.01 * lr)", "options"),
+    ("torch", "torch.addmm(self.before_sgd[name], b, a, out=p)", "torch.addmm(p, b, a, out=p)", "options"),
+    ("mlx", "self.s.mlp_slope * x", "0.9 * self.s.mlp_slope * x", "options"),
+    ("mlx", "(i + 1)**-0.5", "(i + 2)**-0.5", "options"),
+    ("torch", "(y * v).mean(dim=-1, keepdim=True) * v", "(y * v).mean(dim=-1, keepdim=True)", "options"),
+    ("torch", "x if self.parallel else y", "y", "options"),
+    ("mlx", "gate * (mx.roll(x, 1, axis=1) - x)", "gate * (mx.roll(x, 1, axis=1) + x)", "options"),
+    ("mlx", "mx.array(36313, mx.uint32)", "mx.array(36312, mx.uint32)", "options"),
+    ("torch", "new_zeros(1), True", "new_zeros(1), False", "options"),  # the first of a row takes from the last
+    ("torch", "g.div_(g.norm(dim=2", "g.div_(g.norm(dim=1", "options"),
+    ("torch", "1 - lr * self.s.weight_decay", "1 - lr**2 * self.s.weight_decay", "options"),
+    ("mlx", "1 - lr * lr_scale * s.embed_weight_decay", "1 - lr * s.embed_weight_decay", "options"),
 ]
 
 

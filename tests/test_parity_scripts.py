@@ -7,7 +7,7 @@ import pytest
 
 from common.bundle import bundle
 from parity.__main__ import main
-from parity.problem import DEFAULTS, ladder_settings, make_problem
+from parity.problem import SIZE, ladder_settings, make_problem
 from parity.rungs import RUNGS, observe
 from parity.trainers import load_trainer
 from tests.conftest import BACKENDS, ROOT
@@ -91,7 +91,7 @@ def test_eight_ranks_can_share_a_batch(flags, batch):
 def test_the_environment_is_not_read(monkeypatch):
     monkeypatch.setenv("NUM_LAYERS", "2")
     monkeypatch.setenv("NUM_LAYER", "2")
-    assert ladder_settings([]).num_layers == DEFAULTS["num_layers"]
+    assert ladder_settings([]).num_layers == SIZE["num_layers"]
 
 
 def test_both_spellings_of_compile(monkeypatch):

@@ -242,7 +242,7 @@ def test_a_clone_that_wants_crlf_has_the_bytes_that_were_committed(clean, tmp_pa
     record = shutil.copytree(clean, repository / "records/track_non_record_16mb" / clean.name)
     (record / "lib").mkdir()
     (record / "lib/windows.txt").write_bytes(b"a\r\nb\r\n")
-    for name in (".gitattributes", "train_gpt.py", "Makefile", "common/bundle.py", "tests/ideas/leaky_relu.diff"):
+    for name in (".gitattributes", "train_gpt.py", "Makefile", "common/bundle.py", "tests/ideas/mlp_power.diff"):
         (repository / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, repository / name)
     before = {path.relative_to(repository): path.read_bytes() for path in repository.rglob("*") if path.is_file()}

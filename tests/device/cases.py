@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from common.recipes import CPU_DEMO
+from common.recipes import RECIPES
 from common.settings import Settings
 from parity.options import OPTIONS, option_settings, with_options
 from tests.device import inductor, roofline, sm90
@@ -18,10 +18,11 @@ from tests.device.step import Rank, count_step, start
 WORLD_SIZES = 1, 8
 DEFAULT = Settings(vocab_size=1024)
 SMALL = dataclasses.replace(DEFAULT, num_layers=2)
-DEMO = dataclasses.replace(DEFAULT, **CPU_DEMO, micro_batch_tokens=CPU_DEMO["train_batch_tokens"])
+LAPTOP = dataclasses.replace(DEFAULT, **RECIPES["laptop"])
+LAPTOP = dataclasses.replace(LAPTOP, micro_batch_tokens=LAPTOP.train_batch_tokens)
 SCORING = {"eval_seq_len", "eval_stride", "ttt_lr", "ttt_chunk"}  # with these alone the step is the same
 # one step each; the options have fewer layers, and a graph that another case has is not compiled again
-STEPS = {"default": DEFAULT, "small": SMALL, "CPU demonstration": DEMO,
+STEPS = {"default": DEFAULT, "small": SMALL, "laptop": LAPTOP,
          "small, kernels": dataclasses.replace(SMALL, kernels="triton")}
 STEPS |= {f"small, {name}": with_options(SMALL, [name])
           for name in OPTIONS if option_settings(SMALL, [name]).keys() - SCORING}

@@ -15,7 +15,7 @@ from importlib import util
 from pathlib import Path
 
 from common.readlog import parse_log
-from common.recipes import CPU_DEMO
+from common.recipes import RECIPES
 from common.settings import UserError
 from parity.__main__ import main as parity
 from parity.trainers import ROOT, SCRIPTS
@@ -66,7 +66,7 @@ def ended(process, name):
 
 def determinism(options):
     """Two runs with DETERMINISTIC=1 write one model file."""
-    size = TINY | {"iterations": 4} if options.rehearse else CPU_DEMO | {"iterations": 60}
+    size = TINY | {"iterations": 4} if options.rehearse else RECIPES["laptop"] | {"iterations": 60}
     runs = {name: start(options, name, **size | {"deterministic": True, "val_loss_every": 0, "warmup_steps": 1,
                                                  "max_wallclock_seconds": 0}) for name in ("once", "again")}
     digests = []
