@@ -38,9 +38,9 @@ def pack_payload(settings, stored, levels=None):
     return safetensors.numpy.save(stored, metadata={"parity_golf": text})
 
 
-def encode_model(settings, weights, levels=None):
-    """(file bytes, payload bytes) of float32 weights; levels: as for quantize_weights."""
-    payload = pack_payload(settings, quantize_weights(settings, weights, levels), levels)
+def encode_model(settings, weights, levels=None, factors=None):
+    """(file bytes, payload bytes) of float32 weights; levels, factors: as for quantize_weights."""
+    payload = pack_payload(settings, quantize_weights(settings, weights, levels, factors), levels)
     return zlib_encode(payload), payload
 
 

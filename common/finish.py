@@ -28,7 +28,7 @@ def finish(run, code_bytes):
                      "TIED_EMBED_LR and SCALAR_LR", "nonfinite")
     watch.mark([watch.steps, 2], "writing the model", PATIENCE)
     budget, total = BUDGET_BYTES - 1 - code_bytes, 0
-    made = together(trainer, lambda: encode_within(s, weights, budget, run.log) if run.folder else None)
+    made = together(trainer, lambda: encode_within(s, weights, budget, run.log, run.products) if run.folder else None)
     if run.folder:
         total = code_bytes + len(made[0])
         weights = write_model(run, *made, code_bytes)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 from common.artifact import encode_model, pack_payload
+from common.gptq import factor
 from common.params import count_params, param_table
 from common.quantize import MOST_LEVELS, dequantize_weights, quantize_weights, relative_error
 from common.settings import UserError, group_levels, model_conflicts
@@ -57,14 +58,14 @@ def bit_bytes(settings, groups):
     return sum(math.prod(p.shape) for p in param_table(settings).values() if groups.get(p.group) == "auto") / 8
 
 
-def fit_levels(settings, weights, budget):
+def fit_levels(settings, weights, budget, factors=None):
     """(levels, tried): dict group -> number or "fp16" with which the file has at most `budget` bytes, and a list of
     (levels, bytes, relative error), the chosen one last. Raises UserError."""
     groups, tried = group_levels(settings), {}
 
     def size(number):
         levels = with_auto(groups, number)
-        stored = quantize_weights(settings, weights, levels)
+        stored = quantize_weights(settings, weights, levels, factors)
         found = zlib_size(pack_payload(settings, stored, levels))
         tried[number] = levels, found, relative_error(settings, weights, dequantize_weights(settings, stored, levels))
         return found
@@ -88,11 +89,13 @@ def too_large(settings, least, budget):
             f"parameters are too many; {hint}")
 
 
-def encode_within(settings, weights, budget, log):
-    """(file bytes, payload bytes), with levels for "auto" that fit the budget. Raises UserError."""
+def encode_within(settings, weights, budget, log, products=None):
+    """(file bytes, payload bytes), with levels for "auto" that fit the budget. products: dict name -> H of gptq.py.
+    Raises UserError."""
     levels, tried = group_levels(settings), []
+    factors = {name: factor(product) for name, product in (products or {}).items()}
     if "auto" in levels.values():
-        levels, tried = fit_levels(settings, weights, budget)
+        levels, tried = fit_levels(settings, weights, budget, factors)
     for found, size, error in tried:
         log("quant", levels=levels_text(found), bytes=size, error=error)
-    return encode_model(settings, weights, levels)
+    return encode_model(settings, weights, levels, factors)

@@ -18,7 +18,7 @@ from common.fit import LEAST_LEVELS, bit_bytes, search_levels, with_auto
 from common.folder import check_free, checkpoints_bytes, disk_free, disk_need, say
 from common.machine import compile_problem, host_memory
 from common.params import count_params, flops_per_token, initial_weights, param_table
-from common.quantize import MOST_LEVELS, store_matrix
+from common.quantize import MOST_LEVELS, row_clip, store_matrix
 from common.settings import UserError, changed_settings, failing_as, group_levels, with_tokenizer
 from common.zstream import zlib_size
 
@@ -138,13 +138,13 @@ def artifact_bytes(settings, levels):
         if p.group == "scalar":
             total += 4 * int(np.prod(p.shape))
             continue
-        (rows, columns), number = p.shape, levels[p.group]
-        if (columns, number) not in ratios:
+        (rows, columns), kind = p.shape, (p.shape[1], levels[p.group], row_clip(settings, p.group))
+        if kind not in ratios:
             weight = random.standard_normal((max(1, 2**18 // columns), columns)).astype(np.float32)
-            stored = store_matrix("w", weight, number)
+            stored = store_matrix("w", weight, *kind[1:])
             scale = stored.pop("w.scale").itemsize if "w.scale" in stored else 0
             size = sum(zlib_size(tensor.tobytes()) for tensor in stored.values())
-            ratios[columns, number] = size / weight.size, scale
-        ratio, scale = ratios[columns, number]
+            ratios[kind] = size / weight.size, scale
+        ratio, scale = ratios[kind]
         total += int(ratio * rows * columns) + scale * rows
     return total

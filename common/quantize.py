@@ -7,6 +7,9 @@ number of levels, a real number of at least 2:
     q    = clip(rint(w / step), -rint(L), rint(L))    0 where step is 0; rint rounds halves to even
     w    ~ q * step
 
+In group "matrix", QUANT_CLIP=k makes the step the nearest float16 of k * row_rms(w) / L at any L, at most 65504, and
+GPTQ_TOKENS has q chosen by gptq.py.
+
 Stored are NAME.scale, the step as float16, and NAME, q as int8. Where rint(L) > 127, q = NAME * 2**k + low with the
 smallest k for which NAME fits int8. The numbers low, from 0 to 2**k - 1, are in NAME.low: uint8, k bits each, highest
 bit first, rows padded with 0. There the step is rounded up, or the largest weights would be clipped. A group that is
@@ -14,6 +17,7 @@ bit first, rows padded with 0. There the step is rounded up, or the largest weig
 """
 import numpy as np
 
+from common.gptq import round_columns
 from common.params import check_tensors, param_table
 from common.settings import group_levels
 
@@ -26,16 +30,30 @@ def tensor_levels(settings, levels=None):
     return {name: levels[p.group] for name, p in param_table(settings).items() if p.group != "scalar"}
 
 
-def quantize_rows(weight, levels=127):
-    """(q (rows, columns) int8, or int16 above 127; scale (rows,) float16) of a float32 matrix."""
+def row_clip(settings, group):
+    return settings.quant_clip if group == "matrix" else 0.0
+
+
+def row_rms(weight):
+    """float64 (rows,): root mean squares of float32 rows. Sums of integers, of 20 bits each, have no order."""
+    exponent = np.frexp(np.abs(weight).max(axis=1))[1]
+    whole = np.rint(weight * np.ldexp(1.0, 20 - exponent)[:, None]).astype(np.int64)
+    return np.ldexp(np.sqrt(np.square(whole).sum(axis=1) / weight.shape[1]), exponent - 20)
+
+
+def quantize_rows(weight, levels=127, clip=0.0, factor=None):
+    """(q (rows, columns) int8, or int16 above 127; scale (rows,) float16) of a float32 matrix. factor: of
+    gptq.py, or None."""
     top = round(levels)
     exact = np.abs(weight).max(axis=1) / np.float32(levels)
+    if clip:
+        exact = np.minimum(clip * row_rms(weight) / levels, 65504)
     scale = exact.astype(np.float16)
-    if top > 127:
+    if top > 127 and not clip:
         scale = np.where(scale < exact, np.nextafter(scale, np.float16(np.inf)), scale)
-    step = scale.astype(np.float32)[:, None]
-    q = np.divide(weight, step, out=np.zeros_like(weight), where=step > 0)
-    return np.clip(np.rint(q), -top, top).astype(np.int8 if top <= 127 else np.int16), scale
+    step = np.where(scale, scale, np.float16(1)).astype(np.float32)  # 1: the weights of such a row are far below
+    q = round_columns(weight, step, top, factor) if factor else np.clip(np.rint(weight / step[:, None]), -top, top)
+    return q.astype(np.int8 if top <= 127 else np.int16), scale
 
 
 def dequantize_rows(q, scale):
@@ -48,13 +66,13 @@ def low_bits(levels):
     return max(0, round(levels).bit_length() - 7)
 
 
-def store_matrix(name, weight, levels):
+def store_matrix(name, weight, levels, clip=0.0, factor=None):
     """dict of the stored tensors of a float32 matrix. levels: a number, "fp16", or None to keep it."""
     if levels is None:
         return {name: weight}
     if levels == "fp16":
         return {name: weight.astype(np.float16)}
-    q, scale = quantize_rows(weight, levels)
+    q, scale = quantize_rows(weight, levels, clip, factor)
     stored = {name: q, name + ".scale": scale}
     if bits := low_bits(levels):
         low = np.unpackbits((q & (1 << bits) - 1).astype(np.uint8)[:, :, None], axis=2)[:, :, 8 - bits:]
@@ -90,15 +108,16 @@ def unstorable(settings, weights, levels=None):
     return None
 
 
-def quantize_weights(settings, weights, levels=None):
+def quantize_weights(settings, weights, levels=None, factors=None):
     """dict of float32 weights -> dict of stored tensors; scalars stay float32. levels: dict group -> number or "fp16",
-    by default those of the settings. Raises ValueError if a weight is not finite or too large."""
+    by default those of the settings. factors: dict name -> gptq.factor. Raises ValueError if a weight is not finite
+    or too large."""
     if name := unstorable(settings, weights, levels):
         raise ValueError(f"{name} holds a value that is not finite, or too large for a float16 scale")
-    levels, stored = tensor_levels(settings, levels), {}
-    for name in param_table(settings):
+    levels, factors, stored = tensor_levels(settings, levels), factors or {}, {}
+    for name, p in param_table(settings).items():
         weight = np.ascontiguousarray(weights[name], np.float32)  # the safetensors library writes memory as it lies
-        stored |= store_matrix(name, weight, levels.get(name))
+        stored |= store_matrix(name, weight, levels.get(name), row_clip(settings, p.group), factors.get(name))
     return stored
 
 

@@ -120,6 +120,10 @@ class Settings:
     quant_levels: Levels = setting("127", "largest integer code of a stored weight, 2 to 127; int3 to int8; fp16; auto:"
                                    " as many as fit the budget; or per group: matrix=int5,embed=fp16,head=auto",
                                    kind="evaluation")
+    quant_clip: float = setting(0.0, "where matrices are clipped, in root mean squares of a row; 0: at its largest "
+                                "weight", 0, 1000, kind="evaluation")
+    gptq_tokens: int = setting(0, "training tokens whose activations steer the rounding of matrices (GPTQ); 0: off", 0,
+                               2**31, kind="evaluation")
     eval_seq_len: int = setting(0, "tokens per window of the final evaluation; 0: TRAIN_SEQ_LEN", 0, 2**20,
                                 kind="evaluation")
     eval_stride: int = setting(0, "stride in tokens of the windows of the final evaluation; 0: EVAL_SEQ_LEN", 0, 2**20,
@@ -276,6 +280,14 @@ def setting_conflicts(s):
     if s.qat_start < 1 and "auto" in group_levels(s).values():
         wrong.append(f"QAT_START={s.qat_start} needs to know what to round to: instead of auto in QUANT_LEVELS="
                      f"{s.quant_levels} give numbers, such as those that --preflight or a run without QAT_START finds")
+    if 0 < s.gptq_tokens < s.train_seq_len:
+        wrong.append(f"GPTQ_TOKENS={s.gptq_tokens} is less than one row (TRAIN_SEQ_LEN={s.train_seq_len}): GPTQ needs "
+                     f"tokens to calibrate on, as in GPTQ_TOKENS={64 * s.train_seq_len}; 0: off")
+    if s.gptq_tokens and group_levels(s)["matrix"] == "fp16":
+        wrong.append(f"GPTQ_TOKENS={s.gptq_tokens} has no effect on matrices in fp16: use fewer levels in QUANT_LEVELS")
+    if s.qat_start < 1 and s.quant_clip:
+        wrong.append(f"QUANT_CLIP={s.quant_clip} is not known to training with QAT_START={s.qat_start}: use 0 or "
+                     "QAT_START=1")
     return wrong
 
 

@@ -21,6 +21,7 @@ OPTIONS = {
     "rounding in training": {"qat_start": 0.5},
     "fp16 embedding": {"quant_levels": "embed=fp16"},
     "fewer levels": {"quant_levels": "matrix=31,embed=fp16"},
+    "GPTQ": {"gptq_tokens": lambda s: 4 * s.train_seq_len},
     "long windows": {"eval_seq_len": lambda s: 2 * s.train_seq_len, "eval_stride": lambda s: s.train_seq_len},
     "sliding windows": {"eval_stride": lambda s: max(1, s.train_seq_len // 4)},
     "test-time training by document": {"ttt_lr": 0.05, "ttt_chunk": lambda s: f"{s.train_batch_tokens // 4}d"},

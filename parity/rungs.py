@@ -95,11 +95,16 @@ class Side:
     def equal_model(self):
         """(model file, payload) of weights that are the same on both sides, as the trainer gives them back."""
         self.trainer.load_state(self.full)
-        return self.encode(self.s, self.trainer.weights())
+        return self.encode(self.trainer, self.s, self.trainer.weights())
 
-    def encode(self, settings, weights):
+    def encode(self, trainer, settings, weights):
         """(model file, payload); levels that are "auto" fit the challenge's budget, of which code takes nothing."""
-        return self.code.encode_within(settings, as_float32(weights), BUDGET_BYTES - 1, lambda kind, **values: None)
+        more = []
+        if getattr(settings, "gptq_tokens", 0):  # not in older records
+            trainer.load_state(weights)
+            more.append(self.code.calibrate(trainer, settings, self.stream))
+        return self.code.encode_within(settings, as_float32(weights), BUDGET_BYTES - 1, lambda kind, **values: None,
+                                       *more)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -179,10 +184,11 @@ def quantized_payload(side):
 def compressed_bytes(side):
     shown = {"SHA-256 of equal weights": digest(side.equal_model[0])}
     if side.dtype == "float64":
-        shown[f"SHA-256 after {side.problem.steps} steps"] = digest(side.encode(side.s, side.trained[1])[0])
+        trained = side.encode(side.trainer, side.s, side.trained[1])
+        shown[f"SHA-256 after {side.problem.steps} steps"] = digest(trained[0])
         if "options" not in side.left_out:
             s, trainer, _ = side.optional
-            shown[OPTIONS_DIGEST] = digest(side.encode(s, trainer.weights())[0])
+            shown[OPTIONS_DIGEST] = digest(side.encode(trainer, s, trainer.weights())[0])
     return shown
 
 

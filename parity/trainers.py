@@ -12,7 +12,7 @@ import traceback
 import types
 from pathlib import Path
 
-from common import artifact, batches, bpb, fit, params, schedule, settings
+from common import artifact, batches, bpb, calibration, fit, params, schedule, settings
 from common.bundle import bundle_source
 from common.openblas import load_openblas
 from common.settings import UserError
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = {"torch": "train_gpt.py", "mlx": "train_gpt_mlx.py"}
 OFFERS = "backend", "settings_class", "train_step", "token_nats", "logits", "gradients", "weights"
 SELF_CONTAINED = {}  # name of a module -> path of the script that it was loaded from
-COMMON = params, batches, bpb, schedule, artifact, fit, settings
+COMMON = params, batches, bpb, schedule, artifact, calibration, fit, settings
 
 
 def load_trainer(backend, path=None):

@@ -22,6 +22,7 @@ CASES |= {
     "all options": option_settings(Settings(**TINY)),
     "rounding to few levels": {"qat_start": 0.25, "quant_levels": "matrix=7,embed=fp16"},
     "levels that fit the budget": {"quant_levels": "auto"},
+    "GPTQ of clipped rows": {"gptq_tokens": 256, "quant_clip": 6.0, "quant_levels": "matrix=15"},
 }
 
 
@@ -32,7 +33,7 @@ def trained(documents):
     def model(backend, *changes):
         s = Settings(**TINY | {"data_path": str(documents)} | dict(changes))
         side = Side(trainer_class(backend), make_problem(s), "float64")
-        return side.encode(side.s, side.trained[1])[0]
+        return side.encode(side.trainer, side.s, side.trained[1])[0]
     return model
 
 

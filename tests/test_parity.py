@@ -195,7 +195,7 @@ def test_a_defect_in_a_trainer_fails_at_its_rung(backend, old, new, rung, shown,
     assert f"first failing rung: {rung}" in ladder.table(rows)
 
 
-def late_rounding(weight, levels):
+def late_rounding(weight, levels, *_):
     """q against the scale before it is rounded."""
     scale = np.abs(weight).max(axis=1) / np.float32(levels)
     return np.clip(np.rint(weight / scale[:, None]), -levels, levels).astype(np.int8), scale.astype(np.float16)
