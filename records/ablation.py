@@ -1,12 +1,13 @@
-"""`python -m records ablation`: the effect of each option on score and bytes, measured on this machine, at the size of
-`make train` on a CPU.
+"""`python -m records ablation`: the effect of each option on score and bytes, measured on this machine: of the first
+ones at the size of the parity ladder, of the ingredients of the records at that of RECIPE=laptop.
 
 Every trial runs with the same seeds and the same data, and is compared with the trial it builds on, by the test of
 `python -m records significance` and per seed: a seed gives both the same initial weights. Training is equal in
 floating-point operations, so that a busy machine decides nothing: an option that makes a step more expensive makes
-fewer steps. Levels and rounding have more steps, because a model of 200 steps loses next to nothing with few levels.
-Options that come after the training share it: its last steps are made again from one checkpoint. Runs are kept in
-runs/ablation-BACKEND-TRIAL-SEED, and a finished one is not made again: remove them after a change of code or data.
+fewer steps. A score in another vocabulary is compared per byte. Levels and rounding have more steps, because a model
+of 200 steps loses next to nothing with few levels. Options that come after the training share it: its last steps are
+made again from one checkpoint. Runs are kept in runs/ablation-BACKEND-TRIAL-SEED, and a finished one is not made
+again: remove them after a change of code or data.
 """
 import os
 import shutil
@@ -20,8 +21,10 @@ from pathlib import Path
 
 from common.checkpoint import checkpoints
 from common.command import path_argument
+from common.data.__main__ import main as build_corpus
 from common.params import flops_per_token
 from common.readlog import parse_log
+from common.recipes import LAPTOP_SIZE, RECIPES
 from common.settings import Settings, UserError, as_text, load_settings, settings_of
 from parity import problem
 from parity.options import option_settings
@@ -68,18 +71,57 @@ for name, levels in LEVELS.items():
     TRIALS[name] = fewer, "long"
     TRIALS[f"{name}-qat"] = fewer | options("rounding in training"), name
 
+# What the records added, at the size of RECIPE=laptop: each alone, and those of the recipe one after the other.
+INGREDIENTS = {
+    "bigrams": {"BIGRAM_ROWS": 2048, "BIGRAM_DIM": 64},
+    "smear-gate": {"SMEAR_GATE": 1},
+    "leaky-relu": {"MLP_SLOPE": 0.5},
+    "xsa": {"XSA_LAYERS": 4},
+    "norm-scale": {"NORM_SCALE": 1},
+    "partial-rotary": {"ROPE_DIMS": 16},
+    "decay": {"WEIGHT_DECAY": 0.1},
+    "embedding-decay": {"EMBED_WEIGHT_DECAY": 0.1},
+    "parallel": {"PARALLEL_LAYERS": 2},
+    "row-norm": {"MUON_ROW_NORM": 1},
+    "momentum": {"MUON_MOMENTUM": 0.98},
+    "gain": {"QK_GAIN_INIT": 4.0},
+    "floor": {"LR_FLOOR": 0.1},
+    "warm-down": {"WARMDOWN_FRACTION": 0.5},
+    "vocabulary": {"VOCAB_SIZE": 2048, "DATA_PATH": "data/pydoc_sp2048"},
+    "adapters": {"TTT_LR": 0.5, "TTT_RANK": 8, "TTT_CHUNK": "1024d"},
+}
+ROUNDING = {
+    "6-bit": {"QUANT_LEVELS": "matrix=31"},
+    "4-bit": {"QUANT_LEVELS": "matrix=7"},
+}
+LAPTOP = {name.upper(): value for name, value in LAPTOP_SIZE.items()} | {
+    "MICRO_BATCH_TOKENS": 4096, "VAL_LOSS_EVERY": 0, "MAX_WALLCLOCK_SECONDS": 0, "CHECKPOINT_EVERY": "0",
+    "ITERATIONS": 600}
+TRIALS["laptop"] = LAPTOP, None
+TRIALS |= {name: (LAPTOP | values, "laptop") for name, values in INGREDIENTS.items()}
+for name, values in ROUNDING.items():
+    TRIALS[name] = LAPTOP | values, "laptop"
+    TRIALS[f"{name}-gptq"] = LAPTOP | values | {"GPTQ_TOKENS": 65536}, name
+    TRIALS[f"{name}-clip"] = LAPTOP | values | {"QUANT_CLIP": 4.0 if name == "6-bit" else 3.0}, name
+before = "laptop"
+for name, values in INGREDIENTS.items():
+    if {key.lower() for key in values} <= {"vocab_size", "data_path", *RECIPES["laptop"]}:
+        TRIALS[f"and-{name}"] = TRIALS[before][0] | values, before
+        before = f"and-{name}"
+
 
 def trial_settings(trial, data_path):
-    """dict NAME -> text of a trial, with steps for as many operations as those of the baseline."""
+    """dict NAME -> text of a trial, with steps for as many operations as those of the first trial that it builds on."""
     plain = {name: as_text(value) for name, value in SIZE.items()}
-    values = plain | {name: as_text(value) for name, value in TRIALS[trial][0].items()}
-    steps = int(values.get("ITERATIONS", STEPS)) * operations(plain) / operations(values)
-    return values | {"DATA_PATH": str(data_path), "ITERATIONS": str(round(steps))}
+    first, values = ({"DATA_PATH": str(data_path)} | plain | {name: as_text(value) for name, value in settings.items()}
+                     for settings in (TRIALS[ancestry(trial)[-1]][0], TRIALS[trial][0]))
+    steps = int(values.get("ITERATIONS", STEPS)) * operations(first) / operations(values)
+    return values | {"ITERATIONS": str(round(steps))}
 
 
 def operations(values):
     """Floating-point operations per token of training with a dict NAME -> text."""
-    return flops_per_token(load_settings(Settings, [], values | {"VOCAB_SIZE": "1024"}, print))
+    return flops_per_token(load_settings(Settings, [], {"VOCAB_SIZE": "1024"} | values, print))
 
 
 def ancestry(trial):
@@ -176,7 +218,7 @@ def line(trial, runs):
     ]
     if against:
         pairs = [ours["bpb"] - theirs["bpb"] for ours, theirs in zip(runs[trial], runs[against])]
-        found = compare(side(against, runs), side(trial, runs))
+        found = compare(side(against, runs, against), side(trial, runs, against))
         p = found["readings"]["no margin"]["p"] if "readings" in found else float("nan")
         cells += [f"{statistics.mean(pairs):+.4f} ± {statistics.stdev(pairs):.4f} against {against}",
                   f"{found['decision']}, p = {p:.2g} without margin"]
@@ -185,8 +227,10 @@ def line(trial, runs):
     return "| " + " | ".join(cells) + " |"
 
 
-def side(trial, runs):
-    return Side(trial, [run["loss"] for run in runs[trial]], [run["bpb"] for run in runs[trial]])
+def side(trial, runs, against):
+    """Losses count in tokens of the vocabulary of `against`."""
+    loss_per_bpb = runs[against][0]["loss"] / runs[against][0]["bpb"]
+    return Side(trial, [run["bpb"] * loss_per_bpb for run in runs[trial]], [run["bpb"] for run in runs[trial]])
 
 
 def run(options):
@@ -196,6 +240,9 @@ def run(options):
     if options.seeds < 2:
         raise UserError(f"--seeds {options.seeds}: a spread needs 2 or more")
     names = [name for name in TRIALS if any(name in ancestry(trial) for trial in names)]
+    for path in {str(TRIALS[name][0].get("DATA_PATH", options.data)) for name in names}:
+        if "pydoc_sp" in path and not Path(path).exists():
+            build_corpus(["pydoc", "--vocab-size", path.rpartition("sp")[2], "--out", path])
     seeds = range(1337, 1337 + options.seeds)
     with ThreadPoolExecutor(options.jobs) as pool:
         def submit(act, name):
