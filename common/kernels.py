@@ -28,6 +28,8 @@ def use_kernels(s, device, dtype):
         wrong = f"COMPUTE_DTYPE=auto and a GPU that has bfloat16, and this run is in {dtype}"
     elif sides:
         wrong = f"MODEL_DIM and MODEL_DIM * NUM_KV_HEADS / NUM_HEADS that are multiples of {SIDE}, not {sorted(sides)}"
+    elif s.mlp_slope:
+        wrong = f"MLP_SLOPE=0, not {s.mlp_slope}: no kernel has a leaky relu^2"
     else:
         try:
             load_kernels()

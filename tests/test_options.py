@@ -51,8 +51,9 @@ def test_whole_runs_with_all_options_make_the_same_model(whole):
 
 
 def test_interrupted_and_resumed_with_two_ranks(backend, tmp_path, data_path, whole):
-    """The average is part of a checkpoint, and its validation leaves no trace in the weights."""
-    changes = CASES["average"] | CASES["rounding in training"]
+    """The average is part of a checkpoint, its validation leaves no trace in the weights, and each rank calibrates on
+    its own rows."""
+    changes = CASES["average"] | CASES["rounding in training"] | option_settings(Settings(**TINY), ["GPTQ"])
     run = Run(backend, tmp_path / "a", data_path, ("slow",), 2, val_loss_every=3, train_log_every=1, **changes)
     run.until_step(14)
     os.kill(run.ranks[0].pid, signal.SIGTERM)

@@ -214,6 +214,20 @@ def test_a_near_miss_in_the_environment_is_warned_of():
             )
         ],
         ({"loop_count": 3}, "LOOP_COUNT=3 has no effect without LOOP_LAYERS"),
+        ({"rope_dims": 15}, "ROPE_DIMS=15 must be even and at most MODEL_DIM / NUM_HEADS = 64"),
+        ({"rope_dims": 66}, "ROPE_DIMS=66 must be even and at most MODEL_DIM / NUM_HEADS = 64"),
+        ({"xsa_layers": 10}, "XSA_LAYERS=10 is more than NUM_LAYERS=9: use 0 to 9"),
+        ({"parallel_layers": 10}, "PARALLEL_LAYERS=10 is more than NUM_LAYERS=9: use 0 to 9"),
+        ({"bigram_rows": 1}, "BIGRAM_ROWS=1 has no row for a pair"),
+        ({"bigram_dim": 64}, "BIGRAM_DIM=64 has no effect without BIGRAM_ROWS"),
+        ({"bigram_rows": 2**18}, "BIGRAM_ROWS=262144 with BIGRAM_DIM=128 alone breaks the budget of 16,000,000 bytes: "
+         "use at most 143086 rows"),
+        ({"bos_id": 1}, "BOS_ID=1 has no effect without SMEAR_GATE or BIGRAM_ROWS"),
+        ({"bos_id": 9, "smear_gate": True, "vocab_size": 9}, "BOS_ID=9 is not a token: VOCAB_SIZE=9"),
+        ({"ttt_rank": 4}, "TTT_RANK=4 has no effect without test-time training: set TTT_LR"),
+        ({"gptq_tokens": 1023}, "GPTQ_TOKENS=1023 is less than one row (TRAIN_SEQ_LEN=1024): GPTQ needs tokens"),
+        ({"gptq_tokens": 65536, "quant_levels": "fp16"}, "GPTQ_TOKENS=65536 has no effect on matrices in fp16"),
+        ({"quant_clip": 6.0, "qat_start": 0.5}, "QUANT_CLIP=6.0 is not known to training with QAT_START=0.5"),
         ({"quant_levels": "1"}, "QUANT_LEVELS=1: 1 is not a whole number from 2 to 127, int3 to int8, fp16 or auto"),
         *[
             ({"quant_levels": value}, f"QUANT_LEVELS={value}: {words}")
@@ -269,6 +283,9 @@ def test_what_cannot_hold_together(values, words):
         {"ttt_chunk": "2048d"},
         {"model_dim": 4, "num_heads": 2, "num_kv_heads": 2},
         {"train_batch_tokens": 1024},
+        {"rope_dims": 64, "xsa_layers": 9, "parallel_layers": 9, "bigram_rows": 2, "bos_id": 1},
+        {"bigram_rows": 2**18, "quant_levels": "embed=3"},
+        {"gptq_tokens": 1024, "quant_levels": "embed=fp16,matrix=auto", "quant_clip": 1.5},
     ],
 )
 def test_what_can(values):
