@@ -19,7 +19,7 @@ from common.fit import LEAST_LEVELS, bit_bytes, search_levels, with_auto
 from common.folder import check_free, checkpoints_bytes, disk_free, disk_need, say
 from common.machine import compile_problem, host_memory
 from common.params import count_params, flops_per_token, initial_weights, param_table
-from common.quantize import MOST_LEVELS, row_clip, store_matrix
+from common.quantize import MOST_LEVELS, store_matrix
 from common.settings import UserError, changed_settings, failing_as, group_levels
 from common.zstream import zlib_size
 
@@ -139,7 +139,8 @@ def artifact_bytes(settings, levels):
         if p.group == "scalar":
             total += 4 * int(np.prod(p.shape))
             continue
-        (rows, columns), kind = p.shape, (p.shape[1], levels[p.group], row_clip(settings, p.group))
+        rows, columns = p.shape
+        kind = columns, levels[p.group], settings.quant_clip if p.group == "matrix" else 0
         if kind not in ratios:
             weight = random.standard_normal((max(1, 2**18 // columns), columns)).astype(np.float32)
             stored = store_matrix("w", weight, *kind[1:])

@@ -268,8 +268,7 @@ def setting_conflicts(s):
         wrong.append(f"QAT_START={s.qat_start} needs to know what to round to: instead of auto in QUANT_LEVELS="
                      f"{s.quant_levels} give numbers, such as those that --preflight or a run without QAT_START finds")
     if s.qat_start < 1 and s.quant_clip:
-        wrong.append(f"QUANT_CLIP={s.quant_clip} is not known to training with QAT_START={s.qat_start}: use 0 or "
-                     "QAT_START=1")
+        wrong.append(f"QUANT_CLIP={s.quant_clip} does not go with QAT_START={s.qat_start}: use 0 or QAT_START=1")
     return wrong
 
 
