@@ -138,7 +138,8 @@ def artifact_bytes(settings, levels):
         if p.group == "scalar":
             total += 4 * int(np.prod(p.shape))
             continue
-        (rows, columns), kind = p.shape, (p.shape[1], levels[p.group], row_clip(settings, p.group))
+        rows, columns = p.shape
+        kind = columns, levels[p.group], settings.quant_clip if p.group == "matrix" else 0
         if kind not in ratios:
             weight = random.standard_normal((max(1, 2**18 // columns), columns)).astype(np.float32)
             stored = store_matrix("w", weight, *kind[1:])

@@ -7,8 +7,8 @@ number of levels, a real number of at least 2:
     q    = clip(rint(w / step), -rint(L), rint(L))    0 where step is 0; rint rounds halves to even
     w    ~ q * step
 
-In group "matrix", QUANT_CLIP=k makes the step the nearest float16 of k * row_rms(w) / L at any L, at most 65504, and
-GPTQ_TOKENS has q chosen by gptq.py.
+In group "matrix", QUANT_CLIP=k makes the step the nearest float16 of k * row_rms(w) / L, at most 65504, at any L, and
+GPTQ_TOKENS has gptq.py choose q. An embedding has heavier rows, which would lose more than they save.
 
 Stored are NAME.scale, the step as float16, and NAME, q as int8. Where rint(L) > 127, q = NAME * 2**k + low with the
 smallest k for which NAME fits int8. The numbers low, from 0 to 2**k - 1, are in NAME.low: uint8, k bits each, highest
@@ -30,10 +30,6 @@ def tensor_levels(settings, levels=None):
     return {name: levels[p.group] for name, p in param_table(settings).items() if p.group != "scalar"}
 
 
-def row_clip(settings, group):
-    return settings.quant_clip if group == "matrix" else 0.0
-
-
 def row_rms(weight):
     """float64 (rows,): root mean squares of float32 rows. Sums of integers, of 20 bits each, have no order."""
     exponent = np.frexp(np.abs(weight).max(axis=1))[1]
@@ -41,9 +37,9 @@ def row_rms(weight):
     return np.ldexp(np.sqrt(np.square(whole).sum(axis=1) / weight.shape[1]), exponent - 20)
 
 
-def quantize_rows(weight, levels=127, clip=0.0, factor=None):
+def quantize_rows(weight, levels=127, clip=0, factor=None):
     """(q (rows, columns) int8, or int16 above 127; scale (rows,) float16) of a float32 matrix. factor: of
-    gptq.py, or None."""
+    gptq.py."""
     top = round(levels)
     exact = np.abs(weight).max(axis=1) / np.float32(levels)
     if clip:
@@ -51,7 +47,7 @@ def quantize_rows(weight, levels=127, clip=0.0, factor=None):
     scale = exact.astype(np.float16)
     if top > 127 and not clip:
         scale = np.where(scale < exact, np.nextafter(scale, np.float16(np.inf)), scale)
-    step = np.where(scale, scale, np.float16(1)).astype(np.float32)  # 1: the weights of such a row are far below
+    step = np.where(scale, scale, np.float16(1)).astype(np.float32)  # 1: such a row's weights are far below
     q = round_columns(weight, step, top, factor) if factor else np.clip(np.rint(weight / step[:, None]), -top, top)
     return q.astype(np.int8 if top <= 127 else np.int16), scale
 
@@ -66,7 +62,7 @@ def low_bits(levels):
     return max(0, round(levels).bit_length() - 7)
 
 
-def store_matrix(name, weight, levels, clip=0.0, factor=None):
+def store_matrix(name, weight, levels, clip=0, factor=None):
     """dict of the stored tensors of a float32 matrix. levels: a number, "fp16", or None to keep it."""
     if levels is None:
         return {name: weight}
@@ -117,7 +113,8 @@ def quantize_weights(settings, weights, levels=None, factors=None):
     levels, factors, stored = tensor_levels(settings, levels), factors or {}, {}
     for name, p in param_table(settings).items():
         weight = np.ascontiguousarray(weights[name], np.float32)  # the safetensors library writes memory as it lies
-        stored |= store_matrix(name, weight, levels.get(name), row_clip(settings, p.group), factors.get(name))
+        clip = settings.quant_clip if p.group == "matrix" else 0
+        stored |= store_matrix(name, weight, levels.get(name), clip, factors.get(name))
     return stored
 
 

@@ -286,8 +286,7 @@ def setting_conflicts(s):
     if s.gptq_tokens and group_levels(s)["matrix"] == "fp16":
         wrong.append(f"GPTQ_TOKENS={s.gptq_tokens} has no effect on matrices in fp16: use fewer levels in QUANT_LEVELS")
     if s.qat_start < 1 and s.quant_clip:
-        wrong.append(f"QUANT_CLIP={s.quant_clip} is not known to training with QAT_START={s.qat_start}: use 0 or "
-                     "QAT_START=1")
+        wrong.append(f"QUANT_CLIP={s.quant_clip} does not go with QAT_START={s.qat_start}: use 0 or QAT_START=1")
     return wrong
 
 

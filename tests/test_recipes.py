@@ -64,7 +64,7 @@ def first_inputs(s, weights, tokens):
         return x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + s.rms_norm_eps)
 
     x = norm(weights["tok_emb.weight"][tokens].astype(np.float64))
-    mix = weights["blocks.0.resid_mix"]
+    mix = weights["blocks.0.resid_mix"].astype(np.float64)
     return norm((mix[0] + mix[1]) * x).reshape(-1, s.model_dim)
 
 
@@ -106,8 +106,8 @@ def test_the_average_is_calibrated_where_it_is_exported(backend, documents):
 
 
 def test_calibration_is_part_of_the_training_time(backend, tmp_path, documents):
-    """The run stops early enough for it."""
-    env = environment(documents, max_wallclock_seconds=6, iterations=10**6, gptq_tokens=7936 * 8, quant_levels=7,
+    """The run stops early enough for it, and does not begin where it would leave no time to train."""
+    env = environment(documents, max_wallclock_seconds=6, iterations=10**6, gptq_tokens=7936, quant_levels=7,
                       micro_batch_tokens=32, train_log_every=1, loss_chunk=0)
     done = run_script([ROOT / BACKENDS[backend]], tmp_path, env)
     assert done.returncode == 0, done.stderr
@@ -115,8 +115,10 @@ def test_calibration_is_part_of_the_training_time(backend, tmp_path, documents):
     found = dict(lines)
     steps = [values["ms"] for kind, values in lines if kind == "step"]
     seconds = found["calibration"]["seconds"]
-    assert found["calibration"]["tokens"] == 7936 * 8 and seconds > 0.3
+    assert found["calibration"]["tokens"] == 7936 and seconds >= 0.1
     assert steps[-1] + 1e3 * seconds - 100 <= found["val"]["ms"] <= 6500
+    done = run_script([ROOT / BACKENDS[backend], "--max-wallclock-seconds=0.01"], tmp_path, env)
+    assert done.returncode == 2 and "GPTQ_TOKENS=7936" in done.stderr and "MAX_WALLCLOCK_SECONDS=0.01" in done.stderr
 
 
 def test_gptq_rounds_what_the_run_writes(backend, tmp_path, documents):

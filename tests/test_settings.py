@@ -221,7 +221,7 @@ def test_a_near_miss_in_the_environment_is_warned_of():
         ({"bigram_rows": 1}, "BIGRAM_ROWS=1 has no row for a pair"),
         ({"bigram_dim": 64}, "BIGRAM_DIM=64 has no effect without BIGRAM_ROWS"),
         ({"bigram_rows": 2**18}, "BIGRAM_ROWS=262144 with BIGRAM_DIM=128 alone breaks the budget of 16,000,000 bytes: "
-         "use at most 143086 rows"),
+         "use at most 143088 rows"),
         ({"bos_id": 1}, "BOS_ID=1 has no effect without SMEAR_GATE or BIGRAM_ROWS"),
         ({"bos_id": 9, "smear_gate": True, "vocab_size": 9}, "BOS_ID=9 is not a token: VOCAB_SIZE=9"),
         ({"ttt_rank": 4}, "TTT_RANK=4 has no effect without test-time training: set TTT_LR"),
