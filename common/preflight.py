@@ -18,7 +18,7 @@ from common.fit import LEAST_LEVELS, bit_bytes, search_levels, with_auto
 from common.folder import check_free, checkpoints_bytes, disk_free, disk_need, say
 from common.machine import compile_problem, host_memory
 from common.params import count_params, flops_per_token, initial_weights, param_table
-from common.quantize import MOST_LEVELS, row_clip, store_matrix
+from common.quantize import MOST_LEVELS, store_matrix
 from common.settings import UserError, changed_settings, failing_as, group_levels, with_tokenizer
 from common.zstream import zlib_size
 
