@@ -96,8 +96,8 @@ def warm_up(run):
         rehearse(trainer, s)
         run.reserve = agree(trainer, rehearse_calibration(trainer, s, run.data.train))[0]
         if run.reserve >= (s.max_wallclock_seconds or math.inf):
-            raise Agreed(f"the calibration on GPTQ_TOKENS={s.gptq_tokens} takes {run.reserve:.1f} s, which leaves nothing"
-                         f" of MAX_WALLCLOCK_SECONDS={s.max_wallclock_seconds:g}: use fewer tokens", "bad_settings")
+            raise Agreed(f"the calibration on GPTQ_TOKENS={s.gptq_tokens} takes {run.reserve:.1f} s, all of "
+                         f"MAX_WALLCLOCK_SECONDS={s.max_wallclock_seconds:g}: use fewer tokens", "bad_settings")
         trainer.load_state(state)
     trainer.wait()
 

@@ -67,18 +67,18 @@ class Settings:
     loop_layers: LayerRange = setting("", "blocks to apply LOOP_COUNT times with shared weights, as in 3-5, counted "
                                       "from 0; empty: none", kind="model", sparse=True)
     loop_count: int = setting(2, "how often LOOP_LAYERS are applied", 2, 16, kind="model", sparse=True)
-    mlp_slope: float = setting(0.0, "slope of the MLP's squared relu below 0", 0, 1, kind="model", sparse=True)
+    mlp_slope: float = setting(0.0, "slope below 0 of the relu that the MLP squares", 0, 1, kind="model", sparse=True)
     rope_dims: int = setting(0, "dimensions of a head that rotary embedding turns; 0: all", 0, 16384, kind="model",
                              sparse=True)
     norm_scale: bool = setting(False, "scale the normed inputs of block i, counted from 0, by 1 / sqrt(i + 1)",
                                kind="model", sparse=True)
-    xsa_layers: int = setting(0, "last blocks in which the output of attention loses its part along the token's own "
+    xsa_layers: int = setting(0, "last blocks whose attention output loses its component along the token's own "
                               "value", 0, 256, kind="model", sparse=True)
     parallel_layers: int = setting(0, "last blocks whose MLP has the same input as their attention", 0, 256,
                                    kind="model", sparse=True)
-    smear_gate: bool = setting(False, "mix the embedding of the token before into each, by a gate per channel",
+    smear_gate: bool = setting(False, "mix the embedding of the previous token into each, by a gate per channel",
                                kind="model", sparse=True)
-    bigram_rows: int = setting(0, "rows of an embedding of hashed pairs of tokens; 0: none", 0, 2**20, kind="model",
+    bigram_rows: int = setting(0, "rows of an embedding of pairs of tokens, by a hash; 0: none", 0, 2**20, kind="model",
                                sparse=True)
     bigram_dim: int = setting(128, "width of that embedding", 1, 16384, kind="model", sparse=True)
     bos_id: int = setting(-1, "token that begins a document, for SMEAR_GATE and BIGRAM_ROWS; -1: as the tokenizer says",
@@ -90,7 +90,7 @@ class Settings:
     iterations: int = setting(20000, "optimizer steps", 0, 10**9)
     max_wallclock_seconds: float = setting(600.0, "limit of the training time, without validation; 0: none", 0, 1e9)
     warmdown_fraction: float = setting(1.0, "last fraction of the run, in which learning rates fall to 0", 0, 1)
-    lr_floor: float = setting(0.0, "least factor of the learning rates in the warm-down", 0, 1)
+    lr_floor: float = setting(0.0, "smallest factor of the learning rates in the warm-down", 0, 1)
     train_batch_tokens: int = setting(524288, "tokens per optimizer step, over all ranks", 1, 2**31)
     matrix_lr: float = setting(0.04, "learning rate of Muon, for the matrices", 0, 100)
     tied_embed_lr: float = setting(0.05, "learning rate of a tied embedding (Adam)", 0, 100)
@@ -102,8 +102,8 @@ class Settings:
     muon_momentum_warmup_steps: int = setting(500, "steps until MUON_MOMENTUM is reached", 0, 10**9)
     muon_backend_steps: int = setting(5, "Newton-Schulz iterations", 1, 50)
     muon_row_norm: bool = setting(False, "divide the rows of Muon's momentum by their norms before Newton-Schulz")
-    weight_decay: float = setting(0.0, "decay of the matrices per step, times their learning rate", 0, 100)
-    embed_weight_decay: float = setting(0.0, "the same of the embeddings", 0, 100)
+    weight_decay: float = setting(0.0, "decoupled weight decay of the matrices, times their learning rate", 0, 100)
+    embed_weight_decay: float = setting(0.0, "decoupled weight decay of the embeddings, times theirs", 0, 100)
     beta1: float = setting(0.9, "Adam's decay of the mean gradient", 0, 0.9999)
     beta2: float = setting(0.95, "Adam's decay of the mean squared gradient", 0, 0.9999999)
     adam_eps: float = setting(1e-8, "Adam's epsilon", 1e-30, 1)

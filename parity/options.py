@@ -24,8 +24,8 @@ OPTIONS = {
     "GPTQ": {"gptq_tokens": lambda s: 4 * s.train_seq_len},
     "long windows": {"eval_seq_len": lambda s: 2 * s.train_seq_len, "eval_stride": lambda s: s.train_seq_len},
     "sliding windows": {"eval_stride": lambda s: max(1, s.train_seq_len // 4)},
-    "test-time training by document": {"ttt_lr": 0.05, "ttt_chunk": lambda s: f"{s.train_batch_tokens // 4}d"},
     "adapters": {"ttt_lr": 0.05, "ttt_rank": 4, "ttt_chunk": lambda s: f"{s.train_batch_tokens // 4}d"},
+    "test-time training by document": {"ttt_lr": 0.05, "ttt_chunk": lambda s: f"{s.train_batch_tokens // 4}d"},
     "test-time training": {"ttt_lr": 0.05, "ttt_chunk": lambda s: str(s.train_batch_tokens)},
 }
 

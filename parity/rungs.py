@@ -68,7 +68,7 @@ class Side:
     @functools.cached_property
     def optional(self):
         """(settings with every option, trainer with the average after four steps, losses); the last two steps round."""
-        changes = option_settings(self.s)
+        changes = option_settings(self.s) | {"ttt_rank": 0}  # adapters have an evaluation of their own
         if missing := sorted(changes.keys() - vars(self.s).keys()):
             raise LeftOut(f"{self.code.name} has no setting {', '.join(missing).upper()}")
         s, losses = dataclasses.replace(self.s, **changes), []
@@ -174,6 +174,9 @@ def options(side):
     for name, ttt_lr in {"sliding windows": 0.0, "test-time training": s.ttt_lr}.items():
         found = side.evaluate(trainer, dataclasses.replace(s, ttt_lr=ttt_lr), num_tokens)
         shown[f"val_loss, {name}"] = np.array(found[0])
+    s = dataclasses.replace(s, **option_settings(side.s, ["adapters"]))
+    trainer = type(trainer)(s, as_float32(trainer.weights()))
+    shown["val_loss, adapters"] = np.array(side.evaluate(trainer, s, num_tokens)[0])
     return shown
 
 

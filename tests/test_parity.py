@@ -173,6 +173,7 @@ MUTANTS = [
     ("torch", ".half().float()\n    return", ".float()\n    return", "options"),
     ("torch", "_foreach_mul_(change, (1 - decay)", "_foreach_mul_(change, (0.99 - decay)", "options"),
     ("torch", "tuple(layer_order(s))", "tuple(sorted(layer_order(s)))", "options"),
+    ("torch", "[p.grad for p in params], alpha=-lr)", "[p.grad for p in params], alpha=-1.01 * lr)", "options"),
     ("torch", "b.sub_(change, alpha=lr)", "b.sub_(change, alpha=1.1 * lr)", "options"),
     ("mlx", "self.s.mlp_slope * x", "0.9 * self.s.mlp_slope * x", "options"),
     ("mlx", "(i + 1)**-0.5", "(i + 2)**-0.5", "options"),

@@ -10,8 +10,8 @@ import time
 import torch
 
 from common.recipes import RECIPES
-from common.settings import Settings
-from parity.options import OPTIONS, option_settings, with_options
+from common.settings import Settings, settings_of
+from parity.options import OPTIONS, with_options
 from tests.device import inductor, roofline, sm90
 from tests.device.step import Rank, count_step, start
 
@@ -20,12 +20,15 @@ DEFAULT = Settings(vocab_size=1024)
 SMALL = dataclasses.replace(DEFAULT, num_layers=2)
 LAPTOP = dataclasses.replace(DEFAULT, **RECIPES["laptop"])
 LAPTOP = dataclasses.replace(LAPTOP, micro_batch_tokens=LAPTOP.train_batch_tokens)
-SCORING = {"eval_seq_len", "eval_stride", "ttt_lr", "ttt_chunk"}  # with these alone the step is the same
-# one step each; the options have fewer layers, and a graph that another case has is not compiled again
+SAME_STEP = settings_of("evaluation").keys() - {"quant_levels"} | {"lr_floor"}  # with these alone
+MODEL = [name for name in OPTIONS if OPTIONS[name].keys() <= settings_of("model").keys()]
+# one step each; the options have fewer layers, those of the model are together, and a graph that another case has is
+# not compiled again
 STEPS = {"default": DEFAULT, "small": SMALL, "laptop": LAPTOP,
          "small, kernels": dataclasses.replace(SMALL, kernels="triton")}
-STEPS |= {f"small, {name}": with_options(SMALL, [name])
-          for name in OPTIONS if option_settings(SMALL, [name]).keys() - SCORING}
+STEPS |= {"small, options of the model": with_options(SMALL, MODEL)} | {
+    f"small, {name}": with_options(SMALL, [name]) for name in OPTIONS
+    if name not in MODEL and OPTIONS[name].keys() - SAME_STEP}
 
 
 def method_calls(trainer, tokens):
