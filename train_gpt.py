@@ -65,9 +65,8 @@ class Attention(nn.Module):
         gain = self.q_gain.to(x.dtype).expand(B, T, H)[..., None]  # sums its gradient over D first, with other sums
         q = rotate(rms_norm(q, self.s) * gain, cos, sin)
         k = rotate(rms_norm(k, self.s), cos, sin)
-        y = attend(*(heads.transpose(1, 2) for heads in (q, k, v)))  # (B, H, T, D), in memory still (B, T, H, D)
-        y = y.transpose(1, 2)
-        if self.xsa:  # XSA: without the part along the token's own value
+        y = attend(*(heads.transpose(1, 2) for heads in (q, k, v))).transpose(1, 2)  # (B, T, H, D), as in memory
+        if self.xsa:  # without its component along the token's own value (record of 2026-03-20)
             y = y.reshape(B, T, K, H // K, self.head_dim)
             v = rms_norm(v, self.s).unsqueeze(3)
             y = y - (y * v).mean(dim=-1, keepdim=True) * v
@@ -75,7 +74,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """relu^2 (Primer, arXiv:2109.08668), or leaky relu^2."""
+    """relu^2 (Primer, arXiv:2109.08668), or leaky relu^2 (record of 2026-03-23)."""
 
     def __init__(self, s):
         super().__init__()
@@ -146,7 +145,7 @@ class GPT(nn.Module):
         return x
 
     def embed(self, tokens_BT):
-        """(B, T, C): the input of the blocks. Nothing of a document is mixed into the next."""
+        """(B, T, C): the input of the blocks. Bigrams and smear gate (record of 2026-03-19) mix no two documents."""
         s, x = self.s, self.tok_emb(tokens_BT).to(self.dtype)
         if not (s.bigram_rows or s.smear_gate):
             return rms_norm(x, s)

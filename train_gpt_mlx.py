@@ -78,7 +78,7 @@ class Attention(nn.Module):
         q = rotate(rms_norm(q, self.s) * self.q_gain.astype(x.dtype)[:, None, None], cos, sin)
         k = rotate(rms_norm(k, self.s), cos, sin)
         y = attend(q, k, v)
-        if self.xsa:  # XSA: without the part along the token's own value
+        if self.xsa:  # without its component along the token's own value (record of 2026-03-20)
             y = y.reshape(B, v.shape[1], -1, T, self.head_dim)
             v = mx.expand_dims(rms_norm(v, self.s), 2)
             y = (y - mx.mean(y * v, axis=-1, keepdims=True) * v).reshape(q.shape)
@@ -86,7 +86,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """relu^2 (Primer, arXiv:2109.08668), or leaky relu^2."""
+    """relu^2 (Primer, arXiv:2109.08668), or leaky relu^2 (record of 2026-03-23)."""
 
     def __init__(self, s):
         super().__init__()
@@ -157,7 +157,7 @@ class GPT(nn.Module):
         return x
 
     def embed(self, tokens_BT):
-        """(B, T, C): the input of the blocks. Nothing of a document is mixed into the next."""
+        """(B, T, C): the input of the blocks. Bigrams and smear gate (record of 2026-03-19) mix no two documents."""
         s, x = self.s, self.look_up(self.tok_emb.weight, tokens_BT)
         if not (s.bigram_rows or s.smear_gate):
             return rms_norm(x, s)

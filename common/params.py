@@ -105,8 +105,8 @@ def adapters(s):
 
 
 def rope_tables(s, length):
-    """(cos, sin), float64 (length, head_dim / 2), of position * base^(-2i / n) (RoFormer, eq. 15), n the number of
-    dimensions that turn. The angle of the others is 0: all but the pairs (i, i + head_dim / 2) with i < n / 2."""
+    """(cos, sin), float64 (length, head_dim / 2), of position * base^(-2i / n) (RoFormer, eq. 15) for the pairs
+    (i, i + head_dim / 2) with i < n / 2, n the dimensions that turn. Other angles are 0 (record of 2026-03-21)."""
     half = s.model_dim // s.num_heads // 2
     turned = s.rope_dims // 2 or half
     angles = np.outer(np.arange(length), s.rope_base ** (-np.arange(half) / turned))

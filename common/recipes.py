@@ -54,7 +54,7 @@ RECIPES = {
         "grad_clip_norm": 0.3,
         "warmdown_fraction": 0.7,
         "ema_decay": 0.9965,
-        "quant_levels": "auto",
+        "quant_levels": "matrix=auto",
         "quant_clip": 12.85,
         "gptq_tokens": 131072,
         "eval_stride": 64,

@@ -227,7 +227,7 @@ def test_a_near_miss_in_the_environment_is_warned_of():
         ({"ttt_rank": 4}, "TTT_RANK=4 has no effect without test-time training: set TTT_LR"),
         ({"gptq_tokens": 1023}, "GPTQ_TOKENS=1023 is less than one row (TRAIN_SEQ_LEN=1024): GPTQ needs tokens"),
         ({"gptq_tokens": 65536, "quant_levels": "fp16"}, "GPTQ_TOKENS=65536 has no effect on matrices in fp16"),
-        ({"quant_clip": 6.0, "qat_start": 0.5}, "QUANT_CLIP=6.0 is not known to training with QAT_START=0.5"),
+        ({"quant_clip": 6.0, "qat_start": 0.5}, "QUANT_CLIP=6.0 does not go with QAT_START=0.5"),
         ({"quant_levels": "1"}, "QUANT_LEVELS=1: 1 is not a whole number from 2 to 127, int3 to int8, fp16 or auto"),
         *[
             ({"quant_levels": value}, f"QUANT_LEVELS={value}: {words}")
