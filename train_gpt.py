@@ -147,8 +147,6 @@ class GPT(nn.Module):
     def embed(self, tokens_BT):
         """(B, T, C): the input of the blocks. Bigrams and smear gate (record of 2026-03-19) mix no two documents."""
         s, x = self.s, self.tok_emb(tokens_BT).to(self.dtype)
-        if not (s.bigram_rows or s.smear_gate):
-            return rms_norm(x, s)
         first = (tokens_BT == s.bos_id).index_fill(1, tokens_BT.new_zeros(1), True)  # in its document or its row
         if s.bigram_rows:
             pairs = (36313 * tokens_BT ^ 27191 * tokens_BT.roll(1, dims=1)) % (s.bigram_rows - 1)
@@ -325,8 +323,6 @@ class Muon:
         self.momentum.mul_(one * momentum + (1 - one)).add_(grads)
         made = []
         for g in self.by_shape(grads.add_(self.momentum, alpha=momentum)):
-            if self.s.muon_row_norm:
-                g.div_(g.norm(dim=2, keepdim=True) + 1e-7)
             g.div_(g.norm(dim=(1, 2), keepdim=True) + 1e-7)
             made.append((newton_schulz(g.to(self.dtype), self.s.muon_backend_steps, self.s.kernels) * finite).flatten())
         return self.gather(torch.cat(made))
@@ -484,8 +480,8 @@ class TorchTrainer:
             x = x.flatten(0, -2).to(wide(self.dtype))
             return x.T @ x
 
-        modules = dict(self.model.named_modules())
-        layers = {name: modules[name.removesuffix(".weight")] for name in self.params.keys() - self.others}
+        matrices = self.params.keys() - self.others
+        layers = {name: self.model.get_submodule(name.removesuffix(".weight")) for name in matrices}
         parts = self.to_device(tokens).long().split(micro_batch_rows(self.s, len(tokens), tokens.shape[1]))
         return self.to_host(collect(layers, square, map(self.model.features, parts)))
 
@@ -621,9 +617,9 @@ class TorchTrainer:
                                               for name, pair in adapters(self.s).items()}
             for name, (a, b) in self.adapters.items():
                 p = self.params[name]
-                change = p.grad @ a.T  # the gradient of b; that of a: b.T @ p.grad
-                a.sub_(b.T @ p.grad, alpha=lr)
-                b.sub_(change, alpha=lr)
+                a_grad, b_grad = b.T @ p.grad, p.grad @ a.T
+                a.sub_(a_grad, alpha=lr)
+                b.sub_(b_grad, alpha=lr)
                 torch.addmm(self.before_sgd[name], b, a, out=p)
 
     @torch.no_grad()

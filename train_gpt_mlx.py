@@ -159,8 +159,6 @@ class GPT(nn.Module):
     def embed(self, tokens_BT):
         """(B, T, C): the input of the blocks. Bigrams and smear gate (record of 2026-03-19) mix no two documents."""
         s, x = self.s, self.look_up(self.tok_emb.weight, tokens_BT)
-        if not (s.bigram_rows or s.smear_gate):
-            return rms_norm(x, s)
         first = (tokens_BT == s.bos_id) | (mx.arange(tokens_BT.shape[1]) == 0)  # in its document or its row
         if s.bigram_rows:
             pairs = mx.array(36313, mx.uint32) * tokens_BT ^ mx.array(27191, mx.uint32) * mx.roll(tokens_BT, 1, axis=1)
@@ -315,8 +313,6 @@ class Muon:
             g = mx.stack([grads[name] for name in names])
             buffer = state[f"{shape}"] = state[f"{shape}"] * momentum + g
             g = g + momentum * buffer
-            if self.s.muon_row_norm:
-                g = g / (mx.sqrt(mx.sum(mx.square(g), axis=2, keepdims=True)) + 1e-7)
             g = g / (mx.sqrt(mx.sum(mx.square(g), axis=(1, 2), keepdims=True)) + 1e-7)
             update = mx.concatenate(side_by_side(
                 self.streams, lambda part: newton_schulz(part, self.s.muon_backend_steps), g.astype(self.dtype)))

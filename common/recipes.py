@@ -22,12 +22,9 @@ RECIPES = {
     "laptop": LAPTOP_SIZE | {
         "bigram_rows": 2048,
         "bigram_dim": 64,
+        "lr_floor": 0.1,
         "smear_gate": True,
         "mlp_slope": 0.5,
-        "xsa_layers": 4,
-        "norm_scale": True,
-        "rope_dims": 16,
-        "weight_decay": 0.1,
     },
     # 8xH100, in the manner of the records up to April 2026; never run there
     "modern": {
@@ -48,7 +45,6 @@ RECIPES = {
         "muon_momentum": 0.99,
         "muon_momentum_warmup_start": 0.92,
         "muon_momentum_warmup_steps": 1500,
-        "muon_row_norm": True,
         "weight_decay": 0.095,
         "embed_weight_decay": 0.085,
         "grad_clip_norm": 0.3,

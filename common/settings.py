@@ -101,7 +101,6 @@ class Settings:
     muon_momentum_warmup_start: float = setting(0.85, "Muon momentum at step 0", 0, 0.9999)
     muon_momentum_warmup_steps: int = setting(500, "steps until MUON_MOMENTUM is reached", 0, 10**9)
     muon_backend_steps: int = setting(5, "Newton-Schulz iterations", 1, 50)
-    muon_row_norm: bool = setting(False, "divide the rows of Muon's momentum by their norms before Newton-Schulz")
     weight_decay: float = setting(0.0, "decoupled weight decay of the matrices, times their learning rate", 0, 100)
     embed_weight_decay: float = setting(0.0, "decoupled weight decay of the embeddings, times theirs", 0, 100)
     beta1: float = setting(0.9, "Adam's decay of the mean gradient", 0, 0.9999)

@@ -13,7 +13,6 @@ OPTIONS = {
     "parallel residual": {"parallel_layers": lambda s: -(-s.num_layers // 3)},
     "smear gate": {"smear_gate": True, "bos_id": 1},
     "bigrams": {"bigram_rows": 251, "bigram_dim": 32, "bos_id": 1},
-    "row-normalized Muon": {"muon_row_norm": True},
     "weight decay": {"weight_decay": 0.1, "embed_weight_decay": 0.1},
     "floor of the learning rate": {"lr_floor": 0.1},
     "chunked loss": {"loss_chunk": lambda s: s.micro_batch_tokens * 5 // 32},  # the last chunk is shorter

@@ -74,20 +74,19 @@ for name, levels in LEVELS.items():
 # What the records added, at the size of RECIPE=laptop: each alone, and those of the recipe one after the other.
 INGREDIENTS = {
     "bigrams": {"BIGRAM_ROWS": 2048, "BIGRAM_DIM": 64},
+    "floor": {"LR_FLOOR": 0.1},
     "smear-gate": {"SMEAR_GATE": 1},
     "leaky-relu": {"MLP_SLOPE": 0.5},
+    "vocabulary": {"VOCAB_SIZE": 2048, "DATA_PATH": "data/pydoc_sp2048"},
+    "decay": {"WEIGHT_DECAY": 0.1},
+    "embedding-decay": {"EMBED_WEIGHT_DECAY": 0.1},
     "xsa": {"XSA_LAYERS": 4},
     "norm-scale": {"NORM_SCALE": 1},
     "partial-rotary": {"ROPE_DIMS": 16},
-    "decay": {"WEIGHT_DECAY": 0.1},
-    "embedding-decay": {"EMBED_WEIGHT_DECAY": 0.1},
     "parallel": {"PARALLEL_LAYERS": 2},
-    "row-norm": {"MUON_ROW_NORM": 1},
     "momentum": {"MUON_MOMENTUM": 0.98},
     "gain": {"QK_GAIN_INIT": 4.0},
-    "floor": {"LR_FLOOR": 0.1},
     "warm-down": {"WARMDOWN_FRACTION": 0.5},
-    "vocabulary": {"VOCAB_SIZE": 2048, "DATA_PATH": "data/pydoc_sp2048"},
     "adapters": {"TTT_LR": 0.5, "TTT_RANK": 8, "TTT_CHUNK": "1024d"},
 }
 ROUNDING = {

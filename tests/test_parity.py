@@ -174,7 +174,7 @@ MUTANTS = [
     ("torch", "_foreach_mul_(change, (1 - decay)", "_foreach_mul_(change, (0.99 - decay)", "options"),
     ("torch", "tuple(layer_order(s))", "tuple(sorted(layer_order(s)))", "options"),
     ("torch", "[p.grad for p in params], alpha=-lr)", "[p.grad for p in params], alpha=-1.01 * lr)", "options"),
-    ("torch", "b.sub_(change, alpha=lr)", "b.sub_(change, alpha=1.1 * lr)", "options"),
+    ("torch", "b.sub_(b_grad, alpha=lr)", "b.sub_(b_grad, alpha=1.1 * lr)", "options"),
     ("mlx", "self.s.mlp_slope * x", "0.9 * self.s.mlp_slope * x", "options"),
     ("mlx", "(i + 1)**-0.5", "(i + 2)**-0.5", "options"),
     ("torch", "(y * v).mean(dim=-1, keepdim=True) * v", "(y * v).mean(dim=-1, keepdim=True)", "options"),
@@ -182,7 +182,6 @@ MUTANTS = [
     ("mlx", "gate * (mx.roll(x, 1, axis=1) - x)", "gate * (mx.roll(x, 1, axis=1) + x)", "options"),
     ("mlx", "mx.array(36313, mx.uint32)", "mx.array(36312, mx.uint32)", "options"),
     ("torch", "new_zeros(1), True", "new_zeros(1), False", "options"),  # the first of a row takes from the last
-    ("torch", "g.div_(g.norm(dim=2", "g.div_(g.norm(dim=1", "options"),
     ("torch", "1 - lr * self.s.weight_decay", "1 - lr**2 * self.s.weight_decay", "options"),
     ("mlx", "1 - lr * lr_scale * s.embed_weight_decay", "1 - lr * s.embed_weight_decay", "options"),
 ]

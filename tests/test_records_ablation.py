@@ -4,6 +4,7 @@ import time
 import pytest
 
 from common.checkpoint import checkpoints
+from common.recipes import RECIPES
 from common.settings import UserError
 from records import ablation
 from records.__main__ import main
@@ -76,6 +77,25 @@ def test_what_comes_after_the_training_shares_it():
     long = {name for name in ablation.TRIALS if ablation.training(name) == "long"}
     assert {"long", "all-4-bit", "matrices-6-bit"} < long
     assert all(ablation.training(name) == name for name in ("loop", "ema", "narrow", "all-4-bit-qat"))
+    laptop = {name for name in ablation.TRIALS if ablation.training(name) == "laptop"}
+    assert laptop == {"laptop", "adapters", *(f"{bits}-bit{how}" for bits in (4, 6) for how in ("", "-gptq", "-clip"))}
+
+
+def test_the_stack_ends_with_the_laptop_recipe():
+    names = [name for name in ablation.TRIALS if name.startswith("and-")]
+    assert [ablation.ancestry(name)[1] for name in names] == ["laptop", *names[:-1]]
+    ends, recipe = ablation.TRIALS[names[-1]][0], RECIPES["laptop"]
+    clock = {"max_wallclock_seconds", "val_loss_every"}
+    assert all(ends[name.upper()] == recipe[name] for name in recipe.keys() - clock)
+    assert {name.lower() for name in ends} - recipe.keys() == {
+        "micro_batch_tokens", "checkpoint_every", "iterations", "vocab_size", "data_path"}
+
+
+def test_another_vocabulary_is_compared_per_byte():
+    runs = {"a": [{"loss": 4.0, "bpb": 2.0}, {"loss": 4.4, "bpb": 2.2}], "b": [{"loss": 5.0, "bpb": 1.9}]}
+    assert ablation.side("b", runs, "a").losses == [3.8] and ablation.side("a", runs, "a").losses == [4.0, 4.4]
+    first = int(ablation.trial_settings("laptop", "d")["ITERATIONS"])
+    assert int(ablation.trial_settings("vocabulary", "d")["ITERATIONS"]) < 0.9 * first
 
 
 @pytest.mark.parametrize("arguments, words", [
