@@ -87,21 +87,20 @@ INGREDIENTS = {
     "momentum": {"MUON_MOMENTUM": 0.98},
     "gain": {"QK_GAIN_INIT": 4.0},
     "warm-down": {"WARMDOWN_FRACTION": 0.5},
-    "adapters": {"TTT_LR": 0.5, "TTT_RANK": 8, "TTT_CHUNK": "1024d"},
-}
-ROUNDING = {
-    "6-bit": {"QUANT_LEVELS": "matrix=31"},
-    "4-bit": {"QUANT_LEVELS": "matrix=7"},
+    "documents": {"TTT_LR": 0.1, "TTT_CHUNK": "1024d"},
+    "adapters": {"TTT_LR": 30.0, "TTT_RANK": 8, "TTT_CHUNK": "1024d"},
 }
 LAPTOP = {name.upper(): value for name, value in LAPTOP_SIZE.items()} | {
     "MICRO_BATCH_TOKENS": 4096, "VAL_LOSS_EVERY": 0, "MAX_WALLCLOCK_SECONDS": 0, "CHECKPOINT_EVERY": "0",
     "ITERATIONS": 600}
 TRIALS["laptop"] = LAPTOP, None
 TRIALS |= {name: (LAPTOP | values, "laptop") for name, values in INGREDIENTS.items()}
-for name, values in ROUNDING.items():
-    TRIALS[name] = LAPTOP | values, "laptop"
-    TRIALS[f"{name}-gptq"] = LAPTOP | values | {"GPTQ_TOKENS": 65536}, name
-    TRIALS[f"{name}-clip"] = LAPTOP | values | {"QUANT_CLIP": 4.0 if name == "6-bit" else 3.0}, name
+# rounding, of a model twice as wide
+TRIALS["wider"] = LAPTOP | {"MODEL_DIM": 256}, None
+for bits, levels in (("6-bit", "matrix=31"), ("4-bit", "matrix=7")):
+    TRIALS[bits] = TRIALS["wider"][0] | {"QUANT_LEVELS": levels}, "wider"
+    TRIALS[f"{bits}-gptq"] = TRIALS[bits][0] | {"GPTQ_TOKENS": 262144}, bits
+    TRIALS[f"{bits}-clip"] = TRIALS[bits][0] | {"QUANT_CLIP": 3.0}, bits
 before = "laptop"
 for name, values in INGREDIENTS.items():
     if {key.lower() for key in values} <= {"vocab_size", "data_path", *RECIPES["laptop"]}:
