@@ -79,6 +79,7 @@ INGREDIENTS = {
     "leaky-relu": {"MLP_SLOPE": 0.5},
     "vocabulary": {"VOCAB_SIZE": 2048, "DATA_PATH": "data/pydoc_sp2048"},
     "decay": {"WEIGHT_DECAY": 0.1},
+    "strong-decay": {"WEIGHT_DECAY": 1.0},
     "embedding-decay": {"EMBED_WEIGHT_DECAY": 0.1},
     "xsa": {"XSA_LAYERS": 4},
     "norm-scale": {"NORM_SCALE": 1},
