@@ -26,7 +26,7 @@ ifneq ($(filter train,$(or $(MAKECMDGOALS),train)),)
 else ifneq ($(and $(wildcard $(FINEWEB)/*_train_*.bin),$(filter-out 0,$(GPUS))$(filter Darwin,$(shell uname -s))),)
 export DATA_PATH ?= $(FINEWEB)
 else
-export VOCAB_SIZE ?= 1024
+export VOCAB_SIZE ?= 2048
 export DATA_PATH ?= data/pydoc_sp$(VOCAB_SIZE)
 export RECIPE ?= laptop
 endif
