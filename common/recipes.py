@@ -23,7 +23,6 @@ RECIPES = {
         "bigram_rows": 2048,
         "bigram_dim": 64,
         "lr_floor": 0.1,
-        "smear_gate": True,
         "mlp_slope": 0.5,
     },
     # 8xH100, in the manner of the records up to April 2026; never run there

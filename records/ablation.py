@@ -75,9 +75,9 @@ for name, levels in LEVELS.items():
 INGREDIENTS = {
     "bigrams": {"BIGRAM_ROWS": 2048, "BIGRAM_DIM": 64},
     "floor": {"LR_FLOOR": 0.1},
-    "smear-gate": {"SMEAR_GATE": 1},
     "leaky-relu": {"MLP_SLOPE": 0.5},
     "vocabulary": {"VOCAB_SIZE": 2048, "DATA_PATH": "data/pydoc_sp2048"},
+    "smear-gate": {"SMEAR_GATE": 1},
     "decay": {"WEIGHT_DECAY": 0.1},
     "strong-decay": {"WEIGHT_DECAY": 1.0},
     "embedding-decay": {"EMBED_WEIGHT_DECAY": 0.1},
