@@ -5,14 +5,19 @@ It is measured inside the training clock, as the challenge rules: it reads token
 import functools
 import time
 
+from common.ranks import Agreed
+
 
 def calibrate(trainer, settings, stream):
     """dict name -> float64 (columns, columns) over the first GPTQ_TOKENS tokens of a stream, the same on every rank;
-    None where GPTQ is off. With EMA_DECAY of the average."""
+    None where GPTQ is off. With EMA_DECAY of the average. Raises Agreed."""
     if not settings.gptq_tokens:
         return None
     length, own = settings.train_seq_len, None
     rows = stream.read(0, settings.gptq_tokens // length * length).reshape(-1, length)
+    if len(rows) < trainer.world_size:
+        raise Agreed(f"GPTQ_TOKENS={settings.gptq_tokens} is {len(rows)} rows of TRAIN_SEQ_LEN={length} for "
+                     f"{trainer.world_size} ranks: use {trainer.world_size * length} or more", "bad_settings")
     if settings.ema_decay:
         own = trainer.weights()
         trainer.load_state(trainer.weights(averaged=True))

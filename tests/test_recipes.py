@@ -1,5 +1,6 @@
 """Recipes, and GPTQ's calibration in a run: `python -m pytest tests/test_recipes.py`."""
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -86,6 +87,12 @@ def test_products_are_those_of_the_inputs(documents):
         assert abs(found[backend]["blocks.2.mlp.fc.weight"].trace() / tokens.size / s.model_dim - 1) < 1e-5
     for name, product in found["torch"].items():
         np.testing.assert_allclose(found["mlx"][name], product, rtol=1e-9, atol=1e-9 * product.max(), err_msg=name)
+
+
+def test_every_rank_needs_a_row(documents):
+    s = tiny_settings("torch", documents, gptq_tokens=95)
+    with pytest.raises(UserError, match="GPTQ_TOKENS=95 is 2 rows of TRAIN_SEQ_LEN=32 for 3 ranks: use 96 or more"):
+        calibrate(types.SimpleNamespace(world_size=3), s, open_data(s).train)
 
 
 def test_the_average_is_calibrated_where_it_is_exported(backend, documents):
