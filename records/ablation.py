@@ -258,8 +258,8 @@ def run(options):
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    print("| trial | settings that it adds | val_bpb | cost of the round trip | bytes | steps | evaluation, s | seed by seed "
-          "| verdict |")
+    print("| trial | settings that it adds | val_bpb | cost of the round trip | bytes | steps | evaluation, s "
+          "| seed by seed | verdict |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in runs:
         print(line(name, runs))
