@@ -255,7 +255,7 @@ def test_a_bundle_that_reaches_the_bundler_is_its_own_bundle(tmp_path):
     script = project(tmp_path / "project", "import hashlib\nfrom common.bundle import bundle, bundle_source\n"
                      "print(bundle_source(__file__).encode() == bundle(__file__) or len(bundle(__file__)),\n"
                      "      hashlib.sha256(bundle_source(__file__).encode()).hexdigest())\n")
-    for name in ("bundle", "command", "files", "settings"):
+    for name in ("bundle", "challenge", "command", "files", "recipes", "settings", "values"):
         shutil.copy(ROOT / "common" / f"{name}.py", script.parent / "common")
     source = bundle_source(script)
     assert len(source) < 1000 and "UserError" not in source
