@@ -104,7 +104,8 @@ def make_problem(settings):
     size = settings.vocab_size if "vocab_size" in changed_settings(settings) else 0  # older scripts: 1024 by default
     data = open_data(dataclasses.replace(settings, vocab_size=size))
     t = data.tokenizer
-    settings = with_tokenizer(settings, t)
+    older = not hasattr(settings, "bos_id")  # of a script from before smear gate and bigrams
+    settings = dataclasses.replace(settings, vocab_size=t.vocab_size) if older else with_tokenizer(settings, t)
     length = min(data.train.length, (settings.iterations + 2) * settings.train_batch_tokens + 333)  # not whole rows
     if length < 2 * settings.train_batch_tokens:
         raise UserError(f"{settings.data_path} has {data.train.length} training tokens, fewer than two steps")
