@@ -37,8 +37,8 @@ def test_a_recipe_that_does_not_exist_is_named():
 
 def test_the_ladder_climbs_with_the_model_of_a_recipe():
     s = ladder_settings(["--recipe=laptop"])
-    assert {name: getattr(s, name) for name in ("model_dim", "bigram_rows", "xsa_layers")} == {
-        name: RECIPES["laptop"][name] for name in ("model_dim", "bigram_rows", "xsa_layers")}
+    assert {name: getattr(s, name) for name in ("model_dim", "bigram_rows", "mlp_slope")} == {
+        name: RECIPES["laptop"][name] for name in ("model_dim", "bigram_rows", "mlp_slope")}
     assert s.train_batch_tokens == 2048 and not s.compile and s.max_wallclock_seconds == 0
 
 
