@@ -81,7 +81,7 @@ def test_it_climbs_with_the_definition(tree, data_path):
     code, found = climb(tree("mlp_power.diff"), data_path, "--mlp-power=3")
     assert code == 0 and {row["rung"] for row in found["rungs"]} == EVERY_RUNG and "left_out" not in found
     tensors = {row["rung"]: row["compared"] for row in found["rungs"]}
-    assert tensors["options"].startswith("3 tensors")
+    assert tensors["options"].startswith("4 tensors")
 
 
 @pytest.mark.parametrize("without, first", [
