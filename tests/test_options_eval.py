@@ -18,7 +18,8 @@ from tests import faults
 from tests.conftest import BACKENDS, DEVICES, ROOT, TINY, environment, run_script, tiny_settings, trainer_class
 
 BOS = 1
-NAMES = [name for name in OPTIONS if OPTIONS[name].keys() <= settings_of("evaluation").keys() - {"quant_levels", "gptq_tokens"}]
+SCORING = settings_of("evaluation").keys() - {"quant_levels", "quant_clip", "gptq_tokens"}
+NAMES = [name for name in OPTIONS if OPTIONS[name].keys() <= SCORING]
 WAYS = {name: option_settings(Settings(**TINY), [name]) for name in NAMES}
 ALL = option_settings(Settings(**TINY), ["long windows", "sliding windows", "test-time training by document"])
 WAYS |= {"all": ALL, "all, in chunks": option_settings(Settings(**TINY), NAMES)}
