@@ -2,28 +2,37 @@
 
 It is measured inside the training clock, as the challenge rules: it reads tokens for training.
 """
+import contextlib
 import functools
 import time
 
 from common.ranks import Agreed
 
 
+@contextlib.contextmanager
+def exported_weights(trainer, settings):
+    """Inside, the trainer has the weights that the model file is made of: with EMA_DECAY their average."""
+    if not settings.ema_decay:
+        yield
+        return
+    own = trainer.weights()
+    trainer.load_state(trainer.weights(averaged=True))
+    try:
+        yield
+    finally:
+        trainer.load_state(own)
+
+
 def calibrate(trainer, settings, stream):
-    """dict name -> float64 (columns, columns) over the first GPTQ_TOKENS tokens of a stream, the same on every rank;
-    None where GPTQ is off. With EMA_DECAY of the average. Raises Agreed."""
-    if not settings.gptq_tokens:
-        return None
-    length, own = settings.train_seq_len, None
+    """dict name -> float64 (columns, columns) over the first GPTQ_TOKENS tokens of a stream, the same on every rank.
+    Raises Agreed."""
+    length = settings.train_seq_len
     rows = stream.read(0, settings.gptq_tokens // length * length).reshape(-1, length)
     if len(rows) < trainer.world_size:
         raise Agreed(f"GPTQ_TOKENS={settings.gptq_tokens} is {len(rows)} rows of TRAIN_SEQ_LEN={length} for "
                      f"{trainer.world_size} ranks: use {trainer.world_size * length} or more", "bad_settings")
-    if settings.ema_decay:
-        own = trainer.weights()
-        trainer.load_state(trainer.weights(averaged=True))
-    found = trainer.input_products(rows[trainer.rank::trainer.world_size])
-    if own:
-        trainer.load_state(own)
+    with exported_weights(trainer, settings):
+        found = trainer.input_products(rows[trainer.rank::trainer.world_size])
     return {name: trainer.all_sum(found[name].astype("float64")) for name in sorted(found)}
 
 

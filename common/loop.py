@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from common.batches import rank_rows, step_rows
 from common.bpb import evaluate, rehearse
-from common.calibration import calibrate, rehearse_calibration
+from common.calibration import calibrate, exported_weights, rehearse_calibration
 from common.checkpoint import Saver
 from common.dataset import Data
 from common.folder import RunFolder
@@ -94,7 +94,8 @@ def warm_up(run):
             if s.ema_decay:
                 trainer.update_average(s.ema_decay)
         rehearse(trainer, s)
-        run.reserve = agree(trainer, rehearse_calibration(trainer, s, run.data.train))[0]
+        if s.gptq_tokens:
+            run.reserve = agree(trainer, rehearse_calibration(trainer, s, run.data.train))[0]
         if run.reserve >= (s.max_wallclock_seconds or math.inf):
             raise Agreed(f"the calibration on GPTQ_TOKENS={s.gptq_tokens} takes {run.reserve:.1f} s, all of "
                          f"MAX_WALLCLOCK_SECONDS={s.max_wallclock_seconds:g}: use fewer tokens", "bad_settings")
@@ -136,28 +137,22 @@ def validate(run, last):
     trainer.wait()
     check_losses(run)
     run.tick()
-    limit, own = run.step_limit() if run.val else PATIENCE, None
+    limit = run.step_limit() if run.val else PATIENCE
     try:
         run.watch.mark([step, 0], f"the checkpoint of step {step}", PATIENCE)
         if last or (step > run.first_step and trainer.world_size > 1):  # ranks cannot stop together in a validation
             run.save()
-        if s.ema_decay:
-            own = trainer.weights()
-            trainer.load_state(trainer.weights(averaged=True))
-        run.interrupt.waits = False
-        if run.interrupt.asked:
-            raise KeyboardInterrupt
-        marked = run.watch.each([step, 0], f"the validation after step {step}", limit)
-        run.val = evaluate(trainer, s, data.val, data.tokenizer, data.val_tokens, marked)[:2]
-        run.interrupt.waits = not last
+        with exported_weights(trainer, s):
+            run.interrupt.waits = False
+            if run.interrupt.asked:
+                raise KeyboardInterrupt
+            marked = run.watch.each([step, 0], f"the validation after step {step}", limit)
+            run.val = evaluate(trainer, s, data.val, data.tokenizer, data.val_tokens, marked)[:2]
+            run.interrupt.waits = not last
     except KeyboardInterrupt:
-        if own:
-            trainer.load_state(own)
         if trainer.world_size == 1:  # else it is saved
             run.save()
         raise
-    if own:
-        trainer.load_state(own)
     run.log("val", step=step, iterations=s.iterations, val_loss=run.val[0], val_bpb=run.val[1], ms=1e3 * run.seconds,
             avg=1e3 * run.seconds / max(step, 1), partial=data.partial)
     run.clock = time.perf_counter()

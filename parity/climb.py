@@ -16,7 +16,7 @@ from parity.problem import (
     make_problem,
     own_settings,
 )
-from parity.rungs import OPTIONS_DIGEST, observe_aloud
+from parity.rungs import observe_aloud
 from parity.trainers import Code, errors_of, load_trainer
 
 SETTINGS = """\
@@ -95,9 +95,6 @@ def climb(task, dtype, trainers, scripts, flags, as_json):
     started = time.perf_counter()
     seen = {backend: observe_aloud(trainer, task, dtype) for backend, trainer in trainers.items()}
     left_out = seen["torch"].left_out | seen["mlx"].left_out
-    if "options" in left_out:  # where one side lacks some of them
-        for side in seen.values():
-            side.shown["compressed bytes"].pop(OPTIONS_DIGEST, None)
     rows = ladder.climb(dtype, seen["torch"].shown, seen["mlx"].shown, tuple(seen), left_out)
     agree = next(row.passed for row in rows if row.rung == "logits")
     more, without = definitions(task, dtype, trainers, seen, agree)

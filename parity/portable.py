@@ -26,7 +26,7 @@ from parity import ladder
 from parity.climb import SETTINGS, add_problem, problem_of
 from parity.options import option_settings
 from parity.problem import DTYPES, ByteTable, Problem
-from parity.rungs import OPTIONS_DIGEST, RUNGS, observe_aloud
+from parity.rungs import RUNGS, observe_aloud
 from parity.trainers import load_trainer
 
 FIXTURE_FORMAT = 1
@@ -75,8 +75,6 @@ def compare_file(options):
                                            compile=options.compile)
     if meta["options"] != options_text(task.settings):
         left_out["options"] = "the file was written with other options"
-        for side in (theirs, ours):
-            side["compressed bytes"].pop(OPTIONS_DIGEST, None)
     sides = f"{meta['backend']} (file)", f"{options.backend} (here)"
     rows = ladder.climb(meta["dtype"], theirs, ours, sides, left_out)
     title = f"{sides[0]} against {sides[1]}, {meta['dtype']}, {task.steps} steps"

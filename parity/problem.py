@@ -28,10 +28,11 @@ DEFAULTS = {"iterations": 20, "max_wallclock_seconds": 0.0, "train_batch_tokens"
 
 
 def embedded_corpus(path):
-    """The data folder; builds the embedded corpus where it is named and does not exist."""
-    if str(path) == DATA_PATH and not Path(path).exists():
+    """The data folder; builds the embedded corpus where a folder of it is named and does not exist."""
+    size = re.fullmatch(r"data/pydoc_sp(\d+)", str(path))
+    if size and not Path(path).exists():
         from common.data.__main__ import main as data_command
-        data_command(["pydoc"])
+        data_command(["pydoc", "--vocab-size", size[1]])
     return path
 
 

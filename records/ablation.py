@@ -21,7 +21,6 @@ from pathlib import Path
 
 from common.checkpoint import checkpoints
 from common.command import path_argument
-from common.data.__main__ import main as build_corpus
 from common.params import flops_per_token
 from common.readlog import parse_log
 from common.recipes import LAPTOP_SIZE, RECIPES
@@ -32,10 +31,10 @@ from parity.trainers import SCRIPTS
 from records.significance import Side, compare
 
 STEPS = 200
-SIZE = problem.SIZE | {"train_batch_tokens": 4096, "micro_batch_tokens": 4096, "train_log_every": 50,
-                       "val_loss_every": 0, "max_wallclock_seconds": 0.0, "checkpoint_every": "0"}
-DEMO = Settings(**SIZE)
-SIZE = {name.upper(): getattr(DEMO, name) for name in SIZE}
+LADDER_SIZE = problem.SIZE | {"train_batch_tokens": 4096, "micro_batch_tokens": 4096, "train_log_every": 50,
+                              "val_loss_every": 0, "max_wallclock_seconds": 0.0, "checkpoint_every": "0"}
+DEMO = Settings(**LADDER_SIZE)
+SIZE = {name.upper(): getattr(DEMO, name) for name in LADDER_SIZE}
 
 
 def options(*names):
@@ -242,8 +241,7 @@ def run(options):
         raise UserError(f"--seeds {options.seeds}: a spread needs 2 or more")
     names = [name for name in TRIALS if any(name in ancestry(trial) for trial in names)]
     for path in {str(TRIALS[name][0].get("DATA_PATH", options.data)) for name in names}:
-        if "pydoc_sp" in path and not Path(path).exists():
-            build_corpus(["pydoc", "--vocab-size", path.rpartition("sp")[2], "--out", path])
+        problem.embedded_corpus(path)
     seeds = range(1337, 1337 + options.seeds)
     with ThreadPoolExecutor(options.jobs) as pool:
         def submit(act, name):

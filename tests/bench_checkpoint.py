@@ -1,4 +1,4 @@
-"""What checkpoints and a signal cost at the demonstration's size, on this machine's CPU: `python -m
+"""What checkpoints and a signal cost at a small size, on this machine's CPU: `python -m
 tests.bench_checkpoint`.
 
 held: how long a step is kept waiting by one checkpoint, that is while the state is copied; written: how long the write

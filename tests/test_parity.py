@@ -274,7 +274,7 @@ def test_optimizer_defects_fail_in_every_dtype(backend, old, new, dtype, shown, 
 
 
 def test_the_ladder_of_the_command_holds(capsys, monkeypatch):
-    """On the embedded corpus, at the size of `make train`, in reference mode."""
+    """On the embedded corpus, at the ladder's own size, in reference mode."""
     monkeypatch.chdir(ROOT)
     assert main(["--dtype", "float64", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=pytest.fail)
