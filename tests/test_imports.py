@@ -31,6 +31,7 @@ RECORDS_TESTS = {
     "test_records_code.py",
     "test_records_smoke.py",
     "test_records_levels.py",
+    "test_records_sample.py",
     "test_records_ablation.py",
     "test_records_arguments.py",
     "test_report.py",
