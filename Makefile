@@ -48,13 +48,13 @@ train: install
 run: data
 	$(RUN)
 
-install: .venv/.$(BACKEND)
+install: .venv/.$(BACKEND) $(if $(findstring tensorboard,$(REPORT_TO)),.venv/.report)
 
 data: install
 	@case "$(DATA_PATH)" in data/pydoc_sp*) \
 	  $(BIN)/python -m common.data pydoc --vocab-size $(VOCAB_SIZE) --out $(DATA_PATH);; esac
 
-test: .venv/.torch .venv/.mlx .venv/.data .venv/.records .venv/.dev lint
+test: .venv/.torch .venv/.mlx .venv/.data .venv/.records .venv/.report .venv/.dev lint
 	env -i HOME="$$HOME" PATH="$$PATH" OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -n 3 --dist loadfile
 

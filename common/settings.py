@@ -91,6 +91,18 @@ class Levels(str):
             self.by_group[group] = self.NAMED.get(value, number)
 
 
+class Tools(str):
+    """Names of tools that show curves, as in tensorboard,wandb. Empty: none."""
+
+    NAMES = "tensorboard", "wandb", "trackio"
+
+    def __init__(self, text):
+        self.names = [word.strip() for word in text.split(",")] if text else []
+        for name in self.names:
+            if name not in self.NAMES:
+                raise ValueError(f": {name or 'nothing'} is not one of {', '.join(self.NAMES)}")
+
+
 def setting(default, meaning, low=None, high=None, choices=None, kind="training", sparse=False):
     """One field. low and high are inclusive; sparse: the model file names it only where it is not the default, so that
     older files keep their bytes."""
@@ -179,6 +191,8 @@ class Settings:
     resume: str = setting("", "run folder to continue, or auto: the newest that is not finished, if any", kind="run")
     checkpoint_every: Interval = setting("60s", "steps (500) or seconds (60s) between checkpoints; 0: only when "
                                          "interrupted and at the end", kind="run")
+    report_to: Tools = setting("", "tools that show the curves live, as in tensorboard,wandb; or trackio; empty: none",
+                               kind="run")
     rank_timeout: float = setting(60.0, "seconds, or ten steps if longer, until a rank without progress counts as hung",
                                   0.1, 1e6, kind="run")
 
