@@ -26,8 +26,10 @@ endif
 ifneq ($(filter train,$(or $(MAKECMDGOALS),train)),)
 else ifneq ($(and $(wildcard $(FINEWEB)/*_train_*.bin),$(filter-out 0,$(GPUS))$(filter Darwin,$(shell uname -s))),)
 export DATA_PATH ?= $(FINEWEB)
+export SAMPLE_TOKENS ?= 100
 else
 export VOCAB_SIZE ?= 1024
+export SAMPLE_TOKENS ?= 100
 export DATA_PATH ?= data/pydoc_sp$(VOCAB_SIZE)
 $(foreach pair,$(shell $(PYTHON) common/recipes.py),$(eval export $(subst =, ?= ,$(pair))))
 endif

@@ -13,6 +13,7 @@ from common.sample import write_text
 from common.settings import Settings
 from common.tokenizer import load_tokenizer
 from records.__main__ import main
+from tests.conftest import BACKENDS, environment, run_script
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"vocab_size": 260, "num_layers": 3, "model_dim": 16, "num_heads": 2, "num_kv_heads": 1, "train_seq_len": 70}
@@ -46,6 +47,18 @@ def test_each_backend_writes_the_same_text(model, capsys):
               sampled(capsys, *common, "--prompt", "")]
     assert len({texts[0], *others}) == 4
     assert sampled(capsys, *common, "--temperature", 0, "--seed", 2) == others[1]
+
+
+def test_a_run_ends_with_the_text_that_sample_writes(tmp_path, data_path, backend, capsys):
+    """In what it prints, not in its log."""
+    env = environment(data_path, run_id="a", iterations=3, compute_dtype="float32", sample_tokens=40)
+    done = run_script([ROOT / BACKENDS[backend]], tmp_path, env)
+    assert (done.returncode, done.stderr) == (0, "")
+    printed = done.stdout.split("  the model writes\n")[1].splitlines()[:-1]
+    assert all(line.startswith("    | ") for line in printed)
+    text = "\n".join(line.removeprefix("    | ") for line in printed)
+    assert text.strip() and text == sampled(capsys, tmp_path / "runs/a", "--tokens", 40).rstrip()
+    assert "writes" not in (tmp_path / "runs/a/train.log").read_text()
 
 
 def test_numpy_needs_no_framework(model):
