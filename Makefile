@@ -25,8 +25,10 @@ endif
 ifneq ($(filter train,$(or $(MAKECMDGOALS),train)),)
 else ifneq ($(and $(wildcard $(FINEWEB)/*_train_*.bin),$(filter-out 0,$(GPUS))$(filter Darwin,$(shell uname -s))),)
 export DATA_PATH ?= $(FINEWEB)
+export SAMPLE_TOKENS ?= 100
 else
 export VOCAB_SIZE ?= 2048
+export SAMPLE_TOKENS ?= 100
 export DATA_PATH ?= data/pydoc_sp$(VOCAB_SIZE)
 export RECIPE ?= laptop
 endif
@@ -47,13 +49,13 @@ train: install
 run: data
 	$(RUN)
 
-install: .venv/.$(BACKEND)
+install: .venv/.$(BACKEND) $(if $(findstring tensorboard,$(REPORT_TO)),.venv/.report)
 
 data: install
 	@case "$(DATA_PATH)" in data/pydoc_sp*) \
 	  $(BIN)/python -m common.data pydoc --vocab-size $(VOCAB_SIZE) --out $(DATA_PATH);; esac
 
-test: .venv/.torch .venv/.mlx .venv/.data .venv/.records .venv/.dev lint
+test: .venv/.torch .venv/.mlx .venv/.data .venv/.records .venv/.report .venv/.dev lint
 	env -i HOME="$$HOME" PATH="$$PATH" OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -n 3 --dist loadfile
 

@@ -13,6 +13,7 @@ from common.files import write_file
 from common.fit import encode_within
 from common.quantize import unstorable
 from common.ranks import PATIENCE, Agreed, agree, together
+from common.sample import write_text
 from common.settings import UserError
 
 MODEL_FILE = "model.int8.zlib"  # in the folder of a run or a record
@@ -83,3 +84,15 @@ def final_score(run):
     plain = not s.ttt_lr and seq_len == stride == s.train_seq_len
     text = "" if plain else f"  scored    {how}; {seconds:.1f} s of {EVAL_SECONDS:.0f}\n"
     return f"{text}  final     {score}\n"
+
+
+def sample_text(run):
+    """Lines that the model writes, scored as it is now; empty without SAMPLE_TOKENS. `python -m records sample` writes
+    the same where the run computed in float32."""
+    s = run.settings
+    if not run.folder or not s.sample_tokens:
+        return ""
+    run.watch.mark([run.watch.steps, 4], "the text that the model writes", PATIENCE)
+    text = "".join(write_text(run.trainer.logits, run.data.tokenizer, [], s.sample_tokens, s.train_seq_len))
+    lines = (f"    | {line}\n" for line in text.rstrip().split("\n"))  # which no parser of logs takes for its own
+    return f"  the model writes\n{''.join(lines)}"

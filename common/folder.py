@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from common.files import hold_lock, read_json, try_lock, with_remedy, write_file, write_json
 from common.params import count_params
+from common.report import Report, check_tools
 from common.runlog import log_line
 from common.settings import UserError
 
@@ -77,7 +78,9 @@ def stored_settings(folder):
 
 
 def check_free(path, settings):
-    """Raises UserError if the folder is taken, in use or not writable, or the disk too full."""
+    """Raises UserError if the folder is taken, in use or not writable, the disk too full, or a tool of REPORT_TO
+    not installed."""
+    check_tools(settings.report_to.names)
     above = existing_parent(path)
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"{path} cannot be written: {above} is not a folder, or not yours, or read-only: start in "
@@ -137,16 +140,19 @@ class RunFolder:
             raise UserError(f"{path} cannot be written: {with_remedy(error)}") from error
         if self.file.tell() and os.pread(self.file.fileno(), 1, self.file.tell() - 1) != b"\n":  # killed within a line
             self.file.write(b"\n")
+        self.report = Report(settings, path, lambda text: say(text, sys.stderr))
 
     def log(self, kind, **values):
         line = log_line(kind, **values)
         with contextlib.suppress(OSError):  # a full disk does not end the training
             self.file.write(f"{line}\n".encode())
         say(line)
+        self.report.put(kind, values)
 
     def end(self, status, reason, hint, step):
         say(end_run(self.path, status, reason, hint, step))
         self.file.close()
+        self.report.close()
 
 
 def checkpoints_bytes(settings):

@@ -19,7 +19,7 @@ from common.bundle import bundle, bundle_source
 from common.checkpoint import Saver, checkpoints, resume, run_identity
 from common.dataset import open_data
 from common.files import FULL, escape_in, open_streams, with_remedy, write_file, write_json
-from common.finish import finish
+from common.finish import finish, sample_text
 from common.folder import RunFolder, disk_free, disk_need, resume_folder, resume_hint, say, stored_settings
 from common.loop import Run, train, training_summary, warm_up
 from common.machine import compile_problem
@@ -126,6 +126,7 @@ def complete(run, script):
     run.log("warmup", steps=settings.warmup_steps, seconds=time.perf_counter() - run.started)
     train(run)
     summary = training_summary(run) + finish(run, len(code))
+    text = sample_text(run)
     capped = run.step < settings.iterations
     watch.close("capped" if capped else "finished", "")
     if folder:
@@ -134,7 +135,7 @@ def complete(run, script):
         folder.end("capped" if capped else "finished", reason, "", run.step)
         for old in checkpoints(folder.path):
             old.unlink()
-        say(f"\n{summary}\n  {folder.path}/ holds the log, the code, the settings and the model")
+        say(f"\n{summary}\n{text}  {folder.path}/ holds the log, the code, the settings and the model")
     run.trainer.close()
     if folder:
         for file in folder.path.glob("rank*"):

@@ -53,3 +53,15 @@ class Levels(str):
             if group in self.by_group or "" in self.by_group or (self.by_group and not equals):
                 raise ValueError(": give one value for all, or one per group, as in matrix=15,embed=fp16")
             self.by_group[group] = self.NAMED.get(value, number)
+
+
+class Tools(str):
+    """Names of tools that show curves, as in tensorboard,wandb. Empty: none."""
+
+    NAMES = "tensorboard", "wandb", "trackio"
+
+    def __init__(self, text):
+        self.names = [word.strip() for word in text.split(",")] if text else []
+        for name in self.names:
+            if name not in self.NAMES:
+                raise ValueError(f": {name or 'nothing'} is not one of {', '.join(self.NAMES)}")

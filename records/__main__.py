@@ -7,6 +7,7 @@
     python -m records leaderboard
     python -m records report runs/<id>... [-o report.html]
     python -m records levels MODEL_OR_RUN... [--data-path DIR] [--plot FILE.png]
+    python -m records sample RUN_OR_MODEL [--prompt TEXT]
     python -m records reproduce ENTRY
     python -m records ablation [--only TRIAL...]
 
@@ -17,11 +18,11 @@ import sys
 from common.command import installed, run_command
 
 with installed("records", __name__):
-    from records import ablation, leaderboard, levels, pack, report, reproduce, significance, verify
+    from records import ablation, leaderboard, levels, pack, report, reproduce, sample, significance, verify
 
 
 def main(arguments=None):
-    commands = [pack, verify, significance, leaderboard, report, levels, reproduce, ablation]
+    commands = [pack, verify, significance, leaderboard, report, levels, sample, reproduce, ablation]
     return run_command("records", __doc__, commands, arguments, extra="records")
 
 

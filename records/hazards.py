@@ -12,6 +12,8 @@ _SYSTEM = {"os.system", "os.popen", "os.fork", "os.forkpty", "os.execv", "os.exe
            "os.spawnv", "os.posix_spawn"}
 _PROCESS = {"subprocess", "pty", "pexpect"}
 _HARMLESS = {"nvidia-smi", "sysctl", "uname", "lscpu", "gcc", "g++", "cc", "clang", "nvcc"}  # commands
+_SENDS = {"wandb.init", "wandb.Settings"}  # with log and finish of the run, these send curves and bring nothing in
+_BRINGS = {"use_artifact", "use_model", "restore", "download"}  # methods of a run and of what it gives
 _HUB = {"torch.hub.load", "torch.hub.download_url_to_file", "torch.hub.load_state_dict_from_url"}
 _HIDDEN = {"exec", "eval", "__import__", "importlib.import_module"}
 _BY_NAME = {"__import__", "importlib.import_module"}
@@ -23,13 +25,23 @@ def hazards(tree, values, opened=()):
         line = getattr(node, "lineno", 0)
         for first in {module.split(".")[0] for module in _modules(node, values)}:
             for group, what in _IMPORTS:
-                if first in group:
+                if first in group and not (first == "wandb" and _sends_only(node, values)):
                     yield line, f"imports {first}: {what}"
         if isinstance(node, ast.Call) and node not in opened:
             text = _call_hazard(node, dotted(node.func, values.aliases), values)
             if text:
                 yield line, text
     yield from trained_before_scored(tree)
+
+
+def _sends_only(node, values):
+    """Whether a plain `import wandb` is all there is of it, but for calls that send curves."""
+    if not isinstance(node, ast.Import):
+        return False
+    uses = [n for n in values.nodes if isinstance(n, ast.Name) and dotted(n, values.aliases).split(".")[0] == "wandb"]
+    attributes = [n for n in values.nodes if isinstance(n, ast.Attribute)]
+    sent = [n for n in attributes if dotted(n, values.aliases) in _SENDS]
+    return len(uses) == len(sent) and not any(n.attr in _BRINGS for n in attributes)
 
 
 def _modules(node, values):

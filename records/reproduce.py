@@ -62,7 +62,7 @@ def own_run(folder, log):
     settings = {}
     for name, value in log.settings.items():
         # names come from a stranger and go into a shell
-        if name not in ("run_id", "resume") and re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        if name not in ("run_id", "resume", "report_to") and re.fullmatch(r"[a-z][a-z0-9_]*", name):
             settings[name.upper()] = int(value) if isinstance(value, bool) else value
     hint = "`python -m records verify --smoke` tries it in a sandbox first"
     code = f"# the code is the record's own, {size:,} bytes; {hint}"

@@ -152,6 +152,8 @@ def test_the_identity_is_what_is_learned(data_path):
         "gptq_tokens": 64,
         "ttt_rank": 4,
         "run_id": "x",
+        "report_to": "tensorboard",
+        "sample_tokens": 9,
         "resume": "y",
         "rank_timeout": 3.0,
         "val_loss_every": 7,

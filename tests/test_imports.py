@@ -31,6 +31,7 @@ RECORDS_TESTS = {
     "test_records_code.py",
     "test_records_smoke.py",
     "test_records_levels.py",
+    "test_records_sample.py",
     "test_records_ablation.py",
     "test_records_arguments.py",
     "test_report.py",
@@ -41,6 +42,7 @@ LIBRARIES = {
     "common.checkpoint": {"safetensors"},
     "common.folder": {"tqdm"},
     "common.loop": {"tqdm"},
+    "common.report": {"tensorboard", "wandb", "trackio"},  # in functions, when REPORT_TO names them
     "common.openblas": {"scipy_openblas32"},
     "common.kernels": {"torch", "triton"},
 }
@@ -170,7 +172,7 @@ class Missing:
 
 sys.meta_path.insert(0, Missing)
 """
-OPTIONAL = ["pyarrow", "huggingface_hub", "matplotlib", "scipy"]
+OPTIONAL = ["pyarrow", "huggingface_hub", "matplotlib", "scipy", "tensorboard", "wandb"]
 STATE = ["tests/test_repeatable.py", "-k", "taken_over and cpu"]
 
 

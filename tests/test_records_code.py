@@ -75,6 +75,11 @@ def test_code_that_does_not_compile_fails(compiled, source, words):
 
 @pytest.mark.parametrize(("source", "words"), [
     ("import urllib.request", "network"),
+    ("import wandb\nrun = wandb.init(settings=wandb.Settings(console='off'))\nrun.log(x)\nrun.finish()", None),
+    ("import wandb as w\nw.init()\nw.restore('model')", "network"),
+    ("import wandb\nwandb.init().use_artifact(x).download()", "network"),
+    ("import wandb\nf(wandb)", "network"),
+    ("from wandb import Api\nApi()", "network"),
     ("import subprocess as s\ns.run(x)", "other processes"),
     ("from subprocess import run as go\ngo(['curl', x])", "other processes"),
     ("import subprocess\nsubprocess.run(['nvidia-smi'], stdout=subprocess.PIPE)\ncommand = ['g++', x]\n"
