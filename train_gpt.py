@@ -7,6 +7,7 @@ Its twin is train_gpt_mlx.py: same sections, same names. What touches no device 
 """
 import contextlib
 import datetime
+import functools
 import math
 import os
 import sys
@@ -33,7 +34,7 @@ import numpy as np
 from common.batches import micro_batch_rows, rank_rows, step_parts
 from common.calibration import collect
 from common.kernels import use_kernels
-from common.machine import host_memory, host_peak_memory, keep_freed_memory
+from common.machine import host_memory, host_peak_memory, keep_freed_memory, least_seconds
 from common.params import adapters, check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
 from common.ranks import launched_rank, meeting
@@ -372,18 +373,22 @@ class TorchTrainer:
         self.dtype = pick_dtype(s, self.device)
         if s.kernels == "triton":
             use_kernels(s, self.device, self.dtype)
-        master = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.model = GPT(s, self.dtype, self.device).to(self.device, master)
+        self.model = GPT(s, self.dtype, self.device).to(self.device, wide(self.dtype))
         self.params = dict(self.model.named_parameters())
-        compiled = s.compile and self.device.type != "mps"  # Inductor on MPS is a prototype
-        self.forward = torch.compile(self.model, fullgraph=True, dynamic=False) if compiled else self.model
+        self.forward, compiled = self.model, functools.partial(torch.compile, fullgraph=True, dynamic=False)
+        if s.compile and self.device.type == "cuda":
+            self.forward = compiled(self.model)
+        elif s.compile and self.device.type == "cpu":  # in parts: the graph of one block serves all, in half the time
+            torch._dynamo.config.recompile_limit = 256  # of all blocks together; shapes and options have graphs
+            self.model.embed, self.model.nats = compiled(self.model.embed), compiled(self.model.nats)
+            for block in self.model.blocks:
+                block.forward = compiled(block.forward)
         self.make_optimizers()
         self.finite = torch.ones((), dtype=torch.bool, device=self.device)  # whether all losses and gradients were
         self.load_state(weights)
         self.average = {name: p.detach().clone() for name, p in self.params.items()} if s.ema_decay else {}
         self.tensors |= {f"{name}.ema": mean for name, mean in self.average.items()}
-        self.steps_ahead = int(self.device.type == "cuda")
-        self.running = None  # the loss of the step before, on CUDA
+        self.steps_ahead, self.running = int(self.device.type == "cuda"), None  # the loss of the step before, on CUDA
 
     def make_optimizers(self):
         """Muon, Adam, and self.tensors: all that a run needs to resume, by name, but for the momentum of other ranks.
@@ -474,6 +479,7 @@ class TorchTrainer:
         with torch.set_grad_enabled(self.s.compile and self.device.type == "cpu"):
             return self.forward(self.to_device(tokens)).detach().cpu().numpy()
 
+    @torch.compiler.set_stance("force_eager")
     @torch.no_grad()
     def input_products(self, tokens):
         def square(x):
@@ -485,6 +491,7 @@ class TorchTrainer:
         parts = self.to_device(tokens).long().split(micro_batch_rows(self.s, len(tokens), tokens.shape[1]))
         return self.to_host(collect(layers, square, map(self.model.features, parts)))
 
+    @torch.compiler.set_stance("force_eager")
     @torch.no_grad()
     def logits(self, tokens):
         return self.model.logits(self.to_device(tokens).long()).cpu().numpy()
@@ -554,14 +561,7 @@ class TorchTrainer:
     def matmul_flops(self):
         n = 8192 if self.device.type == "cuda" else 1024
         x = torch.ones(n, n, dtype=self.dtype, device=self.device)
-        best = float("inf")
-        for _ in range(6):
-            self.wait()
-            start = time.perf_counter()
-            x @ x
-            self.wait()
-            best = min(best, time.perf_counter() - start)
-        return 2 * n**3 / best
+        return 2 * n**3 / least_seconds(lambda: (x @ x, self.wait()))
 
     def memory(self):
         rows = micro_batch_rows(self.s, rank_rows(self.s, self.rank, self.world_size)[1])

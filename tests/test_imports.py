@@ -40,7 +40,7 @@ LIBRARIES = {
     "common.tokenizer": {"sentencepiece"},
     "common.artifact": {"safetensors"},
     "common.checkpoint": {"safetensors"},
-    "common.folder": {"tqdm"},
+    "common.console": {"tqdm"},
     "common.loop": {"tqdm"},
     "common.report": {"tensorboard", "wandb", "trackio"},  # in functions, when REPORT_TO names them
     "common.openblas": {"scipy_openblas32"},
