@@ -135,8 +135,8 @@ class GPT(nn.Module):
     def features(self, tokens_BT):
         """(B, T, C): the output of the last block."""
         cos, sin = (table[:tokens_BT.shape[1], None] for table in (self.cos, self.sin))  # (T, 1, D / 2)
-        x = x0 = self.embed(tokens_BT)
-        skips = []
+        x, skips = self.embed(tokens_BT), []
+        x0 = x.view_as(x)  # another tensor, or block 0 would need a graph of its own on a CPU
         for i, layer in enumerate(self.order):
             if i >= self.num_skips and skips:
                 x = x + self.skip_weights[i - self.num_skips].to(x.dtype) * skips.pop()
@@ -214,11 +214,9 @@ def attend(q, k, v):
     """Causal attention (B, H, T, D); query head h uses kv head h // G."""
     H, T = q.shape[1:3]
     if q.device.type == "cpu" and T <= SHORT:  # a block of queries skips the keys that it cannot see
-        last, out = 0, []
-        for rows in q.split(max(64, T // 4), dim=2):
-            last += rows.shape[2]
-            out.append(attend_last(rows, k[:, :, :last], v[:, :, :last]))
-        return torch.cat(out, dim=2)
+        size = max(128, T // 2)
+        parts = zip(q.split(size, dim=2), range(size, T + size, size))
+        return torch.cat([attend_last(rows, k[:, :, :end], v[:, :, :end]) for rows, end in parts], dim=2)
     if q.device.type == "mps":  # its kernel has no grouped queries
         k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
     with sdpa_kernel(ATTENTION, set_priority=True):
@@ -378,9 +376,10 @@ class TorchTrainer:
         self.forward, compiled = self.model, functools.partial(torch.compile, fullgraph=True, dynamic=False)
         if s.compile and self.device.type == "cuda":
             self.forward = compiled(self.model)
-        elif s.compile and self.device.type == "cpu":  # in parts: the graph of one block serves all, in half the time
-            torch._dynamo.config.recompile_limit = 256  # of all blocks together; shapes and options have graphs
-            self.model.embed, self.model.nats = compiled(self.model.embed), compiled(self.model.nats)
+        elif s.compile and self.device.type == "cpu":  # in parts: one block's graph serves all, sooner than one of all
+            torch._dynamo.config.recompile_limit = 256  # blocks with other options, and other shapes, have their own
+            torch._inductor.config.cpp.vec_isa_ok = True  # as PyTorch found; Inductor would compile a test of each
+            self.model.nats = compiled(self.model.nats)
             for block in self.model.blocks:
                 block.forward = compiled(block.forward)
         self.make_optimizers()
