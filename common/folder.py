@@ -102,10 +102,13 @@ def make_folder(path, settings):
     given, number, first = bool(settings.run_id or settings.resume), 1, path
     while True:
         if given or not path.exists():
-            check_free(path, settings)
-            with contextlib.suppress(FileExistsError):
+            try:
+                check_free(path, settings)
                 path.mkdir(parents=True, exist_ok=given)
                 return path
+            except (UserError, FileExistsError):
+                if given or not path.exists():  # else another run took it a moment ago
+                    raise
         number += 1
         path = first.with_name(f"{first.name}-{number}")
 
