@@ -27,10 +27,11 @@ def shown_commands(text):
     blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     inline = re.findall(r"`([^`]+)`", re.sub(r"^```\w*\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
     lines = [line for block in blocks for line in block.splitlines()] + [" ".join(code.split()) for code in inline]
+    programs = "|".join(map(re.escape, PROGRAMS))
     for line in lines:
-        line = re.sub(r"^(do|\$) ", "", re.sub(r"[\[\]]", "", line.split("  # ")[0]).strip())
-        if re.match(r"([A-Z_]+=\S* )*(%s)( |$)" % "|".join(map(re.escape, PROGRAMS)), line):
-            for part in re.split(r" *(?:&&|;(?: do )?|\|| > /dev/null) *", line):
+        command = re.sub(r"[\[\]]", "", line.split("  # ")[0]).strip()
+        if re.match(rf"([A-Z_]+=\S* )*({programs})( |$)", command):
+            for part in re.split(r" *(?:&&|;(?: do )?|\|| > /dev/null) *", command):
                 if " " in part:  # else only a name
                     yield shlex.split(part)
 
