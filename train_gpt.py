@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import math
 import os
+import shlex
 import sys
 import time
 
@@ -377,6 +378,9 @@ class TorchTrainer:
         self.params = dict(self.model.named_parameters())
         compiled = s.compile and self.device.type != "mps"  # Inductor on MPS is a prototype
         self.forward = torch.compile(self.model, fullgraph=True, dynamic=False) if compiled else self.model
+        if compiled and self.device.type == "cpu":  # Inductor puts this path into a command line as it is
+            from torch.utils import cpp_extension
+            cpp_extension.TORCH_LIB_PATH = shlex.quote(f"{torch.__path__[0]}/lib")
         self.make_optimizers()
         self.finite = torch.ones((), dtype=torch.bool, device=self.device)  # whether all losses and gradients were
         self.load_state(weights)
