@@ -57,7 +57,7 @@ data: install
 	  $(BIN)/python -m common.data pydoc --vocab-size $(VOCAB_SIZE) --out $(DATA_PATH);; esac
 
 test: .venv/.torch .venv/.mlx .venv/.data .venv/.records .venv/.report .venv/.dev lint
-	env -i HOME="$$HOME" PATH="$$PATH" OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+	env -i $${HOME+HOME="$$HOME"} PATH="$$PATH" OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: .venv/.dev

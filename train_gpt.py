@@ -10,8 +10,8 @@ import datetime
 import functools
 import math
 import os
+import shlex
 import sys
-import time
 
 if sys.platform == "win32":
     sys.stderr.write("error: Windows is not supported: use WSL\n")
@@ -60,8 +60,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(s.model_dim, s.model_dim, bias=False)
 
     def forward(self, x, cos, sin):
-        B, T, C = x.shape
-        H, K = self.s.num_heads, self.s.num_kv_heads
+        (B, T, C), H, K = x.shape, self.s.num_heads, self.s.num_kv_heads
         q, k, v = linear(x, self.c_q, self.c_k, self.c_v).view(B, T, -1, self.head_dim).split([H, K, K], dim=2)
         gain = self.q_gain.to(x.dtype).expand(B, T, H)[..., None]  # sums its gradient over D first, with other sums
         q = rotate(rms_norm(q, self.s) * gain, cos, sin)
@@ -379,6 +378,8 @@ class TorchTrainer:
         elif s.compile and self.device.type == "cpu":  # in parts: one block's graph serves all, sooner than one of all
             torch._dynamo.config.recompile_limit = 256  # blocks with other options, and other shapes, have their own
             torch._inductor.config.cpp.vec_isa_ok = True  # as PyTorch found; Inductor would compile a test of each
+            from torch.utils import cpp_extension
+            cpp_extension.TORCH_LIB_PATH = shlex.quote(f"{torch.__path__[0]}/lib")  # may have spaces
             self.model.nats = compiled(self.model.nats)
             for block in self.model.blocks:
                 block.forward = compiled(block.forward)
@@ -545,7 +546,7 @@ class TorchTrainer:
         return total.numpy()
 
     def one_line(self, compiled):
-        number = time.time() % 1  # a constant that no cache has
+        number = int.from_bytes(os.urandom(3), "big")  # a constant that no cache has
         compiler = torch.compile if compiled else lambda f: f
         compiler(lambda x: x.sin() + number)(torch.ones(8, device=self.device))
         self.wait()

@@ -65,5 +65,5 @@ def compile_problem(trainer):
             trainer.one_line(compiled)
         except Exception as error:
             return compiled * (f"COMPILE=1 does not work here: {str(error).splitlines()[0][:300]}: install a C++ "
-                               "compiler, choose a TMPDIR that is not noexec, or use COMPILE=0")
+                               "compiler, choose a TMPDIR that is not noexec and has no spaces, or use COMPILE=0")
     return ""
