@@ -35,6 +35,7 @@ RECORDS_TESTS = {
     "test_records_ablation.py",
     "test_records_arguments.py",
     "test_report.py",
+    "test_places.py",
 }
 LIBRARIES = {
     "common.tokenizer": {"sentencepiece"},
