@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from common.data.folder import write_shard
-from tests.browser import Browser
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -36,12 +35,6 @@ GPUS = [pytest.param("torch", marks=pytest.mark.cuda), pytest.param("mlx", marks
 DEVICES = [  # values of (backend, device)
     ("torch", "cpu"), ("mlx", "cpu"),
     pytest.param("torch", "gpu", marks=pytest.mark.cuda), pytest.param("mlx", "gpu", marks=pytest.mark.metal)]
-
-
-@pytest.fixture(scope="session")
-def browser():
-    with Browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="session")
@@ -141,19 +134,3 @@ def run_script(command, folder, env):
         check=False,
         timeout=300,
     )
-
-
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory, data_path):
-    """The model file of a tiny run that nothing happens to, by backend and changed settings; each is made once."""
-    from tests.faults import Run
-    made = {}
-
-    def model(backend, **changes):
-        key = backend, *changes.items()
-        if key not in made:
-            run = Run(backend, tmp_path_factory.mktemp("whole"), data_path, **changes)
-            assert run.wait() == [0], run.text()
-            made[key] = run.model()
-        return made[key]
-    return model

@@ -1,4 +1,4 @@
-"""Trainers that fail on purpose, in real processes: what tests/test_faults_*.py share.
+"""Trainers that fail on purpose, in real processes: what the tests of several rooms share.
 
 A server process imports the framework once and forks the ranks (multiprocessing's forkserver), so that a run starts in
 a fraction of a second; the ranks meet over gloo as under torchrun. A fault is a function of this file; it changes the

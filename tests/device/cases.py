@@ -1,4 +1,4 @@
-"""Everything that tests/test_device_step.py looks at, from one process: `python -m tests.device.cases`.
+"""Everything that tests/device/test_step.py looks at, from one process: `python -m tests.device.cases`.
 
 Prints one line of JSON: what each case launches and waits for, and what every kernel of them needs on sm_90.
 """
