@@ -53,10 +53,11 @@ install: .venv/.$(BACKEND) $(if $(findstring tensorboard,$(REPORT_TO)),.venv/.re
 
 data: install
 	@case "$(DATA_PATH)" in data/pydoc_sp*) \
+	  echo "data      English from Python's own documentation, in $(DATA_PATH)"; \
 	  $(BIN)/python -m common.data pydoc --vocab-size $(VOCAB_SIZE) --out $(DATA_PATH);; esac
 
 test: .venv/.torch .venv/.mlx .venv/.data .venv/.records .venv/.report .venv/.dev lint
-	env -i HOME="$$HOME" PATH="$$PATH" OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+	env -i $${HOME+HOME="$$HOME"} PATH="$$PATH" OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: .venv/.dev
@@ -70,7 +71,8 @@ gpu-check device-check:
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; v = sys.version_info; \
 	  sys.exit(f"error: Python {v[0]}.{v[1]} is too old: make PYTHON=python3.11 or newer") if v < (3, 11) else None'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[$*]'
+	@echo "install   the packages for '$*', into .venv"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt '.[$*]'
 	@touch $@
 
 clean:

@@ -7,10 +7,11 @@ Its twin is train_gpt_mlx.py: same sections, same names. What touches no device 
 """
 import contextlib
 import datetime
+import functools
 import math
 import os
+import shlex
 import sys
-import time
 
 if sys.platform == "win32":
     sys.stderr.write("error: Windows is not supported: use WSL\n")
@@ -33,7 +34,7 @@ import numpy as np
 from common.batches import micro_batch_rows, rank_rows, step_parts
 from common.calibration import collect
 from common.kernels import use_kernels
-from common.machine import host_memory, host_peak_memory, keep_freed_memory
+from common.machine import host_memory, host_peak_memory, keep_freed_memory, least_seconds
 from common.params import adapters, check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
 from common.ranks import launched_rank, meeting
@@ -59,8 +60,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(s.model_dim, s.model_dim, bias=False)
 
     def forward(self, x, cos, sin):
-        B, T, C = x.shape
-        H, K = self.s.num_heads, self.s.num_kv_heads
+        (B, T, C), H, K = x.shape, self.s.num_heads, self.s.num_kv_heads
         q, k, v = linear(x, self.c_q, self.c_k, self.c_v).view(B, T, -1, self.head_dim).split([H, K, K], dim=2)
         gain = self.q_gain.to(x.dtype).expand(B, T, H)[..., None]  # sums its gradient over D first, with other sums
         q = rotate(rms_norm(q, self.s) * gain, cos, sin)
@@ -134,8 +134,8 @@ class GPT(nn.Module):
     def features(self, tokens_BT):
         """(B, T, C): the output of the last block."""
         cos, sin = (table[:tokens_BT.shape[1], None] for table in (self.cos, self.sin))  # (T, 1, D / 2)
-        x = x0 = self.embed(tokens_BT)
-        skips = []
+        x, skips = self.embed(tokens_BT), []
+        x0 = x.view_as(x)  # another tensor, or block 0 would need a graph of its own on a CPU
         for i, layer in enumerate(self.order):
             if i >= self.num_skips and skips:
                 x = x + self.skip_weights[i - self.num_skips].to(x.dtype) * skips.pop()
@@ -213,11 +213,9 @@ def attend(q, k, v):
     """Causal attention (B, H, T, D); query head h uses kv head h // G."""
     H, T = q.shape[1:3]
     if q.device.type == "cpu" and T <= SHORT:  # a block of queries skips the keys that it cannot see
-        last, out = 0, []
-        for rows in q.split(max(64, T // 4), dim=2):
-            last += rows.shape[2]
-            out.append(attend_last(rows, k[:, :, :last], v[:, :, :last]))
-        return torch.cat(out, dim=2)
+        size = max(128, T // 2)
+        parts = zip(q.split(size, dim=2), range(size, T + size, size))
+        return torch.cat([attend_last(rows, k[:, :, :end], v[:, :, :end]) for rows, end in parts], dim=2)
     if q.device.type == "mps":  # its kernel has no grouped queries
         k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
     with sdpa_kernel(ATTENTION, set_priority=True):
@@ -372,18 +370,25 @@ class TorchTrainer:
         self.dtype = pick_dtype(s, self.device)
         if s.kernels == "triton":
             use_kernels(s, self.device, self.dtype)
-        master = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.model = GPT(s, self.dtype, self.device).to(self.device, master)
+        self.model = GPT(s, self.dtype, self.device).to(self.device, wide(self.dtype))
         self.params = dict(self.model.named_parameters())
-        compiled = s.compile and self.device.type != "mps"  # Inductor on MPS is a prototype
-        self.forward = torch.compile(self.model, fullgraph=True, dynamic=False) if compiled else self.model
+        self.forward, compiled = self.model, functools.partial(torch.compile, fullgraph=True, dynamic=False)
+        if s.compile and self.device.type == "cuda":
+            self.forward = compiled(self.model)
+        elif s.compile and self.device.type == "cpu":  # in parts: one block's graph serves all, sooner than one of all
+            torch._dynamo.config.recompile_limit = 256  # blocks with other options, and other shapes, have their own
+            torch._inductor.config.cpp.vec_isa_ok = True  # as PyTorch found; Inductor would compile a test of each
+            from torch.utils import cpp_extension
+            cpp_extension.TORCH_LIB_PATH = shlex.quote(f"{torch.__path__[0]}/lib")  # may have spaces
+            self.model.nats = compiled(self.model.nats)
+            for block in self.model.blocks:
+                block.forward = compiled(block.forward)
         self.make_optimizers()
         self.finite = torch.ones((), dtype=torch.bool, device=self.device)  # whether all losses and gradients were
         self.load_state(weights)
         self.average = {name: p.detach().clone() for name, p in self.params.items()} if s.ema_decay else {}
         self.tensors |= {f"{name}.ema": mean for name, mean in self.average.items()}
-        self.steps_ahead = int(self.device.type == "cuda")
-        self.running = None  # the loss of the step before, on CUDA
+        self.steps_ahead, self.running = int(self.device.type == "cuda"), None  # the loss of the step before, on CUDA
 
     def make_optimizers(self):
         """Muon, Adam, and self.tensors: all that a run needs to resume, by name, but for the momentum of other ranks.
@@ -474,6 +479,7 @@ class TorchTrainer:
         with torch.set_grad_enabled(self.s.compile and self.device.type == "cpu"):
             return self.forward(self.to_device(tokens)).detach().cpu().numpy()
 
+    @torch.compiler.set_stance("force_eager")
     @torch.no_grad()
     def input_products(self, tokens):
         def square(x):
@@ -485,6 +491,7 @@ class TorchTrainer:
         parts = self.to_device(tokens).long().split(micro_batch_rows(self.s, len(tokens), tokens.shape[1]))
         return self.to_host(collect(layers, square, map(self.model.features, parts)))
 
+    @torch.compiler.set_stance("force_eager")
     @torch.no_grad()
     def logits(self, tokens):
         return self.model.logits(self.to_device(tokens).long()).cpu().numpy()
@@ -539,7 +546,7 @@ class TorchTrainer:
         return total.numpy()
 
     def one_line(self, compiled):
-        number = time.time() % 1  # a constant that no cache has
+        number = int.from_bytes(os.urandom(3), "big")  # a constant that no cache has
         compiler = torch.compile if compiled else lambda f: f
         compiler(lambda x: x.sin() + number)(torch.ones(8, device=self.device))
         self.wait()
@@ -554,14 +561,7 @@ class TorchTrainer:
     def matmul_flops(self):
         n = 8192 if self.device.type == "cuda" else 1024
         x = torch.ones(n, n, dtype=self.dtype, device=self.device)
-        best = float("inf")
-        for _ in range(6):
-            self.wait()
-            start = time.perf_counter()
-            x @ x
-            self.wait()
-            best = min(best, time.perf_counter() - start)
-        return 2 * n**3 / best
+        return 2 * n**3 / least_seconds(lambda: (x @ x, self.wait()))
 
     def memory(self):
         rows = micro_batch_rows(self.s, rank_rows(self.s, self.rank, self.world_size)[1])

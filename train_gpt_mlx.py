@@ -36,7 +36,7 @@ import numpy as np
 
 from common.batches import micro_batch_rows, rank_rows, step_parts
 from common.calibration import collect
-from common.machine import host_memory, host_peak_memory, keep_freed_memory
+from common.machine import host_memory, host_peak_memory, keep_freed_memory, least_seconds
 from common.params import adapters, check_weights, layer_order, num_skips, param_table, rope_tables, training_bytes
 from common.quantize import tensor_levels
 from common.ranks import launched_rank, meeting
@@ -544,13 +544,8 @@ class MlxTrainer:
     def matmul_flops(self):
         n = 4096 if mx.default_device() == mx.gpu else 1024
         x = mx.ones((n, n), dtype=self.dtype)
-        best = math.inf
-        for _ in range(6):
-            mx.eval(x)
-            start = time.perf_counter()
-            mx.eval(side_by_side(self.streams, lambda rows: rows @ x, x))
-            best = min(best, time.perf_counter() - start)
-        return 2 * n**3 / best
+        mx.eval(x)
+        return 2 * n**3 / least_seconds(lambda: mx.eval(side_by_side(self.streams, lambda rows: rows @ x, x)))
 
     def memory(self):
         rows = micro_batch_rows(self.s, rank_rows(self.s, self.rank, self.world_size)[1])

@@ -6,8 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
+from common.console import say
 from common.files import hold_lock, read_json, try_lock, with_remedy, write_file, write_json
 from common.params import count_params
 from common.report import Report, check_tools
@@ -15,17 +14,6 @@ from common.runlog import log_line
 from common.settings import UserError
 
 ENDED = "finished", "capped"  # status of a run that cannot be continued
-
-
-def say(text, file=None):
-    """Print a line above the progress bar. A closed pipe or a full disk does not end the run."""
-    file = file or sys.stdout
-    with contextlib.suppress(OSError):
-        try:
-            tqdm.write(text, file=file)
-            file.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # or Python complains when it exits
 
 
 def resume_hint(path):
@@ -114,10 +102,13 @@ def make_folder(path, settings):
     given, number, first = bool(settings.run_id or settings.resume), 1, path
     while True:
         if given or not path.exists():
-            check_free(path, settings)
-            with contextlib.suppress(FileExistsError):
+            try:
+                check_free(path, settings)
                 path.mkdir(parents=True, exist_ok=given)
                 return path
+            except (UserError, FileExistsError):
+                if given or not path.exists():  # else another run took it a moment ago
+                    raise
         number += 1
         path = first.with_name(f"{first.name}-{number}")
 
@@ -150,9 +141,11 @@ class RunFolder:
         self.report.put(kind, values)
 
     def end(self, status, reason, hint, step):
-        say(end_run(self.path, status, reason, hint, step))
+        """The last line of the log."""
+        line = end_run(self.path, status, reason, hint, step)
         self.file.close()
         self.report.close()
+        return line
 
 
 def checkpoints_bytes(settings):

@@ -1,4 +1,5 @@
 """The training loop: warm-up, clock, cap, validation, checkpoints, and a stop of all ranks together."""
+import contextlib
 import dataclasses
 import math
 import sys
@@ -11,6 +12,7 @@ from common.batches import rank_rows, step_rows
 from common.bpb import evaluate, rehearse
 from common.calibration import calibrate, exported_weights, rehearse_calibration
 from common.checkpoint import Saver
+from common.console import phase, say
 from common.dataset import Data
 from common.folder import RunFolder
 from common.params import flops_per_token
@@ -18,6 +20,8 @@ from common.ranks import PATIENCE, Agreed, Interrupt, RankWatch, agree
 from common.schedule import ema_decay, lr_scale, muon_momentum, run_progress
 from common.settings import Settings, failing_as
 from common.shards import check_ids
+
+FEW_STEPS = 150  # a run that the clock ends before has learned little
 
 
 @dataclasses.dataclass
@@ -46,6 +50,9 @@ class Run:
     def log(self, kind, **values):
         if self.folder:
             self.folder.log(kind, **values)
+
+    def phase(self, name, text):
+        return phase(name, text) if self.folder else contextlib.nullcontext()
 
     def tick(self, *flags):
         """Add the time since the last tick. list: whether each flag is True on any rank."""
@@ -106,6 +113,9 @@ def warm_up(run):
 def train(run):
     """Train to the last step or the time cap. Raises Agreed on every rank."""
     s, trainer = run.settings, run.trainer
+    if run.folder:
+        cap = f"{s.max_wallclock_seconds:g} s" if s.max_wallclock_seconds else "no cap on the time"
+        say(f"train     at most {s.iterations:,} steps, {cap}: {run.folder.path}/train.log", sys.stderr)
     with progress_bar(trainer) as bar:  # takes 7 ms, before the clock starts
         run.interrupt.waits, run.clock = True, time.perf_counter()
         while True:
@@ -226,5 +236,9 @@ def training_summary(run):
     flops, peak = rate * flops_per_token(s), trainer.matmul_flops() * trainer.world_size
     run.log("throughput", rate=rate, flops=flops / 1e9, share=100 * flops / peak, peak=peak / 1e9)
     val_loss, val_bpb = run.val
-    return (f"  trained   {run.step:,} steps, {tokens:,} tokens in {run.seconds:.1f} s, {rate:,.0f} tokens/s\n"
+    advice = ""
+    if run.step < min(FEW_STEPS, s.iterations):
+        advice = (f"  advice    {run.step:,} steps teach little: raise MAX_WALLCLOCK_SECONDS="
+                  f"{s.max_wallclock_seconds:g}, lower MODEL_DIM={s.model_dim}, or stop what else runs here\n")
+    return (f"  trained   {run.step:,} steps, {tokens:,} tokens in {run.seconds:.1f} s, {rate:,.0f} tokens/s\n{advice}"
             f"  before    val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}\n")

@@ -13,9 +13,10 @@ from common.batches import micro_batch_rows, rank_rows
 from common.bundle import bundle, bundle_source
 from common.challenge import BUDGET_BYTES
 from common.checkpoint import resume, run_identity
+from common.console import say
 from common.dataset import open_data
 from common.fit import LEAST_LEVELS, bit_bytes, search_levels, with_auto
-from common.folder import check_free, checkpoints_bytes, disk_free, disk_need, say
+from common.folder import check_free, checkpoints_bytes, disk_free, disk_need
 from common.machine import compile_problem, host_memory
 from common.params import count_params, flops_per_token, initial_weights, param_table
 from common.quantize import MOST_LEVELS, store_matrix

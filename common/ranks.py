@@ -11,8 +11,9 @@ import time
 
 import numpy as np
 
+from common.console import say_end
 from common.files import as_utf8, try_lock
-from common.folder import end_run, resume_hint, say
+from common.folder import end_run, resume_hint
 from common.settings import UserError
 
 BEAT_SECONDS, RECORD_BYTES = 0.5, 4096
@@ -256,8 +257,8 @@ class RankWatch:
             if not state["ended"] and state["host"] == platform.node() and not dead(self.peers[rank][0]):
                 os.kill(state["pid"], signal.SIGKILL)
         reason = "; ".join(dict.fromkeys(reasons))
-        say(f"error: {reason}", sys.stderr)
-        say(end_run(self.path, status, reason, resume_hint(self.path), self.steps))
+        hint = resume_hint(self.path)
+        say_end(reason, end_run(self.path, status, reason, hint, self.steps), hint)
         os._exit(2)
 
 

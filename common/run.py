@@ -17,10 +17,11 @@ import numpy as np
 from common.batches import micro_batch_rows, rank_rows
 from common.bundle import bundle, bundle_source
 from common.checkpoint import Saver, checkpoints, resume, run_identity
+from common.console import say, say_end
 from common.dataset import open_data
 from common.files import FULL, escape_in, open_streams, with_remedy, write_file, write_json
 from common.finish import finish, sample_text
-from common.folder import RunFolder, disk_free, disk_need, resume_folder, resume_hint, say, stored_settings
+from common.folder import RunFolder, disk_free, disk_need, resume_folder, resume_hint, stored_settings
 from common.loop import Run, train, training_summary, warm_up
 from common.machine import compile_problem
 from common.params import count_params, flops_per_token, initial_weights
@@ -122,17 +123,19 @@ def complete(run, script):
         stored = {"backend": run.trainer.backend, "identity": run.saver.identity} | dataclasses.asdict(settings)
         write_json(folder.path / "settings.json", stored)
         describe_run(run, code)
-    warm_up(run)
+    with run.phase("compile" if settings.compile else "warm up", "the steps and the evaluation, for this machine"):
+        warm_up(run)
     run.log("warmup", steps=settings.warmup_steps, seconds=time.perf_counter() - run.started)
     train(run)
-    summary = training_summary(run) + finish(run, len(code))
-    text = sample_text(run)
+    with run.phase("score", "the model, compressed and read back"):
+        summary = training_summary(run) + finish(run, len(code))
+        text = sample_text(run)
     capped = run.step < settings.iterations
     watch.close("capped" if capped else "finished", "")
     if folder:
         run.saver.collect()
         reason = "the wall-clock cap was reached" if capped else "all steps were made"
-        folder.end("capped" if capped else "finished", reason, "", run.step)
+        say(folder.end("capped" if capped else "finished", reason, "", run.step))
         for old in checkpoints(folder.path):
             old.unlink()
         say(f"\n{summary}\n{text}  {folder.path}/ holds the log, the code, the settings and the model")
@@ -156,12 +159,14 @@ def fail(error, run, rank, silent):
                 run.saver.collect()
         if isinstance(error, Agreed):
             run.trainer.close()
-    if not silent:
-        say(f"error: rank {rank}: {reason}" if rank else f"error: {reason}", sys.stderr)
+    line = hint = ""
     if run and run.folder:
-        run.folder.end(status, reason, resume_hint(run.folder.path), run.watch.steps)
+        hint = resume_hint(run.folder.path)
+        line = run.folder.end(status, reason, hint, run.watch.steps)
     elif rank == 0:
-        say(log_line("status", status=status, reason=reason, hint=""))
+        line = log_line("status", status=status, reason=reason, hint="")
+    text = f"rank {rank}: {reason}" if rank else reason
+    say_end("" if silent else text, line, hint)
     return defect
 
 

@@ -144,7 +144,7 @@ SHARED = {training(trial) for trial in TRIALS if training(trial) != trial}
 def outcome(folder):
     """dict of what the table shows of a finished run, or None."""
     path = folder / "train.log"
-    lines = parse_log(path.read_text()) if path.exists() else []
+    lines = parse_log(path.read_text("utf-8")) if path.exists() else []
     found = dict(lines)  # the last of each kind
     if found.get("status", {}).get("status") not in ("finished", "capped"):
         return None
@@ -162,7 +162,7 @@ def start(folder, values, backend, **more):
     """The process of a run that continues what is in its folder, or begins it."""
     named = {"RESUME": str(folder)} if folder.exists() else {"RUN_ID": folder.name}
     clean = {name: value for name, value in os.environ.items() if name.lower() not in vars(Settings())}
-    return subprocess.Popen([sys.executable, SCRIPTS[backend]], env=clean | values | named | more, text=True,
+    return subprocess.Popen([sys.executable, SCRIPTS[backend]], env=clean | values | named | more, encoding="utf-8",
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 

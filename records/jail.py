@@ -109,14 +109,14 @@ def limit_pids():
     """Limit the process ids, from Linux 6.14 on; before, the limit is the whole machine's, and main() has to watch."""
     release = re.match(r"(\d+)\.(\d+)", os.uname().release)
     if release and (int(release[1]), int(release[2])) >= (6, 14):
-        with contextlib.suppress(OSError), open("/proc/sys/kernel/pid_max", "w") as file:
+        with contextlib.suppress(OSError), open("/proc/sys/kernel/pid_max", "w", encoding="ascii") as file:
             file.write(str(PIDS))
 
 
 def memory_of(process):
     """Resident bytes of a process, 0 when it has gone."""
     try:
-        with open(f"/proc/{process}/statm") as file:
+        with open(f"/proc/{process}/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
     except (OSError, ValueError, IndexError):
         return 0
@@ -125,7 +125,7 @@ def memory_of(process):
 def stat_of(path):
     """(state letter, seconds of CPU time of a process and of its children that have ended) of /proc/.../stat."""
     try:
-        with open(path) as file:
+        with open(path, encoding="latin-1") as file:  # a process may take any bytes as its name
             words = file.read().rpartition(")")[2].split()
         return words[0], sum(map(int, words[11:15])) / TICKS
     except (OSError, ValueError, IndexError):
@@ -144,7 +144,7 @@ def is_runnable(process):
 def shared_memory():
     """Bytes of the machine's shared memory and files in memory. While no process maps them, no process's resident pages
     include them."""
-    with open("/proc/meminfo") as file:
+    with open("/proc/meminfo", encoding="ascii") as file:
         return next((int(line.split()[1]) << 10 for line in file if line.startswith("Shmem:")), 0)
 
 

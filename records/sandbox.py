@@ -31,7 +31,8 @@ def can_sandbox():
     if not shutil.which("unshare"):
         return "`unshare` of util-linux is not installed"
     try:
-        done = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False, timeout=PROBE_SECONDS)
+        done = subprocess.run([*UNSHARE, "true"], capture_output=True, encoding="utf-8", errors="replace",
+                              check=False, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
         return f"`unshare` did not answer in {PROBE_SECONDS} s"
     if done.returncode:

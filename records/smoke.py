@@ -115,7 +115,7 @@ def write_data(folder, words):
     write_shard(folder / "fineweb_train_000000.bin", tokens[:TRAIN_TOKENS])
     write_shard(folder / "fineweb_val_000000.bin", tokens[TRAIN_TOKENS:])
     entry = {"file": model.name, "sha256": hashlib.sha256(tokenizer_model()).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps({"tokenizer": entry}))
+    (folder / "manifest.json").write_text(json.dumps({"tokenizer": entry}), "utf-8")
 
 
 def judge(folder, run, limits):

@@ -11,12 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TRAINERS = {"train_gpt": "torch", "train_gpt_mlx": "mlx"}
 DATA_LIBRARIES = {"sentencepiece", "huggingface_hub", "tqdm", "pyarrow", "matplotlib"}
-RECORDS_TESTS = "tests/records/*", "tests/hostile/campaign.py", "tests/bench/verify.py"
+RECORDS_TESTS = "tests/records/*", "tests/hostile/campaign.py", "tests/bench/verify.py", "tests/test_places.py"
 LIBRARIES = {
     "common.tokenizer": {"sentencepiece"},
     "common.artifact": {"safetensors"},
     "common.checkpoint": {"safetensors"},
-    "common.folder": {"tqdm"},
+    "common.console": {"tqdm"},
     "common.loop": {"tqdm"},
     "common.report": {"tensorboard", "wandb", "trackio"},  # in functions, when REPORT_TO names them
     "common.openblas": {"scipy_openblas32"},

@@ -10,7 +10,8 @@ from common.settings import KINDS, Settings, settings_table
 ROOT = Path(__file__).parents[1]
 SETTINGS = ROOT / "common/README.md"
 PAGES = [ROOT / "README.md", SETTINGS, *(ROOT / name for name in (
-    "common/data/README.md", "parity/README.md", "records/GUIDE.md", "records/NOTES.md", "tests/README.md"))]
+    "CONTRIBUTING.md", "common/data/README.md", "parity/README.md", "records/GUIDE.md", "records/NOTES.md",
+    "tests/README.md"))]
 README_LINES, PAGE_LINES = 150, 300  # at most
 
 
@@ -75,8 +76,17 @@ def test_no_place_was_left_to_fill():
 def test_a_page_is_short_and_its_links_lead_somewhere(page):
     text = page.read_text()
     assert text.count("\n") <= (README_LINES if page == PAGES[0] else PAGE_LINES)
-    links = re.findall(r"\]\((?!https?:)([^)#\s]+)\)", re.sub(r"`[^`\n]*`", "", text))
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    links = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", re.sub(r"`[^`\n]*`", "", text))
+    for link, anchor in links:
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), f"{link}#{anchor}"
+
+
+def anchors(text):
+    """Names of a page's headings, as GitHub makes them."""
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+            for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def test_a_clipped_step_is_k_root_mean_squares(levels):
 def test_the_root_mean_square_does_not_depend_on_the_order_of_the_sum():
     weight = normal(16, 50, 1000)
     shuffled = weight[:, np.random.Generator(np.random.Philox(17)).permutation(1000)]
-    assert row_rms(weight).tobytes() == row_rms(shuffled).tobytes() == (row_rms(weight * 2.0**-90) * 2**90).tobytes()
+    assert row_rms(weight).tobytes() == row_rms(shuffled).tobytes() == (row_rms(weight * 2.0**-90) * 2.0**90).tobytes()
     for row, found in zip(weight, row_rms(weight).tolist()):
         _, e = math.frexp(np.abs(row).max())
         assert found == math.sqrt(sum(round(math.ldexp(w, 20 - e)) ** 2 for w in row) / 1000) * 2.0**(e - 20)

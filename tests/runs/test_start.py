@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from common import folder
 from common.folder import make_folder
 from common.machine import compile_problem
 from common.params import initial_weights
@@ -227,6 +228,18 @@ def test_runs_of_one_second_get_a_folder_each(tmp_path, data_path):
         thread.join()
     assert {p.name for p in made} == {path.name, *(f"{path.name}-{n}" for n in range(2, 9))}
     assert all(p.is_dir() for p in made)
+
+
+def test_a_folder_that_another_run_takes_during_the_check(tmp_path, data_path, monkeypatch):
+    path = tmp_path / "runs" / "20260101-000000"
+
+    def taken(checked, settings):
+        if checked == path:  # another run makes it after it was seen to be free
+            checked.mkdir(parents=True)
+            raise UserError("it is in use by another run")
+
+    monkeypatch.setattr(folder, "check_free", taken)
+    assert make_folder(path, tiny_settings("torch", data_path)).name == f"{path.name}-2"
 
 
 def test_ranks_share_a_name_that_was_taken(tmp_path, data_path):
