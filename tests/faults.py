@@ -18,6 +18,7 @@ import socket
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,8 @@ class Run:
 
     def __init__(self, backend, folder, data_path, fault=None, world_size=1, **changes):
         global SCRIPTS
+        if not find_spec(backend):  # then the test is skipped: see conftest.py
+            raise ModuleNotFoundError(f"No module named '{backend}'", name=backend)
         SCRIPTS = SCRIPTS or start_server()
         folder.mkdir(exist_ok=True)
         self.folder, self.path, self.out = (

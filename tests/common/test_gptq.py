@@ -13,6 +13,7 @@ from common.params import param_table
 from common.preflight import artifact_bytes
 from common.quantize import dequantize_rows, quantize_rows, row_rms, store_matrix
 from common.settings import Settings, group_levels, setting_conflicts
+from tests.conftest import tiered
 
 SMALL = Settings(vocab_size=200, num_layers=3, model_dim=64, num_heads=2, num_kv_heads=1, train_seq_len=16,
                  quant_levels="matrix=7,embed=31")
@@ -190,7 +191,7 @@ def test_a_step_is_a_finite_float16_whatever_the_clip(levels):
 
 
 @pytest.mark.parametrize("clip", [0.0, 4.0])
-@pytest.mark.parametrize("levels", ["matrix=7,embed=31", "matrix=auto,embed=fp16", "auto", "fp16"])
+@pytest.mark.parametrize("levels", tiered(["matrix=7,embed=31", "matrix=auto,embed=fp16", "auto", "fp16"], 2))
 def test_the_file_comes_back_and_fits(levels, clip):
     weights, products = model()
     settings = dataclasses.replace(SMALL, quant_levels=levels, quant_clip=clip)

@@ -25,6 +25,7 @@ from common.data.documents import Block, block_texts
 from common.data.folder import write_shard
 from common.data.tokenizers import encode_document, is_lossless, train_tokenizer
 from common.tokenizer import TOKENIZER_KINDS, count_bytes, load_tokenizer, locate_tokenizer
+from tests.conftest import tiered
 from tests.data.test_tokenizer import ODD, TEXT, train
 
 KINDS = "bytes", "bpe", "unigram", "published"
@@ -59,7 +60,7 @@ def for_documents(examples):
     return decorate
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiered(KINDS, 2))
 def test_table_decoders_and_text_agree(tokenizers, kind):
     _, tokenizer, decode = tokenizers[kind]
     assert is_lossless(tokenizer) == (kind != "published")

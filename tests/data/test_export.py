@@ -26,7 +26,7 @@ from common.dataset import open_data
 from common.settings import Settings, UserError
 from common.shards import find_shards, open_shard
 from common.tokenizer import load_tokenizer, locate_tokenizer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tiered
 from tests.data.test_tokenizer import ODD, TEXT, train
 
 WORDS = TEXT.split()
@@ -66,7 +66,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(documents, "BLOCK_BYTES", 2000)  # in the process that reads: many blocks from little text
 
 
-@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:400", "unigram:310"])
+@pytest.mark.parametrize("tokenizer", tiered(["bytes", "bpe:400", "unigram:310"], 3))
 def test_every_document_in_order_whatever_the_workers(small_blocks, tmp_path, tokenizer, capsys):
     corpus = texts(300)
     source = write_jsonl(tmp_path / "a.jsonl", corpus)
@@ -472,7 +472,7 @@ SLOW = ("import time; from common.data import export; write = export.write_shard
 INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", tiered([signal.SIGKILL, signal.SIGINT, signal.SIGTERM], 3))
 def test_an_export_that_was_ended_continues(long_source, whole, tmp_path, how):
     out, staging = tmp_path / "out", tmp_path / ".out.partial"
     process = start(long_source, out, before=f"{SLOW}; {INTERRUPTIBLE}")
@@ -507,6 +507,7 @@ def test_other_documents_start_again(long_source, whole, tmp_path):
     assert contents(out) == whole
 
 
+@pytest.mark.slow
 def test_two_exports_into_one_folder(long_source, whole, tmp_path):
     process = start(long_source, tmp_path / "out", before=SLOW)
     wait_for((tmp_path / ".out.partial" / "state.json").exists)

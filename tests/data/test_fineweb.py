@@ -147,6 +147,7 @@ def test_a_second_run_fetches_only_what_is_missing_or_differs(hub, export, tmp_p
     check_folder(hub, export, out, TRAIN)
 
 
+@pytest.mark.slow
 def test_a_bad_shard_is_fetched_once_more_and_then_named(hub, export, tmp_path):
     out, path = tmp_path / "data", f"{DATASET}/{TRAIN[1]}"
     run(hub, out, "--train-shards", 1)
@@ -208,6 +209,7 @@ def test_more_than_a_file_can_be_was_left(hub, export, tmp_path):
     check_folder(hub, export, tmp_path / "data", TRAIN[:1])
 
 
+@pytest.mark.slow
 def test_a_server_that_is_busy_for_a_moment_is_asked_again(hub, export, tmp_path):
     hub.faults = {f"{DATASET}/{TRAIN[0]}": ["busy"], f"{DATASET}/{VAL[0]}": ["busy", "busy", "busy"]}
     _, errors = run(hub, tmp_path / "data", "--train-shards", 1, code=2)

@@ -45,6 +45,7 @@ def built(tmp_path_factory):
     return folders
 
 
+@pytest.mark.slow
 def test_equal_bytes_in_two_processes(built):
     first, second = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in built)
     assert first == second
@@ -82,6 +83,7 @@ def test_no_validation_text_in_training(built):
     assert held_out.isdisjoint(set().union(*map(runs_of_8, train)))
 
 
+@pytest.mark.slow
 def test_little_text_is_lost(built):
     train, val = (sum(len(text.encode()) for text in read(built[0], split)[2]) for split in ("train", "val"))
     whole = sum(len("\n\n".join(part).encode()) for part in pydoc.documents())

@@ -21,6 +21,7 @@ def command(*arguments, cwd=ROOT, **changes):
                           env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | changes)
 
 
+@pytest.mark.slow
 def test_every_part_is_rehearsed_on_the_cpu(backend, tmp_path):
     """A setting in the environment changes nothing."""
     done = command(sys.executable, "-m", "tests.device.check", "--rehearse", "--backend", backend, cwd=tmp_path,
@@ -36,6 +37,7 @@ def test_every_part_is_rehearsed_on_the_cpu(backend, tmp_path):
     assert str(ROOT) not in text and str(tmp_path) not in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "darwin", reason="the fake CUDA device needs triton, which is for Linux")
 def test_the_parts_for_cuda_are_rehearsed_on_the_fake_device():
     done = command(sys.executable, "-m", "tests.device.on_fake")

@@ -65,6 +65,7 @@ print(type(train_gpt.relu2_product).__name__, train_gpt.relu2_product.src.splitl
 """
 
 
+@pytest.mark.slow
 @triton_runs
 def test_in_a_bundle_triton_finds_their_source_and_may_be_missing(tmp_path):
     (tmp_path / "train_gpt.py").write_bytes(bundle(ROOT / "train_gpt.py"))
@@ -84,6 +85,7 @@ def errors(device, **variables):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @triton_runs
 def test_in_the_interpreter_they_compute_what_the_trainer_does():
     rows = errors("cpu", TRITON_INTERPRET="1")
@@ -130,6 +132,7 @@ def machine_code(kernel, arguments, options, folder):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout, usage(cubin)[1]
 
 
+@pytest.mark.slow
 @triton_runs
 @pytest.mark.parametrize("operator, shapes, more, product", [
     (head_nats, [("M", "C"), ("V", "C")], ["targets", 30.0], False),
@@ -152,6 +155,7 @@ def test_on_an_h100_they_use_its_matrix_units_and_do_not_spill(operator, shapes,
     assert stack == 0 and ("HGMMA" in sass) == product
 
 
+@pytest.mark.slow
 @triton_runs
 def test_the_compiled_step_holds_them_and_moves_fewer_bytes():
     """For an H100, on the fake device: one graph; Inductor launches the kernels themselves; less memory."""

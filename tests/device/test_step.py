@@ -6,7 +6,8 @@ import pytest
 
 from tests.device.cost import COLUMNS, COSTS, counted, spilling
 
-pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="Triton, which compiles for CUDA, has no macOS wheel")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
+    sys.platform == "darwin", reason="Triton, which compiles for CUDA, has no macOS wheel")]
 TABLE = json.loads(COSTS.read_text())
 STEPS = [name for name in TABLE["cases"] if "()" not in name]
 QUIET = [name for name in TABLE["cases"] if name.startswith(("update_average", "sgd_step", "undo_sgd"))]

@@ -18,6 +18,7 @@ from parity.__main__ import main
 from parity.rungs import RUNGS
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.needs("torch", "mlx")
 IDEAS = ROOT / "tests/parity/ideas"
 SIZE = ["--num-layers=2", "--model-dim=32", "--train-seq-len=32", "--train-batch-tokens=256", "--steps=3"]
 EVERY_RUNG = {*RUNGS, "logits as float32", "definition: torch", "definition: mlx"}
@@ -78,6 +79,7 @@ def test_an_option_of_the_model_costs_one_line_in_five_places():
     assert all(one_line(*hunk) for hunk in found.values())
 
 
+@pytest.mark.slow
 def test_it_climbs_with_the_definition(tree, data_path):
     """With the option alone, and with all options in the rung of options."""
     code, found = climb(tree("mlp_power.diff"), data_path, "--mlp-power=3")
@@ -86,6 +88,7 @@ def test_it_climbs_with_the_definition(tree, data_path):
     assert tensors["options"].startswith("4 tensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("without, first", [
     ("parity/reference.py", {"definition: torch", "definition: mlx"}),
     ("train_gpt_mlx.py", None),
@@ -95,6 +98,7 @@ def test_a_place_that_is_forgotten_fails(without, first, tree, data_path):
     assert code == 1 and (failing(found) == first if first else {"logits", "definition: mlx"} <= failing(found))
 
 
+@pytest.mark.slow
 def test_a_fork_edits_the_two_trainers_and_nothing_else(tree, data_path, capsys):
     """Proven from here, but for the definition, which it leaves."""
     found = changes("mlp_power_fork.diff")

@@ -22,7 +22,7 @@ from parity.options import OPTIONS
 from parity.problem import DTYPES, first_rows, full_weights, make_problem
 from parity.rungs import RUNGS, observe
 from parity.trainers import trainer_in
-from tests.conftest import BACKENDS, GPUS, ROOT, TINY, trainer_class
+from tests.conftest import BACKENDS, GPUS, ROOT, TINY, tiered, trainer_class
 
 
 @pytest.fixture(scope="session")
@@ -187,7 +187,7 @@ MUTANTS = [
 ]
 
 
-@pytest.mark.parametrize("backend, old, new, rung", MUTANTS, ids=[f"{m[0]}: {m[2][:40]}" for m in MUTANTS])
+@pytest.mark.parametrize("backend, old, new, rung", tiered(MUTANTS, 6), ids=[f"{m[0]}: {m[2][:40]}" for m in MUTANTS])
 def test_a_defect_in_a_trainer_fails_at_its_rung(backend, old, new, rung, shown, task):
     other = {"torch": "mlx", "mlx": "torch"}[backend]
     rows = climb("float64", shown[other, "float64"], show(task, mutant(backend, old, new)))
@@ -238,7 +238,7 @@ COMMON_DEFECTS = [
 ]
 
 
-@pytest.mark.parametrize("module, name, defect, rung", COMMON_DEFECTS, ids=[d[1] for d in COMMON_DEFECTS])
+@pytest.mark.parametrize("module, name, defect, rung", tiered(COMMON_DEFECTS, 4), ids=[d[1] for d in COMMON_DEFECTS])
 def test_a_defect_on_one_side_of_common_fails_at_its_rung(module, name, defect, rung, shown, task, monkeypatch):
     monkeypatch.setattr(module, name, defect)
     theirs = show(task, trainer_class("mlx"))
@@ -259,7 +259,7 @@ def test_a_defect_outside_of_reference_mode_fails_at_its_rung(shown, task):
 OF_OPTIMIZERS = [m[:3] for m in MUTANTS if m[3] == "one step" and "eps" not in m[1]]
 
 
-@pytest.mark.parametrize("backend, old, new", OF_OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("backend, old, new", tiered(OF_OPTIMIZERS, 4), ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_optimizer_defects_fail_in_every_dtype(backend, old, new, dtype, shown, task):
     other = {"torch": "mlx", "mlx": "torch"}[backend]
@@ -273,12 +273,13 @@ def test_optimizer_defects_fail_in_every_dtype(backend, old, new, dtype, shown, 
 # the command ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_ladder_of_the_command_holds(capsys, monkeypatch):
     """On the embedded corpus, at the ladder's own size, in reference mode."""
     monkeypatch.chdir(ROOT)
-    assert main(["--dtype", "float64", "--json"]) == 0
+    assert main(["--dtype", "float64", "--steps", "5", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=pytest.fail)
-    assert found["ladder"] == "torch against mlx, float64, CPU, 20 steps"
+    assert found["ladder"] == "torch against mlx, float64, CPU, 5 steps"
     assert [row["rung"] for row in found["rungs"] if row["passed"]] == [
         *list(RUNGS)[:4], "logits as float32", *list(RUNGS)[4:], "definition: torch", "definition: mlx"]
 
@@ -320,6 +321,7 @@ def test_a_missing_backend_is_reported(missing, monkeypatch, capsys):
     assert f"make install BACKEND={missing}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_curves_state_the_difference(tmp_path, data_path, monkeypatch, capsys):
     for kind in ("SIZE", "DEFAULTS"):
         whole = getattr(parity.problem, kind)
@@ -368,6 +370,7 @@ def test_what_a_gpu_shows_is_proposed_for_the_bounds(factor, says):
     assert rung == "loss" and measured < proposed <= 4 * measured
 
 
+@pytest.mark.slow
 def test_compare_says_that_the_bounds_are_of_cpus_where_a_side_is_not(task, shown, tmp_path, capsys):
     for device, says in {"1 x NVIDIA H100, float32": 1, "1 x mps, float32": 1, "2 x cpu, float32": 0}.items():
         portable.write_fixture(tmp_path / "f", task, shown["mlx", "float32"], "mlx", "float32", device)
@@ -375,6 +378,7 @@ def test_compare_says_that_the_bounds_are_of_cpus_where_a_side_is_not(task, show
         assert capsys.readouterr().out.count("measured on CPUs only") == says
 
 
+@pytest.mark.slow
 def test_an_older_file_with_other_options_compares_in_every_other_rung(task, shown, tmp_path, monkeypatch, capsys):
     older = OPTIONS | {"average": {"ema_decay": 0.5}}
     monkeypatch.setattr(parity.options, "OPTIONS", older)
@@ -392,6 +396,7 @@ def refused(capsys, path, says=""):
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and says in err
 
 
+@pytest.mark.slow
 def test_a_damaged_file_gives_a_message_and_no_verdict(fixture_file, capsys):
     data = fixture_file.read_bytes()
     random = np.random.Generator(np.random.Philox(1))

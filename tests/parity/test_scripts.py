@@ -10,8 +10,9 @@ from parity.__main__ import main
 from parity.problem import SIZE, ladder_settings, make_problem
 from parity.rungs import RUNGS, observe
 from parity.trainers import load_trainer
-from tests.conftest import BACKENDS, ROOT
+from tests.conftest import BACKENDS, ROOT, tiered
 
+pytestmark = pytest.mark.needs("torch", "mlx")
 RECORDS = ROOT / "records" / "track_non_record_16mb"
 SMALL = {"num_layers": 2, "model_dim": 32, "num_heads": 4, "num_kv_heads": 2, "train_seq_len": 32,
          "train_batch_tokens": 256, "iterations": 3}
@@ -35,11 +36,11 @@ def rungs(found, passed=True):
 # any setting ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flags", [
+@pytest.mark.parametrize("flags", tiered([
     ["--loop-layers", "0-1", "--loop-count=3", "--untied"],
     ["--ema-decay", "0.9", "--qat-start", "0.4", "--quant-levels", "matrix=int4,embed=fp16"],
     ["--quant-levels", "auto", "--eval-stride", "8", "--ttt-lr", "0.1", "--ttt-chunk", "64d", "--loss-chunk", "40"],
-], ids=str)
+], 3), ids=str)
 def test_a_ladder_with_settings_holds_in_every_rung(flags, climb):
     code, found = climb(*flags)
     assert code == 0 and rungs(found) == set(EVERY_RUNG) and "left_out" not in found
@@ -69,7 +70,7 @@ def observed(data_path, *flags):
     return observe(load_trainer("torch"), task, "float64").shown
 
 
-@pytest.mark.parametrize("flag", SHOWN)
+@pytest.mark.parametrize("flag", tiered(SHOWN, 3))
 def test_a_setting_with_an_effect_after_the_step_is_used(flag, plain, data_path):
     shown = observed(data_path, *f"--{flag}".split())
     changed = {rung for rung in RUNGS if not same(shown[rung], plain[rung])}
@@ -130,6 +131,7 @@ def test_one_script_climbs_against_the_trainer_here(climb):
     assert "has no setting" in found["left_out"]["options"] and "SMEAR_GATE" in found["left_out"]["options"]
 
 
+@pytest.mark.slow
 def test_compressed_bundles_climb(climb, tmp_path):
     for name in BACKENDS.values():
         (tmp_path / name).write_bytes(bundle(ROOT / name))
@@ -172,6 +174,7 @@ def test_a_fork_with_a_tensor_and_a_setting_of_its_own_climbs(fork, climb):
     assert "--gain-init" in found["settings"]
 
 
+@pytest.mark.slow
 def test_a_defect_of_one_script_leaves_nothing_out(fork, climb):
     flags = fork(("train_gpt.py", "self.s.mlp_slope).square()", "self.s.mlp_slope)"))
     code, found = climb(*flags)

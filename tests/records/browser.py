@@ -33,13 +33,16 @@ PATIENCE = 60  # seconds that an answer may take
 LAYOUT = Path(__file__).with_name("layout.js").read_text(encoding="utf-8")
 
 
+def find_program():
+    """Path of the browser; None where there is none."""
+    return next((path for path in map(shutil.which, NAMES) if path), None)
+
+
 class Browser:
     """One Chromium with one tab; a context manager. Raises RuntimeError for an exception in a page's script."""
 
     def __enter__(self):
-        program = next((path for path in map(shutil.which, NAMES) if path), None)
-        hint = "`apt-get install chromium`, `brew install --cask chromium` or Google Chrome"
-        assert program, f"this test needs Chromium: {hint}"
+        program = find_program()
         self.profile = tempfile.mkdtemp()
         ours, theirs = os.pipe(), os.pipe()
         # numbers of 10 and above, so that 3 and 4, where Chromium reads and writes, overwrite neither

@@ -31,6 +31,7 @@ def tiny(tmp_path, monkeypatch, data_path):
     return ["ablation", "--data", str(data_path), "--jobs", "2", "--seeds", "2"]
 
 
+@pytest.mark.slow
 def test_every_trial_is_run_and_compared(tiny, tmp_path, capsys):
     assert main(tiny) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -113,6 +114,7 @@ def test_a_run_that_fails_is_reported(tiny, monkeypatch):
         ablation.run_trial("loop", 1337, "torch", tiny[2])
 
 
+@pytest.mark.slow
 def test_a_shared_training_that_was_stopped_goes_on(tiny, monkeypatch):
     """To the step at which it is shared, not to the end."""
     monkeypatch.setattr(ablation, "STEPS", 30)

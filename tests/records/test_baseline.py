@@ -15,6 +15,7 @@ from records.__main__ import main
 from records.tree import Tree
 from records.verdict import status_of
 from records.verify import verify_folder
+from tests.conftest import tiered
 from tests.records.made_records import FINEWEB, make_record
 from tests.records.spoil import field, remove, replace_first
 
@@ -119,7 +120,7 @@ CASES = {  # what is done to the tree -> (what does it, status, words of the fin
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", tiered(CASES, 3))
 def test_the_record_of_the_day_decides_and_notes_stand_beside_it(track, case):
     spoil, status, words, notes = CASES[case]
     spoil(track)

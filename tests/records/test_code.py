@@ -24,7 +24,7 @@ from records.folder import open_folder
 from records.grammar import newest_use, read_tree
 from records.rules import RULESETS
 from records.source import check_compile, check_hazards, declared_python, read_code
-from tests.conftest import BACKENDS, ROOT
+from tests.conftest import BACKENDS, ROOT, tiered
 from tests.records.made_records import SCRIPT, make_record
 from tests.records.spoil import wrapped
 
@@ -217,6 +217,7 @@ def packed(source):
     return wrapper(pack(bz2.compress(source[::-1].encode())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKENDS.values())
 def test_a_bundle_is_opened_and_no_hazard_itself(tmp_path, name):
     source = bundle_source(ROOT / name)
@@ -252,11 +253,11 @@ def test_a_wrapper_that_holds_nothing_else_is_no_hazard(tmp_path, source):
     assert found["source_sha256"] == hashlib.sha256(INNER.encode()).hexdigest()
 
 
-@pytest.mark.parametrize("more", [
+@pytest.mark.parametrize("more", tiered([
     "PAYLOAD = PAYLOAD", "for PAYLOAD in '': pass", "PAYLOAD += ''", "import decoder as bz2", "from decoder import *",
     "def unpack(text): pass", "unpack = 'x'", "unpack.__defaults__ = ()", "bz2.decompress = print", "bytes = b'x'",
     "def compile(*_): pass", "print()", "exec(print())", "if 1:\n    import decoder", "class x: pass",
-    "linecache.cache[0] = print()"])
+    "linecache.cache[0] = print()"], 4))
 def test_a_wrapper_that_may_run_something_else_is_a_hazard(tmp_path, more):
     source = packed(INNER)
     for start in ("PAYLOAD = r", "SOURCE = ", "exec("):
@@ -332,7 +333,7 @@ def test_a_newer_grammar_is_not_verified_and_read_all_the_same(tmp_path, monkeyp
     assert found["needs"].startswith(needed) if version > HERE else found["needs"] == ""
 
 
-@pytest.mark.parametrize(("version", "source", "words"), NEWER)
+@pytest.mark.parametrize(("version", "source", "words"), tiered(NEWER, 5))
 def test_a_newer_grammar_than_that_of_the_python_that_ran_it_fails(tmp_path, version, source, words):
     (tmp_path / "train_gpt.py").write_text(source)
     older = version[0], version[1] - 1
@@ -342,9 +343,9 @@ def test_a_newer_grammar_than_that_of_the_python_that_ran_it_fails(tmp_path, ver
     assert not found["error"]
 
 
-@pytest.mark.parametrize(("source", "line"), [
+@pytest.mark.parametrize(("source", "line"), tiered([
     ("def f(:", 1), ("x = 1\nprint(f'{x')", 2), ("type X = int\n\ndef f(:", 3), ('print(f"{x["a"]}")\nreturn', 2),
-    ('x = f"{y["a"]}"\nz = f"{(}"', 2), ("x = 'a\ny", 1), ("match x:\n    case 1 pass", 2)])
+    ('x = f"{y["a"]}"\nz = f"{(}"', 2), ("x = 'a\ny", 1), ("match x:\n    case 1 pass", 2)], 3))
 @pytest.mark.parametrize("python", [None, (3, 12), (3, 14)])
 def test_a_syntax_error_of_every_grammar_fails(tmp_path, source, line, python):
     (tmp_path / "train_gpt.py").write_text(source)

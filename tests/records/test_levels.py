@@ -53,6 +53,7 @@ def test_only_levels_below_those_of_the_file(levels, first, count, tmp_path, cap
     assert found[0][0] == first and int(found[0][1].replace(",", "")) == model.stat().st_size and len(found) == count
 
 
+@pytest.mark.needs("torch")
 def test_the_score_is_that_of_each_file(tmp_path, data_path, capsys):
     """The first row against the trainer's own score of the decoded file."""
     from common.artifact import decode_model

@@ -25,7 +25,7 @@ from records.show import as_text
 from records.verdict import exit_code, status_of, verdict
 from records.verify import NAMES, verify_folder
 from tests import faults
-from tests.conftest import BACKENDS, ROOT, environment, run_script
+from tests.conftest import BACKENDS, ROOT, environment, run_script, tiered
 from tests.records.made_records import FINEWEB, SCRIPT, make_record, make_run
 from tests.records.spoil import (
     append_to_model,
@@ -164,7 +164,7 @@ def test_a_packed_folder_passes(made, kind):
     assert exit_code([result]) == 0 and list(result) == list(NAMES)
 
 
-@pytest.mark.parametrize(("check", "number"), CASES)
+@pytest.mark.parametrize(("check", "number"), tiered(CASES, 3))
 def test_a_spoiled_folder_fails_the_check(copy_of, check, number):
     kind, spoil, words = FAILING[check][number]
     folder = copy_of(kind)
@@ -332,6 +332,7 @@ def test_arguments_that_no_command_takes_are_refused(capsys):
         assert end.value.code == 2 and words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_real_run_is_packed_smoked_and_scored_again_on_both_backends(tmp_path, data_path, capsys, backend):
     env = environment(data_path, run_id="real", compute_dtype="float32")
@@ -359,6 +360,7 @@ def test_a_real_run_is_packed_smoked_and_scored_again_on_both_backends(tmp_path,
 EVALUATED = {"eval_stride": 12, "eval_seq_len": 48, "ttt_lr": 0.5, "ttt_chunk": "100d"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_scores_again_has_the_evaluation_of_the_log(backend, tmp_path, documents):
     """Sliding windows and test-time training, on both backends, in reference mode and in float32; not without them."""

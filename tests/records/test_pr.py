@@ -14,6 +14,7 @@ import pytest
 from records.__main__ import main
 from records.git import Entry
 from records.pull import GENERATED, LARGE, judge_date, judge_size
+from tests.conftest import tiered
 from tests.records.made_records import FINEWEB, make_record
 from tests.records.spoil import field, replace_first, write
 
@@ -152,7 +153,7 @@ REFUSED = {  # what a request does -> (how, what is said of it, where)
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", tiered(REFUSED, 3))
 def test_what_is_no_single_new_folder_is_said_in_one_line(made, repository, capsys, case):
     change, observed, where = REFUSED[case]
     change(made, repository)

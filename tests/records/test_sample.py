@@ -47,6 +47,7 @@ def test_each_backend_writes_the_same_text(model, capsys):
     assert sampled(capsys, *common, "--temperature", 0, "--seed", 2) == others[1]
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_text_that_sample_writes(tmp_path, data_path, backend, capsys):
     """In what it prints, not in its log."""
     env = environment(data_path, run_id="a", iterations=3, compute_dtype="float32", sample_tokens=40)

@@ -22,7 +22,7 @@ from records.sandbox import Limits
 from records.smoke import Run, check_smoke, judge
 from records.verdict import exit_code, status_of
 from records.verify import verify_folder
-from tests.conftest import BACKENDS, ROOT
+from tests.conftest import BACKENDS, ROOT, tiered
 from tests.records.made_records import SCRIPT, make_record
 
 
@@ -132,7 +132,7 @@ def test_a_score_that_does_not_move_is_found(try_script, source, status, words):
 STEPS = "print('step:1/20000 train_loss:6.9000 train_time:900ms step_avg:900.00ms', flush=True)\n"
 
 
-@pytest.mark.parametrize(("source", "limits", "status", "words"), [
+@pytest.mark.parametrize(("source", "limits", "status", "words"), tiered([
     ("import os\nwhile True: os.fork()", {}, "FAIL", "too many processes"),
     ("while True: pass", {"cpu": 1}, "FAIL", "used 1 s of CPU time"),
     ("import os\nos.fork()\nwhile True: pass", {"cpu": 2}, "FAIL", "used 2 s of CPU time"),
@@ -152,7 +152,7 @@ STEPS = "print('step:1/20000 train_loss:6.9000 train_time:900ms step_avg:900.00m
     ("import os, time\nfiles = [os.memfd_create('x') for _ in range(6)]\n"
      "for file in files:\n    for _ in range(100): os.write(file, bytes(1 << 20))\ntime.sleep(5)",
      {"memory": 300 << 20}, "FAIL", "of memory"),
-])
+], 4))
 def test_what_does_not_end_by_itself_is_ended(try_script, source, limits, status, words):
     found = try_script(source, **limits)
     assert found[0] == status and words in found[1], found

@@ -23,6 +23,7 @@ from records.trainer_log import check_trainer_logs
 from records.verdict import status_of
 from records.verify import verify_folder
 from tests import faults
+from tests.conftest import tiered
 from tests.records import tampering
 from tests.records.made_challenge import early_log, late_log, make_challenge_record
 from tests.records.made_records import FINEWEB, make_record
@@ -66,6 +67,7 @@ def honest(tmp_path_factory, data_path):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run", "capped", "challenge", "late"])
 def test_an_honest_folder_passes(honest, name, data_path):
     result = verify_folder(honest[name], smoke=name != "late", data=data_path if name == "run" else None)
@@ -92,13 +94,14 @@ def doubts(run):
     return [*check_plausible(folder), *check_trainer_logs(folder)]
 
 
-@pytest.mark.parametrize("changes", HONEST_RUNS.values(), ids=HONEST_RUNS)
+@pytest.mark.parametrize("changes", tiered(HONEST_RUNS.values(), 4), ids=HONEST_RUNS)
 def test_honest_runs_raise_no_doubt(backend, changes, tmp_path, data_path):
     run = faults.Run(backend, tmp_path, data_path, **changes)
     assert run.wait() == [0], run.text()
     assert not doubts(run)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_and_resumed_and_one_of_two_ranks_raise_no_doubt(backend, tmp_path, data_path):
     settings = {"iterations": 400, "val_loss_every": 50, "train_log_every": 20}
     run = faults.Run(backend, tmp_path / "one", data_path, **settings)
@@ -122,6 +125,7 @@ def test_two_runs_in_one_file_and_the_names_of_ranks_raise_no_doubt(tmp_path, da
     assert not doubts(first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.folder}: {kind.what}")
 def test_a_kind_of_tampering_is_caught_where_the_table_says(honest, tmp_path, data_path, kind):
     path = honest[kind.folder]
@@ -171,6 +175,7 @@ INNOCENT = {  # what people add to an honest folder
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", INNOCENT.values(), ids=INNOCENT)
 def test_what_people_add_to_an_honest_folder_raises_no_doubt(honest, tmp_path, spoil):
     shutil.copytree(honest["challenge"].parents[1], tmp_path / "records")

@@ -105,7 +105,8 @@ def test_a_question_is_answered_with_no(copy_of, documents, check):
     assert status_of(found) == status, found
 
 
-@pytest.mark.parametrize("check", NAMES)
+@pytest.mark.parametrize("check", [
+    pytest.param(name, marks=pytest.mark.slow) if name in AS_IT_SHOULD else name for name in NAMES])
 def test_a_question_is_answered_with_yes(copy_of, documents, check):
     kind, mend, asked = AS_IT_SHOULD.get(check, ("record", lambda folder: None, {}))
     folder = copy_of(kind)

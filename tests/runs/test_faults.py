@@ -15,7 +15,7 @@ from common.data.folder import write_shard
 from common.dataset import open_data
 from common.params import initial_weights
 from common.readlog import parse_log
-from tests.conftest import DEVICES, tiny_settings, trainer_class
+from tests.conftest import DEVICES, tiered, tiny_settings, trainer_class
 from tests.faults import Run, ended, flip_bit, keeps_weights, small_disk
 
 
@@ -60,7 +60,7 @@ def state(folder):
 # ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", tiered(["float32", "float64"], 2))
 def test_resumed_it_is_the_run_that_was_not_interrupted(dtype, backend, tmp_path, data_path, whole):
     """F08: the same artifact to the byte, in the reference mode and in the normal one; SIGINT here. Interrupt to exit
     in seconds."""
@@ -106,6 +106,7 @@ def test_a_second_signal_stops_at_once(backend, tmp_path, data_path):
     assert [path.name for path in checkpoints(run.path)] == ["step-00000005.checkpoint"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_in_validation_keeps_the_step_before_it(backend, tmp_path, data_path, whole):
     run = Run(backend, tmp_path / "a", data_path, ("slow_validation", 1000), val_loss_every=7, checkpoint_every="0")
     run.until((run.folder / "slow").exists)

@@ -43,6 +43,7 @@ def calls(tmp_path):
     return lambda: (tmp_path / "calls").read_text().replace(f"{ROOT}/", "").replace(f"{tmp_path}/", "").splitlines()
 
 
+@pytest.mark.slow
 def test_one_command_makes_a_verified_record(tmp_path, env, calls):
     """With MLX, which starts fastest. Started again, it only verifies again."""
     env |= {"GPUS": "1", "TRAINER": "train_gpt_mlx.py", "RECORD_TRACK": "non-record", "PYTHON": sys.executable}
@@ -74,6 +75,7 @@ def test_on_eight_gpus_torchrun_starts_each_seed(tmp_path, env, calls):
         f"   -m records verify --smoke --data nowhere records/{PACKED}"]
 
 
+@pytest.mark.slow
 def test_slurm_starts_it_on_each_node_and_two_nodes_make_the_same_model(tmp_path, env, calls, data_path, whole):
     """Two agents, on this machine, that meet as slurm.sh says, make the model of one process."""
     slurm = {"SLURM_SUBMIT_DIR": tmp_path, "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": 2, "SLURM_JOB_ID": 5,

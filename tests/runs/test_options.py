@@ -13,7 +13,7 @@ from common.settings import Settings, settings_of
 from parity.options import OPTIONS, option_settings
 from parity.problem import make_problem
 from parity.rungs import Side
-from tests.conftest import DEVICES, TINY, trainer_class
+from tests.conftest import DEVICES, TINY, tiered, trainer_class
 from tests.faults import Run, ended
 
 IN_TRAINING = settings_of("model", "training", "memory").keys() | {"quant_levels"}  # the others: test_options_eval.py
@@ -37,7 +37,7 @@ def trained(documents):
     return model
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", tiered(CASES, 4))
 def test_both_backends_train_the_same_model_with_it(name, trained):
     """In reference mode, to the byte. It is another model than without the option, unless that only saves memory."""
     changes = CASES[name]
@@ -50,6 +50,7 @@ def test_whole_runs_with_all_options_make_the_same_model(whole):
     assert whole("torch", **CASES["all options"]) == whole("mlx", **CASES["all options"])
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_with_two_ranks(backend, tmp_path, data_path, whole):
     """The average is part of a checkpoint, its validation leaves no trace in the weights, and each rank calibrates on
     its own rows."""

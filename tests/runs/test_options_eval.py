@@ -15,7 +15,7 @@ from common.settings import Settings, settings_of
 from parity.options import OPTIONS, option_settings
 from parity.problem import full_weights
 from tests import faults
-from tests.conftest import BACKENDS, DEVICES, ROOT, TINY, environment, run_script, tiny_settings, trainer_class
+from tests.conftest import BACKENDS, DEVICES, ROOT, TINY, environment, run_script, tiered, tiny_settings, trainer_class
 
 BOS = 1
 SCORING = settings_of("evaluation").keys() - {"quant_levels", "quant_clip", "gptq_tokens"}
@@ -75,7 +75,7 @@ LEGAL = {
 }
 
 
-@pytest.mark.parametrize("way", LEGAL)
+@pytest.mark.parametrize("way", tiered(LEGAL, 4))
 def test_no_score_knows_its_own_or_a_later_token(way, backend, monkeypatch):
     """With each token in turn at one place: what is scored before is the same to the bit, and the probabilities of the
     tokens at that place add up to 1, so that none of them depends on which of them stands there, even a BOS."""
@@ -149,7 +149,7 @@ def test_a_step_is_plain_sgd_on_the_mean(backend, monkeypatch):
 # equal ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", tiered(WAYS, 3))
 def test_backends_and_micro_batches_agree(way, documents):
     """To 1e-9 of a nat, and each way differs from plain windows."""
     scores = []
@@ -164,6 +164,7 @@ def test_backends_and_micro_batches_agree(way, documents):
     assert np.ptp(scores, axis=0).max() < 1e-9
 
 
+@pytest.mark.slow
 def test_context_and_steps_help_a_trained_model(backend, documents):
     """Sliding windows on text like that of training, where steps can teach little; steps on text of other letters."""
     trainer, settings = build(backend, documents)
@@ -210,6 +211,7 @@ def test_the_warm_up_compiles_all_that_a_run_uses(changes, backend, device, docu
 # whole runs -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ranks_and_backends_score_alike_in_whole_runs(documents, tmp_path):
     """With all options on one rank and two: the same score, by the same model as without them; and the log says how it
     was scored and how long that took."""
@@ -237,6 +239,7 @@ def test_steps_that_diverge_end_the_run(backend, documents, tmp_path):
     faults.ended(run, "nonfinite", "lower TTT_LR=0.05")
 
 
+@pytest.mark.slow
 def test_compiled(backend, documents, tmp_path):
     """Windows, steps and ends of other shapes than those of training go through the compiled graph too."""
     found, sizes = [], {"num_layers": 1, "iterations": 2, "compute_dtype": "float64"} | ALL | {"ttt_chunk": "96d"}

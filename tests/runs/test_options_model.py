@@ -173,6 +173,7 @@ def run(backend, folder, data_path, **changes):
     return dict(parse_log((path / "train.log").read_text())), (path / "model.int8.zlib").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False, "loop_layers": "0-3", "loop_count": 2}])
 def test_one_artifact_with_loops_and_chunks(changes, tmp_path, data_path):
     """In reference mode: both backends, compiled or not, with chunks of several sizes (the last is short) and without.
@@ -213,6 +214,7 @@ def test_chunks_give_the_same_numbers(backend, dtype, data_path):
             np.testing.assert_allclose(seen[chunk][name] / scale, value / scale, atol=atol, err_msg=name)
 
 
+@pytest.mark.slow
 def test_chunks_can_be_compiled(backend, data_path):
     """The compiled step with a short last chunk: the same losses, in reference mode."""
     losses = []
@@ -225,6 +227,7 @@ def test_chunks_can_be_compiled(backend, data_path):
     np.testing.assert_allclose(losses[1], losses[0], rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_twins_agree_on_long_rows_in_reference_mode(data_path):
     """2,048 positions: blocks of queries on MLX, the fused kernel on torch, chunks on one side only. Three steps."""
     size = {"num_layers": 2, "model_dim": 16, "num_heads": 2, "num_kv_heads": 1, "train_seq_len": 2048,
@@ -274,6 +277,7 @@ print(peak() - before, nats, loss)
 """
 
 
+@pytest.mark.slow
 def test_a_row_of_16384_fits(backend, tmp_path):
     """Evaluation and a training step. All logits have 256 MiB and all scores 1024 MiB, in each of several copies."""
     # glibc then gives back what is freed: the peak is what was in use

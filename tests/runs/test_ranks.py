@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from common.readlog import parse_log
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, environment, tiered
 from tests.faults import Run, ended, flip_bit, free_ports, settings
 
 
@@ -60,6 +60,7 @@ for changes in ({}, {"grad_clip_norm": 0.5}, {"compute_dtype": "float32"}, {"com
 """
 
 
+@pytest.mark.slow
 def test_weights_and_momentum_of_all_ranks_are_equal_to_the_bit(backend, tmp_path, data_path):
     """After 20 steps of 3 ranks, which share the matrices of every shape unevenly. In float64 they are those of one
     rank, up to rounding; gradients that were summed in bfloat16 are near."""
@@ -123,11 +124,11 @@ def test_a_rank_that_raises(backend, tmp_path, data_path):
 
 @pytest.mark.parametrize(
     "fault, words",
-    [
+    tiered([
         (("stops", 1, 8), ["rank 1 (process ", "hangs in step 8", "no heartbeat"]),
         (("sleeps_in_data", 1, 8), ["rank 1 hangs in step 8"]),
         (("stops", 0, 8), ["rank 0 (process ", "hangs in step 8"]),
-    ],
+    ], 3),
 )
 def test_a_rank_that_hangs(fault, words, backend, tmp_path, data_path):
     """F03: it is named after RANK_TIMEOUT, and killed, as the launcher would wait for it."""
@@ -140,6 +141,7 @@ def test_a_rank_that_hangs(fault, words, backend, tmp_path, data_path):
     )  # rank 0 may be stopped while it still writes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault, words, changes", [
     (("slow_validation", 1000, 1), "rank 1 hangs in the validation after step 7",
      {"val_loss_every": 7, "rank_timeout": 1, "micro_batch_tokens": 64}),
@@ -149,6 +151,7 @@ def test_a_rank_that_hangs_where_no_step_is_made(fault, words, changes, backend,
     ended(run, "timeout", words, codes=[2, -9] if "rank 1" in words else [2, 2])
 
 
+@pytest.mark.slow
 def test_ranks_that_wait_for_each_other_are_all_named(backend, tmp_path, data_path):
     """One sleeps in its step, the other waits for its gradients: neither can be told from the other."""
     run = Run(backend, tmp_path / "a", data_path, ("hangs_in_step", 1, 8), 2, rank_timeout=1)
@@ -177,6 +180,7 @@ def test_a_rank_without_data_says_so(tmp_path, data_path):
     run.ranks[0].kill()
 
 
+@pytest.mark.slow
 def test_a_rank_of_an_earlier_run_that_still_lives(backend, tmp_path, data_path):
     """Its launcher and rank 0 are gone, it hangs: a resumed run does not wait for it, nor share the folder with it."""
     run = Run(backend, tmp_path / "a", data_path, ("stops", 1, 8), 2, rank_timeout=1000)
@@ -224,7 +228,7 @@ def test_a_loss_that_is_looked_at_a_step_late_changes_no_weight_either(what, tmp
         assert seen["same"].all() and len(seen["same"]) > 120 and seen["steps"] == 1 and not seen["finite"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", tiered([signal.SIGTERM, signal.SIGINT], 2))
 def test_a_signal_to_one_rank_stops_all_at_one_step(number, backend, tmp_path, data_path, whole):
     """F08: a checkpoint of that step is written, and the run ends in seconds; resumed, it is as if it had not
     stopped."""
@@ -239,6 +243,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(number, backend, tmp_path, d
     continued(run, backend, data_path, whole(backend), 2)
 
 
+@pytest.mark.slow
 def test_a_signal_in_a_validation_of_two_ranks(backend, tmp_path, data_path, whole):
     """It has no place where both could stop, and ends with the checkpoint that was written before it."""
     run = Run(backend, tmp_path / "a", data_path, ("slow_validation", 1000), 2, checkpoint_every="0", val_loss_every=7)
@@ -257,6 +262,7 @@ def torchrun(folder, env, *flags, out="rank0.out"):
         return subprocess.Popen([sys.executable, *command], cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT)
 
 
+@pytest.mark.slow
 def test_under_torchrun(tmp_path, data_path):
     """The same where the ranks are torchrun's: it stops the others when one dies (F01), and hands on a signal (F08)."""
     # step 500 and more: there is time
@@ -283,6 +289,7 @@ def test_under_torchrun(tmp_path, data_path):
     assert steps_kept(run)[-1] == said["step"] > kept[1]
 
 
+@pytest.mark.slow
 def test_under_torchrun_on_two_nodes(tmp_path, data_path):
     """Two agents, here on one machine: one folder, whose name rank 0 gives; each checkpoint is written once; the watch
     reports a rank of the other node."""

@@ -112,6 +112,7 @@ def test_the_average_is_calibrated_where_it_is_exported(backend, documents):
         assert np.allclose(calibrate(own, plain, data.train)[name], found[name], rtol=1e-9) == averaged
 
 
+@pytest.mark.slow
 def test_calibration_is_part_of_the_training_time(backend, tmp_path, documents):
     """The run stops early enough for it, and does not begin where it would leave no time to train."""
     env = environment(documents, max_wallclock_seconds=3, iterations=10**6, gptq_tokens=7936, quant_levels=7,
@@ -128,6 +129,7 @@ def test_calibration_is_part_of_the_training_time(backend, tmp_path, documents):
     assert done.returncode == 2 and "GPTQ_TOKENS=7936" in done.stderr and "MAX_WALLCLOCK_SECONDS=0.01" in done.stderr
 
 
+@pytest.mark.slow
 def test_gptq_rounds_what_the_run_writes(backend, tmp_path, documents):
     """The same weights, other codes, and less error of the outputs on the tokens that it was calibrated on."""
     changes = option_settings(Settings(**TINY), ["GPTQ"]) | {"quant_levels": "matrix=3", "iterations": 20}

@@ -1,4 +1,4 @@
-"""Equal runs give equal bytes on the CPU, compiled, with more than one thread, as users run them.
+"""Equal runs give equal bytes on the CPU, compiled or not, with more than one thread, as users run them.
 
 Run: `python -m pytest tests/runs/test_repeatable.py`.
 """
@@ -16,14 +16,15 @@ from tests.faults import Run, ended
 # large enough that the threads share sums, in two micro-batches
 THREADS = {
     "num_layers": 2, "model_dim": 64, "train_seq_len": 64, "train_batch_tokens": 2048, "micro_batch_tokens": 1024,
-    "iterations": 30, "warmup_steps": 1, "checkpoint_every": "0", "compile": True,
+    "iterations": 16, "warmup_steps": 1, "checkpoint_every": "0", "compile": True,
     "omp_num_threads": 2, "openblas_num_threads": 2,
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_twice_and_resumed_the_same_bytes_with_two_threads(dtype, backend, tmp_path, data_path):
-    settings = THREADS | {"compute_dtype": dtype}
+@pytest.mark.parametrize("dtype, compiled", [("float32", False), *(
+    pytest.param(dtype, True, marks=pytest.mark.slow) for dtype in ("float32", "bfloat16"))])
+def test_twice_and_resumed_the_same_bytes_with_two_threads(dtype, compiled, backend, tmp_path, data_path):
+    settings = THREADS | {"compute_dtype": dtype, "compile": compiled}
     models = []
     for name in ("once", "twice"):
         run = Run(backend, tmp_path / name, data_path, **settings)

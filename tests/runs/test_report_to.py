@@ -58,6 +58,7 @@ def wandb_curves(folder):
     return config, curves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend, tools", [("torch", "tensorboard, wandb"), ("mlx", "tensorboard")])
 def test_a_run_reports_what_its_log_says(tmp_path, data_path, backend, tools):
     env = environment(data_path, run_id="a", report_to=tools, iterations=14, val_loss_every=5)

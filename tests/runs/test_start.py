@@ -15,7 +15,7 @@ from common.params import initial_weights
 from common.ranks import LAUNCHED, launched_rank
 from common.run import main
 from common.settings import UserError, as_text
-from tests.conftest import BACKENDS, ROOT, TINY, tiny_settings, trainer_class
+from tests.conftest import BACKENDS, ROOT, TINY, tiered, tiny_settings, trainer_class
 from tests.faults import Run
 
 TORCH = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
@@ -180,7 +180,7 @@ def test_bfloat16_where_the_device_computes_it(device, asked, has, monkeypatch, 
 # compilers
 
 
-@pytest.mark.parametrize("flags", [[], ["--preflight"]])
+@pytest.mark.parametrize("flags", tiered([["--preflight"], []], 2))
 def test_a_machine_that_compiles_nothing(flags, backend, start, monkeypatch):
     """No compiler, or a TMPDIR from which nothing may run: one line with the remedy, in a run and before it."""
     def fail(*given, **named):
@@ -192,6 +192,7 @@ def test_a_machine_that_compiles_nothing(flags, backend, start, monkeypatch):
     assert "Traceback" not in text and "page more" not in text
 
 
+@pytest.mark.slow
 def test_a_defect_is_not_blamed_on_the_compiler(backend, start, monkeypatch):
     """Nor is a device that computes nothing at all."""
     def fail(*given, **named):

@@ -29,7 +29,7 @@ from common.run import main
 from common.settings import Settings
 from common.shards import open_shard
 from tests import faults
-from tests.conftest import BACKENDS, ROOT, TINY, environment, run_script, tiny_settings, trainer_class
+from tests.conftest import BACKENDS, ROOT, TINY, environment, run_script, tiered, tiny_settings, trainer_class
 
 
 def trained(folder):
@@ -74,7 +74,8 @@ def in_folder(tmp_path, monkeypatch, data_path):
 
 
 def test_a_run_learns_and_accounts_for_itself(backend, tmp_path, data_path):
-    lines, model, done = train_alone(backend, tmp_path / "a", data_path, iterations=60, val_loss_every=30)
+    lines, model, done = train_alone(backend, tmp_path / "a", data_path, iterations=60, val_loss_every=30,
+                                     checkpoint_every="0")
     [path] = (tmp_path / "a" / "runs").iterdir()
     assert {p.name for p in path.iterdir()} == {
         "train.log",
@@ -128,6 +129,7 @@ def test_a_run_learns_and_accounts_for_itself(backend, tmp_path, data_path):
     assert abs(score[0] - final["val_loss"]) < 1e-5 and abs(score[1] - final["val_bpb"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_manifest_supplies_tokenizer_and_vocabulary(backend, tmp_path, data_path):
     """What is not set comes from the data folder: the same run as with VOCAB_SIZE=260 (and TOKENIZER_PATH=bytes)."""
     given = train_alone(backend, tmp_path / "given", data_path, iterations=2, tokenizer_path="bytes")
@@ -135,6 +137,7 @@ def test_the_manifest_supplies_tokenizer_and_vocabulary(backend, tmp_path, data_
     assert given[1] == supplied[1] and decode_model(supplied[1])[0].vocab_size == 260
 
 
+@pytest.mark.parametrize("backend", tiered(["mlx", "torch"], 2))
 def test_twice_and_from_the_bundle_the_same_bytes(backend, tmp_path, data_path):
     """In the normal dtype: from the repository twice, and from the bundle as the only file of a folder."""
     (tmp_path / "bundle").mkdir()
@@ -156,6 +159,7 @@ def test_twice_and_from_the_bundle_the_same_bytes(backend, tmp_path, data_path):
     assert exact[0] == exact[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_one_artifact_in_reference_mode(tied, tmp_path, data_path):
     """200 steps: torch and MLX, compiled or not, 1 to 8 ranks, any micro-batch, with warm-up or without, tied or
@@ -271,6 +275,7 @@ def test_the_cap_is_kept_and_validation_is_not_training(backend, in_folder, monk
     assert json.loads((tmp_path / "runs" / "now" / "status.json").read_text())["status"] == "capped"
 
 
+@pytest.mark.slow
 def test_a_partial_validation_says_so_wherever_it_shows(backend, in_folder, capsys, tmp_path):
     assert in_folder(backend, val_tokens_limit=100) == 0
     lines, _ = trained(tmp_path)
@@ -434,6 +439,7 @@ def test_over_the_cap_the_file_is_kept(backend, in_folder, capsys, monkeypatch, 
     assert lines["status"][0]["status"] == "over_budget"
 
 
+@pytest.mark.slow
 def test_levels_that_fit_the_budget(backend, in_folder, capsys, monkeypatch, tmp_path):
     """A run over the cap goes on with QUANT_LEVELS=auto from its last checkpoint: the file is the one that was
     fitted."""
@@ -536,6 +542,7 @@ def test_a_backend_that_is_not_installed(backend, tmp_path, data_path):
     assert f"make install BACKEND={backend}" in done.stderr and f".[{backend}]" in done.stderr
 
 
+@pytest.mark.slow
 def test_ranks_that_cannot_share_the_rows(tmp_path, data_path):
     done = run_script(
         ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=3",
@@ -554,7 +561,7 @@ def test_help_lists_every_setting(backend, in_folder, monkeypatch, capsys):
     assert all(f"--{name.replace('_', '-')} " in text for name in kind.__dataclass_fields__)
 
 
-@pytest.mark.parametrize("flag", ["--help", "--source"])
+@pytest.mark.parametrize("flag", tiered(["--help", "--source"], 2))
 def test_a_closed_pipe_is_quiet(flag, backend, data_path):
     """`| head` reads what it wants, and no error follows."""
     command = f"'{sys.executable}' {BACKENDS[backend]} {flag} | head -n 1"
