@@ -1,5 +1,5 @@
 # make train   a language model from nothing: environment, data, training, compression, score
-# make test    lint and every test, in the same environment
+# make test    lint and the fast tests of both backends, in the same environment     make test-all   and the slow ones
 # make gpu-check, on a Mac make device-check   speed, parity and tests on one GPU: device_report.txt; installs nothing
 # Any setting can be given: make train ITERATIONS=50 NUM_LAYERS=6     BACKEND=mlx|torch chooses the trainer
 
@@ -41,7 +41,7 @@ else
 RUN := $(BIN)/python train_gpt.py
 endif
 
-.PHONY: train run test lint install data clean gpu-check device-check
+.PHONY: train run test test-all lint install data clean gpu-check device-check
 
 train: install
 	@gpus=$(or $(GPUS),`$(BIN)/python -c '$(COUNT)'`) && $(MAKE) --no-print-directory run GPUS=$$gpus
@@ -56,9 +56,14 @@ data: install
 	  echo "data      English from Python's own documentation, in $(DATA_PATH)"; \
 	  $(BIN)/python -m common.data pydoc --vocab-size $(VOCAB_SIZE) --out $(DATA_PATH);; esac
 
+TEST := env -i $${HOME+HOME="$$HOME"} PATH="$$PATH" OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+  $(BIN)/python -m pytest --complete -n 3 --dist loadfile --no-loadscope-reorder
+
 test: .venv/.torch .venv/.mlx .venv/.data .venv/.records .venv/.report .venv/.dev lint
-	env -i $${HOME+HOME="$$HOME"} PATH="$$PATH" OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -n 3 --dist loadfile
+	$(TEST) -m "not slow"
+
+test-all: test
+	$(TEST) -m slow
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

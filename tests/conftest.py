@@ -1,17 +1,18 @@
-"""Data and settings that the tests share: a small text in byte tokens, and a model that trains on it in a second."""
+"""What the tests share: a small text in byte tokens, and a model that trains on it in a second; the two tiers; what
+becomes of a test whose package is not installed."""
 import contextlib
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-from common.data.folder import write_shard
-from tests.browser import Browser
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -39,14 +40,9 @@ DEVICES = [  # values of (backend, device)
 
 
 @pytest.fixture(scope="session")
-def browser():
-    with Browser() as chromium:
-        yield chromium
-
-
-@pytest.fixture(scope="session")
 def data_path(tmp_path_factory):
     """A data folder in byte tokens: about 12,000 training tokens in two shards, 1,500 for validation."""
+    from common.data.folder import write_shard
     folder = tmp_path_factory.mktemp("data")
     words = "the cat sat on a mat and then ran off to see what there was to eat in the old red barn".split()
     random = np.random.Generator(np.random.Philox(7))
@@ -67,6 +63,7 @@ def data_path(tmp_path_factory):
 def documents(tmp_path_factory):
     """A data folder in byte tokens of documents that begin with a BOS: 8,000 tokens for training, 700 for
     validation."""
+    from common.data.folder import write_shard
     folder, random = tmp_path_factory.mktemp("documents"), np.random.Generator(np.random.Philox(5))
     words = "the cat sat on a mat and then ran off to see what there was to eat in the old red barn".split()
     tokens = []
@@ -80,12 +77,42 @@ def documents(tmp_path_factory):
     return folder
 
 
+# what runs ------------------------------------------------------------------------------------------------------------
+
+LONGEST = ("device/test_step", "runs/test_train", "parity/test_ladder", "records/test_tampering", "hostile/",
+           "runs/test_ranks")
+
+
+def tiered(cases, every):
+    """The cases of a parametrization, of which one in so many is in the fast tier, and all are in one of the two."""
+    return [case if i % every == 0 else pytest.param(*(case if type(case) is tuple else [case]),
+                                                     marks=pytest.mark.slow) for i, case in enumerate(cases)]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--complete", action="store_true", help="fail where a package or Chromium is not installed; "
+                     "without it such a test is skipped, and says what would run it")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files begin first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if name in item.nodeid), len(LONGEST)))
+    for item in items:
+        if "browser" in item.fixturenames:
+            item.add_marker("browser")
+
+
 def pytest_runtest_setup(item):
-    """Tests marked `cuda` and `metal` run wherever there is such a device; they fail where their framework is not
-    installed."""
+    """Tests marked `cuda` and `metal` run wherever there is such a device. A test with a parameter that is a backend,
+    or marked `needs`, runs where that is installed."""
     for name in ("cuda", "metal"):
         if item.get_closest_marker(name) and not has_device(name):
             pytest.skip(f"no {name} device")
+    values = getattr(item, "callspec", None) and item.callspec.params.values()
+    needed = [value for value in values or () if isinstance(value, str) and value in BACKENDS]
+    for name in needed + [name for mark in item.iter_markers("needs") for name in mark.args]:
+        if not installed(name):
+            missing(item.config, remedy(name))
 
 
 def has_device(name):
@@ -96,9 +123,57 @@ def has_device(name):
     return mx.metal.is_available()
 
 
+def remedy(package):
+    """What to do where an optional package is missing; "" for any other module. pyproject.toml says which extra has
+    it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extra, lines in {"": project["dependencies"], **project["optional-dependencies"]}.items():
+        names = [re.split(r"[\[<>=;]", line)[0].replace("-", "_") for line in lines]
+        if package in names:
+            return f"{package} is not installed: `pip install '.{f'[{extra}]' * bool(extra)}'` provides it"
+    return ""
+
+
+def missing(config, what):
+    """Skip a test for lack of something, or fail it where all is to be there: `make test` installs all."""
+    (pytest.fail if config.getoption("complete") else pytest.skip)(what)
+
+
+def installed(package):
+    try:
+        return bool(find_spec(package))
+    except ModuleNotFoundError:  # who blocks an import raises it here
+        return False
+
+
+def lacking(error):
+    """remedy() of a package that is not installed, as a failure says of this process or one that the test started."""
+    found = re.search(r"No module named '(\w+)", f"{error} {error.__cause__}")
+    return found and not installed(found[1]) and remedy(found[1])
+
+
+def skip_for_lack(config, report, call):
+    """Turns the failure of a file or a test for lack of a package into a skip that names it, but with --complete."""
+    what = report.failed and not config.getoption("complete") and call.excinfo and lacking(call.excinfo.value)
+    if what:
+        report.outcome, report.longrepr = "skipped", (__file__, 0, f"Skipped: {what}")
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    return skip_for_lack(collector.config, report, report.call)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    return skip_for_lack(item.config, (yield), call)
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    """Each backend in turn; one that is not installed fails."""
+    """Each backend in turn."""
     return request.param
 
 
@@ -110,7 +185,7 @@ def trainer_class(name):
     return train_gpt.TorchTrainer
 
 
-with contextlib.suppress(ModuleNotFoundError):  # tests of MLX fail where it is not installed
+with contextlib.suppress(ModuleNotFoundError):
     # before any plain `import mlx`, which would tie MLX to its own slow BLAS; pytest imports this file first
     trainer_class("mlx")
 
@@ -141,19 +216,3 @@ def run_script(command, folder, env):
         check=False,
         timeout=300,
     )
-
-
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory, data_path):
-    """The model file of a tiny run that nothing happens to, by backend and changed settings; each is made once."""
-    from tests.faults import Run
-    made = {}
-
-    def model(backend, **changes):
-        key = backend, *changes.items()
-        if key not in made:
-            run = Run(backend, tmp_path_factory.mktemp("whole"), data_path, **changes)
-            assert run.wait() == [0], run.text()
-            made[key] = run.model()
-        return made[key]
-    return model

@@ -1,4 +1,4 @@
-"""Trainers that fail on purpose, in real processes: what tests/test_faults_*.py share.
+"""Trainers that fail on purpose, in real processes: what the tests of several rooms share.
 
 A server process imports the framework once and forks the ranks (multiprocessing's forkserver), so that a run starts in
 a fraction of a second; the ranks meet over gloo as under torchrun. A fault is a function of this file; it changes the
@@ -18,6 +18,7 @@ import socket
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,8 @@ class Run:
 
     def __init__(self, backend, folder, data_path, fault=None, world_size=1, **changes):
         global SCRIPTS
+        if not find_spec(backend):  # then the test is skipped: see conftest.py
+            raise ModuleNotFoundError(f"No module named '{backend}'", name=backend)
         SCRIPTS = SCRIPTS or start_server()
         folder.mkdir(exist_ok=True)
         self.folder, self.path, self.out = (

@@ -90,7 +90,7 @@ def test_every_command_is_one_that_its_program_takes(page, monkeypatch, capsys):
 @pytest.mark.parametrize("command", [
     "python -m records pakc runs/x", "python -m parity --loop-layer 1-2", "make trian", "make train NUM_LAYER=6",
     "python train_gpt.py --num-layer 3", "NUM_LAYER=3 python train_gpt.py", "pip install '.[dta]'",
-    "torchrun --nprocs=8 train_gpt.py", "python -m tests.bench_steps", "pythn train_gpt.py"])
+    "torchrun --nprocs=8 train_gpt.py", "python -m tests.bench.steps", "pythn train_gpt.py"])
 def test_a_wrong_command_is_found(command, monkeypatch):
     with pytest.raises((AssertionError, SystemExit, OSError, UserError)):
         check(shlex.split(command), monkeypatch)

@@ -56,7 +56,8 @@ def test_the_file_tree_names_every_file():
         ]
     ]
     assert {name for name in files if name != "__init__.py"} <= named
-    assert all(list(ROOT.rglob(name.rstrip("/"))) for name in named)
+    there = [str(path) for pattern in ("*", ".ci/*", "[!.]*/**/*") for path in ROOT.glob(pattern)]
+    assert all(any(path.endswith(f"/{name.rstrip('/')}") for path in there) for name in named)
 
 
 def test_torchrun_looks_up_no_name():
@@ -65,6 +66,17 @@ def test_torchrun_looks_up_no_name():
     written = [*PAGES, *others]
     commands = [line for path in written for line in path.read_text().splitlines() if "torchrun --s" in line]
     assert len(commands) == 5 and all("--standalone --local-addr 127.0.0.1 " in line for line in commands), commands
+
+
+def test_every_test_that_a_table_names_exists():
+    """`room/test_file::test_name` in tests/README.md; without a file it is in that of the name before; * ends any."""
+    named, path = 0, None
+    for file, name, star in re.findall(r"`(?:([\w/]+)::)?(test_\w+?)(\*?)`", (ROOT / "tests/README.md").read_text()):
+        path = ROOT / f"tests/{file}.py" if file else path
+        if path:  # before the tables, a file is named
+            named += 1
+            assert re.search(rf"^def {name}{'' if star else '[(]'}", path.read_text(), re.MULTILINE), (path, name)
+    assert named > 60
 
 
 def test_no_place_was_left_to_fill():

@@ -1,4 +1,4 @@
-"""Everything that tests/test_device_step.py looks at, from one process: `python -m tests.device.cases`.
+"""Everything that tests/device/test_step.py looks at, from one process: `python -m tests.device.cases`.
 
 Prints one line of JSON: what each case launches and waits for, and what every kernel of them needs on sm_90.
 """
@@ -9,7 +9,6 @@ import time
 
 import torch
 
-from common.recipes import RECIPES
 from common.settings import Settings, settings_of
 from parity.options import OPTIONS, with_options
 from tests.device import inductor, roofline, sm90
@@ -18,17 +17,14 @@ from tests.device.step import Rank, count_step, start
 WORLD_SIZES = 1, 8
 DEFAULT = Settings(vocab_size=1024)
 SMALL = dataclasses.replace(DEFAULT, num_layers=2)
-LAPTOP = dataclasses.replace(DEFAULT, **RECIPES["laptop"])
-LAPTOP = dataclasses.replace(LAPTOP, micro_batch_tokens=LAPTOP.train_batch_tokens)
 SAME_STEP = settings_of("evaluation").keys() - {"quant_levels"} | {"lr_floor"}  # with these alone
 MODEL = [name for name in OPTIONS if OPTIONS[name].keys() <= settings_of("model").keys()]
-# one step each; the options have fewer layers, those of the model are together, and a graph that another case has is
-# not compiled again
-STEPS = {"default": DEFAULT, "small": SMALL, "laptop": LAPTOP,
-         "small, kernels": dataclasses.replace(SMALL, kernels="triton")}
-STEPS |= {"small, options of the model": with_options(SMALL, MODEL)} | {
-    f"small, {name}": with_options(SMALL, [name]) for name in OPTIONS
-    if name not in MODEL and OPTIONS[name].keys() - SAME_STEP}
+# one step each; the options have fewer layers, those of the model are together, the others are looked at in the larger
+# world, and a graph that another case has is not compiled again
+STEPS = {"default": DEFAULT, "small": SMALL, "small, kernels": dataclasses.replace(SMALL, kernels="triton"),
+         "small, options of the model": with_options(SMALL, MODEL)}
+OTHERS = {f"small, {name}": with_options(SMALL, [name]) for name in OPTIONS
+          if name not in MODEL and OPTIONS[name].keys() - SAME_STEP}
 
 
 def method_calls(trainer, tokens):
@@ -56,7 +52,7 @@ def all_cases(meter):
     """dict name -> what was counted, as dicts."""
     found = {}
     for world_size in WORLD_SIZES:
-        for name, s in STEPS.items():
+        for name, s in (STEPS | OTHERS if world_size > 1 else STEPS).items():
             print(name, f"{time.process_time():.0f} CPU s", file=sys.stderr, flush=True)
             rounding = s.qat_start < 1 or s.quant_levels != DEFAULT.quant_levels
             found[f"{name}, world size {world_size}"] = count_step(

@@ -112,7 +112,7 @@ def tests(options):
     """The tests that are marked for the device."""
     if missing := [name for name in ("pytest", "hypothesis") if not util.find_spec(name)]:
         raise UserError(f"`pip install {' '.join(missing)}` provides what the tests need")
-    mark, which = MARKS[options.backend], "tests/test_repeatable.py" if options.rehearse else "tests"
+    mark, which = MARKS[options.backend], "tests/runs/test_repeatable.py" if options.rehearse else "tests"
     done = subprocess.run([sys.executable, "-m", "pytest", "-m", mark, "-q", "-p", "no:cacheprovider", "-rs", which],
                           cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
     print(done.stdout)
