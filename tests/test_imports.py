@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TRAINERS = {"train_gpt": "torch", "train_gpt_mlx": "mlx"}
 DATA_LIBRARIES = {"sentencepiece", "huggingface_hub", "tqdm", "pyarrow", "matplotlib"}
-RECORDS_TESTS = "tests/records/*", "tests/hostile/campaign.py", "tests/bench/verify.py", "tests/test_places.py"
+RECORDS_TESTS = "tests/records/*", "tests/hostile/campaign.py", "tests/bench/verify.py", "tests/runs/test_places.py"
 LIBRARIES = {
     "common.tokenizer": {"sentencepiece"},
     "common.artifact": {"safetensors"},

@@ -43,7 +43,8 @@ def test_only_the_memory_setting_differs_in_mlx():
 
 
 def test_the_file_tree_names_every_file():
-    trees = [page.read_text().split("## Files")[1].split("```")[1] for page in PAGES if "## Files" in page.read_text()]
+    pages = [re.split("## (?:Files|Where things are)\n", page.read_text()) for page in PAGES]
+    trees = [page[1].split("```")[1] for page in pages if page[1:]]
     tree = "\n".join(trees)
     named = set(re.findall(r"^ *([\w./]+)", tree, re.MULTILINE))
     files = [
@@ -58,6 +59,19 @@ def test_the_file_tree_names_every_file():
     assert {name for name in files if name != "__init__.py"} <= named
     there = [str(path) for pattern in ("*", ".ci/*", "[!.]*/**/*") for path in ROOT.glob(pattern)]
     assert all(any(path.endswith(f"/{name.rstrip('/')}") for path in there) for name in named)
+
+
+def test_the_readme_shows_what_is_there():
+    text, idea = PAGES[0].read_text(), (ROOT / "tests/parity/ideas/mlp_power_fork.diff").read_text()
+    shown = re.search(r"```diff\n(.*?)```", text, re.DOTALL)[1]
+    changed = [[line for line in diff.splitlines() if re.match(r"[-+](?![-+])", line)] for diff in (shown, idea)]
+    assert changed[0] == changed[1] and len(changed[0]) == 4
+    ladder = re.findall(r"^.* (?:exact|\d+e-\d+) +ok.*$", text, re.MULTILINE)
+    assert len(ladder) == 8 and set(ladder) <= set((ROOT / "parity/README.md").read_text().splitlines())
+    table = (ROOT / "records/README.md").read_text().splitlines()
+    results = re.findall(r"\| (\d\.\d{4}) \| ([\d,]+) \|", text)
+    assert len(results) == 3 and all(any(f"**{bpb}**" in row and f"| {size} =" in row for row in table)
+                                     for bpb, size in results)
 
 
 def test_torchrun_looks_up_no_name():

@@ -1,5 +1,5 @@
 """Places people have: odd paths, sources that stay as they are, no HOME, another locale: `python -m pytest
-tests/test_places.py`."""
+tests/runs/test_places.py`."""
 import ast
 import os
 import shlex
