@@ -559,7 +559,7 @@ def test_trainers_become_one_file(tmp_path, name):
 @pytest.mark.parametrize("name", ["train_gpt.py", "train_gpt_mlx.py"])
 def test_the_code_of_a_trainer_is_small(name):
     """It counts against the challenge's 16,000,000 bytes."""
-    assert len(bundle(ROOT / name)) <= 67_500
+    assert len(bundle(ROOT / name)) <= 68_000
 
 
 def test_all_of_common_fits_in_one_file(tmp_path):
