@@ -94,7 +94,7 @@ def doubts(run):
     return [*check_plausible(folder), *check_trainer_logs(folder)]
 
 
-@pytest.mark.parametrize("changes", tiered(HONEST_RUNS.values(), 4), ids=HONEST_RUNS)
+@pytest.mark.parametrize("changes", tiered(HONEST_RUNS.values(), 8), ids=HONEST_RUNS)
 def test_honest_runs_raise_no_doubt(backend, changes, tmp_path, data_path):
     run = faults.Run(backend, tmp_path, data_path, **changes)
     assert run.wait() == [0], run.text()

@@ -128,6 +128,7 @@ def test_an_interrupt_in_the_final_evaluation_keeps_the_training(backend, tmp_pa
     assert len(run.lines("final_exact")) == 1
 
 
+@pytest.mark.slow
 def test_time_spent_before_counts_against_the_cap(backend, tmp_path, data_path):
     """F20 too: the cap is honoured, by real time."""
     changes = {"max_wallclock_seconds": 6, "iterations": 100_000, "checkpoint_every": "0"}

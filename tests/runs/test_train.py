@@ -231,6 +231,7 @@ def test_twins_agree_in_reference_mode(changes, data_path):
     assert abs(seen["torch"]["nats"].mean() - seen["torch"]["loss"]) < 1e-9
 
 
+@pytest.mark.parametrize("backend", tiered(["mlx", "torch"], 2))  # PyTorch calls a C++ compiler
 def test_compiled_step_agrees_with_the_plain_one(backend, data_path):
     losses = {}
     for compiled in (False, True):
