@@ -45,8 +45,8 @@ def check(words, monkeypatch):
     assert program in PROGRAMS and given.keys() <= VARIABLES | OTHERS, words
     if program == "python" and arguments[0] == "-m":
         check_module(arguments[1], arguments[2:], monkeypatch)
-    elif TRAINERS & set(arguments):
-        at = next(at for at, word in enumerate(arguments) if word in TRAINERS)
+    elif scripts := [at for at, word in enumerate(arguments) if word.rpartition("/")[2] in TRAINERS]:
+        at = scripts[0]
         if program == "torchrun":
             from torch.distributed.run import get_args_parser
             get_args_parser().parse_args([word for word in arguments[:at + 1] if word != "..."])
@@ -65,7 +65,7 @@ def check(words, monkeypatch):
 def check_module(name, arguments, monkeypatch):
     arguments = [word for word in arguments if word != "..." or arguments[-2:-1] == ["--github-id"]]
     if name in TOOLS:
-        options = []
+        options, arguments = [], arguments if arguments[1:] else [*arguments, "--help"]  # only the name of a command
         monkeypatch.setattr(common.command, "exit_code", lambda found, extra: options.append(found))
         importlib.import_module(f"{name}.__main__").main([word for word in arguments if word != "COMMAND"])
         ladder_settings([*(getattr(options[0], "given", None) or []), *options[0].settings])
