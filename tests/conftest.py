@@ -80,7 +80,7 @@ def documents(tmp_path_factory):
 # what runs ------------------------------------------------------------------------------------------------------------
 
 LONGEST = ("device/test_step", "runs/test_train", "parity/test_ladder", "records/test_tampering", "hostile/",
-           "runs/test_ranks")
+           "runs/test_ranks", "runs/test_faults", "test_imports")
 
 
 def tiered(cases, every):

@@ -162,7 +162,8 @@ def test_a_fork_with_a_tensor_and_a_setting_of_its_own_climbs(fork, climb):
         ("common/params.py", "    if num_skips(s):\n", '    table["gain"] = Param((dim,))\n    if num_skips(s):\n'),
         ("train_gpt.py", "        self.tok_emb = ", "        self.gain = nn.Parameter(torch.empty(s.model_dim))\n"
          "        self.tok_emb = "),
-        ("train_gpt.py", "x = x0 = self.embed(", "x = x0 = self.s.gain_init * self.gain.to(self.dtype) * self.embed("),
+        ("train_gpt.py", "x, skips = self.embed(", "x, skips = self.s.gain_init * self.gain.to(self.dtype) * "
+         "self.embed("),
         ("train_gpt_mlx.py", "        self.tok_emb = ", "        self.gain = mx.zeros(s.model_dim)\n"
          "        self.tok_emb = "),
         ("train_gpt_mlx.py", "x = x0 = self.embed(", "x = x0 = self.s.gain_init * self.gain.astype(self.dtype) * "
