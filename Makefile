@@ -6,7 +6,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BACKEND ?= $(if $(filter Darwin,$(shell uname -s)),mlx,torch)
-FINEWEB := data/fineweb10B_sp1024
 
 ifeq ($(filter torch mlx,$(BACKEND)),)
 $(error BACKEND=$(BACKEND) is neither torch nor mlx)
@@ -21,17 +20,10 @@ else
 COUNT := import torch; print(torch.cuda.device_count())
 endif
 
-# FineWeb is used where it is there and a GPU or a Mac is; else the embedded corpus and a recipe for two CPU cores.
-ifneq ($(filter train,$(or $(MAKECMDGOALS),train)),)
-else ifneq ($(and $(wildcard $(FINEWEB)/*_train_*.bin),$(filter-out 0,$(GPUS))$(filter Darwin,$(shell uname -s))),)
-export DATA_PATH ?= $(FINEWEB)
-export SAMPLE_TOKENS ?= 100
-else
 export VOCAB_SIZE ?= 2048
-export SAMPLE_TOKENS ?= 100
 export DATA_PATH ?= data/pydoc_sp$(VOCAB_SIZE)
 export RECIPE ?= laptop
-endif
+export SAMPLE_TOKENS ?= 100
 
 ifeq ($(BACKEND),mlx)
 RUN := $(BIN)/python train_gpt_mlx.py

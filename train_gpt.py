@@ -479,7 +479,6 @@ class TorchTrainer:
         with torch.set_grad_enabled(self.s.compile and self.device.type == "cpu"):
             return self.forward(self.to_device(tokens)).detach().cpu().numpy()
 
-    @torch.compiler.set_stance("force_eager")
     @torch.no_grad()
     def input_products(self, tokens):
         def square(x):
@@ -489,12 +488,13 @@ class TorchTrainer:
         matrices = self.params.keys() - self.others
         layers = {name: self.model.get_submodule(name.removesuffix(".weight")) for name in matrices}
         parts = self.to_device(tokens).long().split(micro_batch_rows(self.s, len(tokens), tokens.shape[1]))
-        return self.to_host(collect(layers, square, map(self.model.features, parts)))
+        with torch.compiler.set_stance("force_eager"):
+            return self.to_host(collect(layers, square, map(self.model.features, parts)))
 
-    @torch.compiler.set_stance("force_eager")
     @torch.no_grad()
     def logits(self, tokens):
-        return self.model.logits(self.to_device(tokens).long()).cpu().numpy()
+        with torch.compiler.set_stance("force_eager"):
+            return self.model.logits(self.to_device(tokens).long()).cpu().numpy()
 
     def gradients(self, tokens):
         found = {"loss": self.backward(tokens)} | {name: p.grad for name, p in self.params.items()}
@@ -561,7 +561,7 @@ class TorchTrainer:
     def matmul_flops(self):
         n = 8192 if self.device.type == "cuda" else 1024
         x = torch.ones(n, n, dtype=self.dtype, device=self.device)
-        return 2 * n**3 / least_seconds(lambda: (x @ x, self.wait()))
+        return 2 * n**3 / least_seconds(lambda: x @ x, lambda _: self.wait())
 
     def memory(self):
         rows = micro_batch_rows(self.s, rank_rows(self.s, self.rank, self.world_size)[1])

@@ -7,12 +7,12 @@ import threading
 from tqdm import tqdm
 
 
-def say(text, file=None):
+def say(text, file=None, end="\n"):
     """Print a line above the progress bar. A closed pipe or a full disk does not end the run."""
     file = file or sys.stdout
     with contextlib.suppress(OSError):
         try:
-            tqdm.write(text, file=file)
+            tqdm.write(text, file=file, end=end)
             file.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # or Python complains when it exits
@@ -23,7 +23,7 @@ def say_end(error, status_line, hint):
     hint. Either may be empty."""
     terminal = sys.stdout.isatty() and sys.stderr.isatty()
     if error:
-        say(f"error: {error}" + f"\n  {hint}" * (terminal and hint > ""), sys.stderr)
+        say(f"error: {error}\n  {hint}" if terminal and hint else f"error: {error}", sys.stderr)
     if status_line and not (terminal and error):
         say(status_line)
 

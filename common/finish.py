@@ -90,9 +90,8 @@ def sample_text(run):
     """Lines that the model writes, scored as it is now; empty without SAMPLE_TOKENS. `python -m records sample` writes
     the same where the run computed in float32."""
     s = run.settings
-    if not run.folder or not s.sample_tokens:
+    if not s.sample_tokens:
         return ""
-    run.watch.mark([run.watch.steps, 4], "the text that the model writes", PATIENCE)
     text = "".join(write_text(run.trainer.logits, run.data.tokenizer, [], s.sample_tokens, s.train_seq_len))
     lines = (f"    | {line}\n" for line in text.rstrip().split("\n"))  # which no parser of logs takes for its own
     return f"  the model writes\n{''.join(lines)}"

@@ -144,7 +144,6 @@ class RunFolder:
         """The last line of the log."""
         line = end_run(self.path, status, reason, hint, step)
         self.file.close()
-        self.report.close()
         return line
 
 

@@ -238,7 +238,7 @@ def training_summary(run):
     val_loss, val_bpb = run.val
     advice = ""
     if run.step < min(FEW_STEPS, s.iterations):
-        advice = (f"  advice    {run.step:,} steps teach little: raise MAX_WALLCLOCK_SECONDS="
-                  f"{s.max_wallclock_seconds:g}, lower MODEL_DIM={s.model_dim}, or stop what else runs here\n")
+        advice = (f"  advice    {run.step:,} steps teach little: raise MAX_WALLCLOCK_SECONDS (now "
+                  f"{s.max_wallclock_seconds:g}), lower MODEL_DIM (now {s.model_dim}), or stop what else runs here\n")
     return (f"  trained   {run.step:,} steps, {tokens:,} tokens in {run.seconds:.1f} s, {rate:,.0f} tokens/s\n{advice}"
             f"  before    val_bpb {val_bpb:.4f}  val_loss {val_loss:.4f}\n")

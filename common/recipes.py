@@ -18,7 +18,7 @@ LAPTOP_SIZE = {
 RECIPES = {
     # the challenge's baseline: the defaults
     "baseline": {},
-    # `make train` without a GPU
+    # `make train`
     "laptop": LAPTOP_SIZE | {
         "bigram_rows": 2048,
         "bigram_dim": 64,

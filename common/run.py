@@ -123,13 +123,13 @@ def complete(run, script):
         stored = {"backend": run.trainer.backend, "identity": run.saver.identity} | dataclasses.asdict(settings)
         write_json(folder.path / "settings.json", stored)
         describe_run(run, code)
-    with run.phase("compile" if settings.compile else "warm up", "the steps and the evaluation, for this machine"):
+    compiles = settings.compile and settings.warmup_steps
+    with run.phase("compile" if compiles else "warm up", "the steps and the evaluation, for this machine"):
         warm_up(run)
     run.log("warmup", steps=settings.warmup_steps, seconds=time.perf_counter() - run.started)
     train(run)
     with run.phase("score", "the model, compressed and read back"):
         summary = training_summary(run) + finish(run, len(code))
-        text = sample_text(run)
     capped = run.step < settings.iterations
     watch.close("capped" if capped else "finished", "")
     if folder:
@@ -138,7 +138,11 @@ def complete(run, script):
         say(folder.end("capped" if capped else "finished", reason, "", run.step))
         for old in checkpoints(folder.path):
             old.unlink()
-        say(f"\n{summary}\n{text}  {folder.path}/ holds the log, the code, the settings and the model")
+        say(f"\n{summary}")
+        with contextlib.suppress(KeyboardInterrupt):  # the run has ended
+            say(sample_text(run), end="")
+        say(f"  {folder.path}/ holds the log, the code, the settings and the model")
+        folder.report.close()
     run.trainer.close()
     if folder:
         for file in folder.path.glob("rank*"):
@@ -167,6 +171,8 @@ def fail(error, run, rank, silent):
         line = log_line("status", status=status, reason=reason, hint="")
     text = f"rank {rank}: {reason}" if rank else reason
     say_end("" if silent else text, line, hint)
+    if run and run.folder:
+        run.folder.report.close()
     return defect
 
 

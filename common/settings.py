@@ -155,7 +155,7 @@ class Settings:
     val_loss_every: int = setting(1000, "steps between validations; 0: only at the end", 0, 10**9, kind="run")
     val_tokens_limit: int = setting(0, "tokens of a partial validation; 0: all", 0, 2**40, kind="run")
     train_log_every: int = setting(200, "steps between log lines after the first ten", 1, 10**9, kind="run")
-    sample_tokens: int = setting(0, "tokens of text that the compressed model writes at the end, to be seen", 0, 10**6,
+    sample_tokens: int = setting(0, "tokens of text that the compressed model writes at the end", 0, 10**6,
                                  kind="run")
     resume: str = setting("", "run folder to continue, or auto: the newest that is not finished, if any", kind="run")
     checkpoint_every: Interval = setting("60s", "steps (500) or seconds (60s) between checkpoints; 0: only when "

@@ -1,6 +1,7 @@
 """What a reviewer should look at in a source: network, other processes, pickles, code that is not in sight, validation
 tokens that are trained on before they are scored. Standard library only."""
 import ast
+from pathlib import Path
 
 from records.values import dotted
 
@@ -12,7 +13,9 @@ _SYSTEM = {"os.system", "os.popen", "os.fork", "os.forkpty", "os.execv", "os.exe
            "os.spawnv", "os.posix_spawn"}
 _PROCESS = {"subprocess", "pty", "pexpect"}
 _HARMLESS = {"nvidia-smi", "sysctl", "uname", "lscpu", "gcc", "g++", "cc", "clang", "nvcc"}  # commands
-_SENDS = {"wandb.init", "wandb.Settings"}  # with log and finish of the run, these send curves and bring nothing in
+_REPORT = Path(__file__).resolve().parents[1] / "common" / "report.py"
+_SENDS = ast.dump(next(node for node in ast.parse(_REPORT.read_bytes()).body
+                       if isinstance(node, ast.FunctionDef) and node.name == "start_wandb"))
 _BRINGS = {"use_artifact", "use_model", "restore", "download"}  # methods of a run and of what it gives
 _HUB = {"torch.hub.load", "torch.hub.download_url_to_file", "torch.hub.load_state_dict_from_url"}
 _HIDDEN = {"exec", "eval", "__import__", "importlib.import_module"}
@@ -35,13 +38,11 @@ def hazards(tree, values, opened=()):
 
 
 def _sends_only(node, values):
-    """Whether a plain `import wandb` is all there is of it, but for calls that send curves."""
-    if not isinstance(node, ast.Import):
-        return False
-    uses = [n for n in values.nodes if isinstance(n, ast.Name) and dotted(n, values.aliases).split(".")[0] == "wandb"]
-    attributes = [n for n in values.nodes if isinstance(n, ast.Attribute)]
-    sent = [n for n in attributes if dotted(n, values.aliases) in _SENDS]
-    return len(uses) == len(sent) and not any(n.attr in _BRINGS for n in attributes)
+    """Whether an `import wandb` is the one of our own function that sends curves, word for word, and nothing calls what
+    would bring something in."""
+    ours = values.functions.get("start_wandb")
+    return (ours is not None and node in ours.body and ast.dump(ours) == _SENDS
+            and not any(n.attr in _BRINGS for n in values.nodes if isinstance(n, ast.Attribute)))
 
 
 def _modules(node, values):

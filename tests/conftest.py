@@ -130,7 +130,7 @@ def remedy(package):
     for extra, lines in {"": project["dependencies"], **project["optional-dependencies"]}.items():
         names = [re.split(r"[\[<>=;]", line)[0].replace("-", "_") for line in lines]
         if package in names:
-            return f"{package} is not installed: `pip install '.{f'[{extra}]' * bool(extra)}'` provides it"
+            return f"{package} is not installed: `pip install '.{f'[{extra}]' if extra else ''}'` provides it"
     return ""
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from common.values import Interval
-from tests.bench.step import SIZE
+from tests.bench.step import LADDER
 from tests.conftest import BACKENDS, ROOT, environment
 
 
@@ -28,7 +28,7 @@ def bench(backend):
     from common.params import initial_weights
     from tests.conftest import trainer_class
     kind = trainer_class(backend)
-    s = dataclasses.replace(kind.settings_class(), **SIZE, compile=False)
+    s = dataclasses.replace(kind.settings_class(), **LADDER, compile=False)
     trainer = kind(s, initial_weights(s))
     tokens = np.random.default_rng(0).integers(0, s.vocab_size, (16, s.train_seq_len + 1)).astype(np.int32)
     times, held, told = [], [], []
@@ -65,7 +65,8 @@ def interrupt(backend):
         for split, size in (("train", 100_000), ("val", 5000)):
             write_shard(folder / f"x_{split}_0.bin", random.integers(4, 260, size))
         env = environment(
-            folder, **SIZE, tokenizer_path="bytes", run_id="r", compile=True, iterations=10**6, micro_batch_tokens=4096
+            folder, **LADDER | {"vocab_size": 0}, tokenizer_path="bytes", run_id="r", compile=True,
+            iterations=10**6, micro_batch_tokens=4096
         )
         process = subprocess.Popen(
             [sys.executable, ROOT / BACKENDS[backend]],

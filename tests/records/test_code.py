@@ -6,6 +6,7 @@ import base64
 import bz2
 import codecs
 import hashlib
+import inspect
 import lzma
 import marshal
 import os
@@ -16,6 +17,7 @@ import zlib
 
 import pytest
 
+from common import report
 from common.bundle import bundle, bundle_source, pack, wrapper
 from records import code as reader
 from records.checks import check_code_bytes, check_logs
@@ -75,7 +77,10 @@ def test_code_that_does_not_compile_fails(compiled, source, words):
 
 @pytest.mark.parametrize(("source", "words"), [
     ("import urllib.request", "network"),
-    ("import wandb\nrun = wandb.init(settings=wandb.Settings(console='off'))\nrun.log(x)\nrun.finish()", None),
+    (inspect.getsource(report.start_wandb), None),
+    (inspect.getsource(report.start_wandb) + "start_wandb(p, s)[0].__self__.restore('model')", "network"),
+    (inspect.getsource(report.start_wandb).replace("run.log", "run.summary"), "network"),
+    ("import wandb\nrun = wandb.init(settings=wandb.Settings(console='off'))\nrun.log(x)\nrun.finish()", "network"),
     ("import wandb as w\nw.init()\nw.restore('model')", "network"),
     ("import wandb\nwandb.init().use_artifact(x).download()", "network"),
     ("import wandb\nf(wandb)", "network"),

@@ -117,19 +117,18 @@ def test_ranks_that_cannot_meet(backend, launched, monkeypatch, tmp_path, data_p
 
 
 @pytest.mark.parametrize("counts, flags, runs", [
-    ("echo 8", "", "torchrun --standalone --local-addr 127.0.0.1 --nproc_per_node=8 train_gpt.py fineweb"),
-    ("echo 1", "", "python train_gpt.py fineweb"),
+    ("echo 8", "", "torchrun --standalone --local-addr 127.0.0.1 --nproc_per_node=8 train_gpt.py pydoc"),
+    ("echo 1", "", "python train_gpt.py pydoc"),
     ("echo 0", "", "python train_gpt.py pydoc"),
     ("echo a driver error; echo of two lines; exit 9", "", ""),
-    ("echo 8", "GPUS=2", "torchrun --standalone --local-addr 127.0.0.1 --nproc_per_node=2 train_gpt.py fineweb"),
+    ("echo 8", "GPUS=2", "torchrun --standalone --local-addr 127.0.0.1 --nproc_per_node=2 train_gpt.py pydoc"),
     ("echo 8", "BACKEND=mlx", "python train_gpt_mlx.py pydoc")])
 def test_make_starts_as_many_ranks_as_the_framework_sees(counts, flags, runs, tmp_path):
     """Not as many as nvidia-smi has lines: CUDA_VISIBLE_DEVICES counts, and a driver that fails."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    for name in ("data/fineweb10B_sp1024/fineweb_train_000000.bin", "bin/nvidia-smi"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("#!/bin/sh\necho one; echo two\n" if "nvidia" in name else "")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho one; echo two\n")
     for name in ("python", "torchrun"):  # prints how it trains, or counts
         text = f'case "$2" in *device_count*) {counts};; *is_available*) echo 0;; *) case "$*" in *train_gpt*) ' \
                f'echo "ran {name} $* $DATA_PATH";; esac;; esac'
@@ -142,7 +141,7 @@ def test_make_starts_as_many_ranks_as_the_framework_sees(counts, flags, runs, tm
     done = subprocess.run(["make", "train", "BIN=bin", "BACKEND=torch", *flags.split()], cwd=tmp_path, check=False,
                           env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}, capture_output=True, text=True)
     [ran] = [line.removeprefix("ran ") for line in done.stdout.splitlines() if line.startswith("ran ")] or [""]
-    assert ran.replace("data/", "").replace("10B", "").split("_sp")[0] == runs, done
+    assert ran.replace("data/", "").split("_sp")[0] == runs, done
     assert (done.returncode == 0) == bool(runs)
 
 
