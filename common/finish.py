@@ -87,7 +87,7 @@ def final_score(run):
 
 
 def sample_text(run):
-    """Lines that the model writes, scored as it is now; empty without SAMPLE_TOKENS. `python -m records sample` writes
+    """Text that the scored model writes, as lines; empty without SAMPLE_TOKENS. `python -m records sample` writes
     the same where the run computed in float32."""
     s = run.settings
     if not s.sample_tokens:

@@ -14,8 +14,6 @@ _SYSTEM = {"os.system", "os.popen", "os.fork", "os.forkpty", "os.execv", "os.exe
 _PROCESS = {"subprocess", "pty", "pexpect"}
 _HARMLESS = {"nvidia-smi", "sysctl", "uname", "lscpu", "gcc", "g++", "cc", "clang", "nvcc"}  # commands
 _REPORT = Path(__file__).resolve().parents[1] / "common" / "report.py"
-_SENDS = ast.dump(next(node for node in ast.parse(_REPORT.read_bytes()).body
-                       if isinstance(node, ast.FunctionDef) and node.name == "start_wandb"))
 _BRINGS = {"use_artifact", "use_model", "restore", "download"}  # methods of a run and of what it gives
 _HUB = {"torch.hub.load", "torch.hub.download_url_to_file", "torch.hub.load_state_dict_from_url"}
 _HIDDEN = {"exec", "eval", "__import__", "importlib.import_module"}
@@ -41,7 +39,10 @@ def _sends_only(node, values):
     """Whether an `import wandb` is the one of our own function that sends curves, word for word, and nothing calls what
     would bring something in."""
     ours = values.functions.get("start_wandb")
-    return (ours is not None and node in ours.body and ast.dump(ours) == _SENDS
+    if ours is None or node not in ours.body:
+        return False
+    sends = next(n for n in ast.parse(_REPORT.read_bytes()).body if getattr(n, "name", "") == ours.name)
+    return (ast.dump(ours) == ast.dump(sends)
             and not any(n.attr in _BRINGS for n in values.nodes if isinstance(n, ast.Attribute)))
 
 

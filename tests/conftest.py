@@ -15,6 +15,10 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = {  # extra of pyproject.toml -> its packages, as they are imported; "": what is always installed
+    extra: [re.split(r"[\[<>=;]", line)[0].replace("-", "_") for line in lines]
+    for extra, lines in {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}.items()}
 TINY = {
     "vocab_size": 260,
     "num_layers": 3,
@@ -124,11 +128,8 @@ def has_device(name):
 
 
 def remedy(package):
-    """What to do where an optional package is missing; "" for any other module. pyproject.toml says which extra has
-    it."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for extra, lines in {"": project["dependencies"], **project["optional-dependencies"]}.items():
-        names = [re.split(r"[\[<>=;]", line)[0].replace("-", "_") for line in lines]
+    """What to do where an optional package is missing; "" for any other module."""
+    for extra, names in EXTRAS.items():
         if package in names:
             return f"{package} is not installed: `pip install '.{f'[{extra}]' if extra else ''}'` provides it"
     return ""

@@ -3,14 +3,14 @@ import importlib
 import inspect
 import re
 import shlex
-import tomllib
 
 import pytest
 
 import common.command
 from common.settings import Settings, UserError, load_settings, settings_of
 from parity.problem import ladder_settings
-from tests.test_readme import PAGES, ROOT
+from tests.conftest import EXTRAS, ROOT
+from tests.test_readme import PAGES
 
 TRAINERS = {"train_gpt.py", "train_gpt_mlx.py"}
 TOOLS = {"common.data", "parity", "records"}
@@ -18,7 +18,6 @@ SHELL = {"source", "cd", "git", "gh", "tensorboard", "wandb", "apt-get", "brew",
 VARIABLES = {name.upper() for name in settings_of("model", "training", "evaluation", "memory", "run")}
 OTHERS = {"BACKEND", "GPUS", "PYTHON", "WANDB_MODE", "OMP_NUM_THREADS"}
 PROGRAMS = {"python", "make", "torchrun", "mlx.launch", "pip", *SHELL}
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 TARGETS = {target for line in re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
            for target in line.split()}
 

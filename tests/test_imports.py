@@ -5,12 +5,11 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.conftest import EXTRAS, ROOT
+
 TRAINERS = {"train_gpt": "torch", "train_gpt_mlx": "mlx"}
 DATA_LIBRARIES = {"sentencepiece", "huggingface_hub", "tqdm", "pyarrow", "matplotlib"}
 RECORDS_TESTS = "tests/records/*", "tests/hostile/campaign.py", "tests/bench/verify.py", "tests/runs/test_places.py"
@@ -150,8 +149,7 @@ class Missing:
 
 sys.meta_path.insert(0, Missing)
 """
-ALL = {re.split(r"[\[<>=;]", line)[0].replace("-", "_") for lines in tomllib.loads(
-    (ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].values() for line in lines}
+ALL = {name for extra, names in EXTRAS.items() if extra for name in names}
 BASE = {"sentencepiece", "safetensors", "tqdm"}
 FREE = "tests/common/test_settings.py", "tests/common/test_params.py", "tests/records/test_arguments.py"
 STATE = "tests/runs/test_repeatable.py", "-k", "taken_over and cpu"
